@@ -1,0 +1,132 @@
+"""What every activation of this package shares, and the schedule protocol."""
+
+import math
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+
+@runtime_checkable
+class Scheduled(Protocol):
+    """A module whose state follows training progress."""
+
+    def set_progress(self, progress: float) -> None:
+        """Move to `progress`, from 0 (training starts) to 1 (training ends)."""
+        ...
+
+
+def set_progress(model: nn.Module, progress: float) -> int:
+    """Move every scheduled module in `model` to `progress` in [0, 1]; return how many there are."""
+    scheduled = [module for module in model.modules() if isinstance(module, Scheduled)]
+    for module in scheduled:
+        module.set_progress(progress)
+    return len(scheduled)
+
+
+class Activation(nn.Module):
+    r"""Base class: an elementwise function :math:`f(x)` with its own parameters.
+
+    A subclass registers its parameters with :meth:`learned`, and writes :meth:`function`, which
+    calls the plain formula. Its *direct* parameters are the shape of the function
+    (`activations.parameter_groups` keeps them from weight decay); those of child modules, such as
+    LSLU's convolution, are weights.
+
+    Args:
+        num_parameters: 1 (shared by all channels) or C, the size of `channel_dim`.
+        channel_dim: axis of the channels: 1, or -1 for channels-last tokens.
+        inplace: accepted, so that the class fits where libraries pass it, and ignored.
+
+    Shape:
+        (N, C, \*) -> same; any shape when `num_parameters` is 1. Half precision is computed in
+        float32 and rounded once.
+
+    Raises:
+        TypeError: the input is not a real floating-point tensor.
+        ValueError: the size of `channel_dim` is not `num_parameters`.
+    """
+
+    def __init__(
+        self, num_parameters: int = 1, channel_dim: int = 1, *, inplace: bool = False
+    ) -> None:
+        super().__init__()
+        if not isinstance(num_parameters, int) or num_parameters < 1:
+            raise ValueError(f"num_parameters must be an integer >= 1, got {num_parameters!r}")
+        self.num_parameters = num_parameters
+        self.channel_dim = channel_dim
+
+    def learned(self, name: str, value: float) -> nn.Parameter:
+        """A learned parameter of shape `(num_parameters,)` that starts at `value`."""
+        return nn.Parameter(torch.full((self.num_parameters,), finite(name, value)))
+
+    def shaped(self, parameter: Tensor, x: Tensor) -> Tensor:
+        """View `parameter` so that it broadcasts against `x` along `channel_dim`."""
+        if self.num_parameters == 1:
+            return parameter.view(())
+        shape = [1] * x.dim()
+        shape[self.channel_dim] = self.num_parameters
+        return parameter.view(shape)
+
+    def function(self, x: Tensor) -> Tensor:
+        """The formula with this module's parameters, for `x` in float32 or float64."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the function; dtype, shape and memory format of `x` are kept."""
+        self.check_input(x)
+        return self.function(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise where `x` cannot be what this module was built for."""
+        name = type(self).__name__
+        if not x.is_floating_point():
+            raise TypeError(f"{name} needs a real floating-point tensor, got {x.dtype}")
+        if self.num_parameters == 1:
+            return
+        if not -x.dim() <= self.channel_dim < x.dim():
+            raise ValueError(
+                f"{name} has its channels on axis {self.channel_dim}, "
+                f"but the input has shape {tuple(x.shape)}"
+            )
+        if x.shape[self.channel_dim] != self.num_parameters:
+            raise ValueError(
+                f"{name} has num_parameters={self.num_parameters}, but axis {self.channel_dim} of "
+                f"the input {tuple(x.shape)} has {x.shape[self.channel_dim]} channels"
+            )
+
+    def shape_values(self) -> dict[str, Tensor]:
+        """Current value of each shape parameter and schedule buffer, as (channels, terms)."""
+        named = [
+            *self.named_parameters(recurse=False),
+            *((name, buffer) for name, buffer in self.named_buffers(recurse=False)),
+        ]
+        return {
+            name: value.detach().reshape(self.num_parameters if value.dim() else 1, -1)
+            for name, value in named
+        }
+
+    def extra_repr(self) -> str:
+        """The parameters' current values."""
+        parts = []
+        for name, value in self.shape_values().items():
+            if value.is_meta:
+                continue
+            terms = [f"{term:.4g}" for term in value.double().mean(0).tolist()]
+            text = terms[0] if len(terms) == 1 else f"[{', '.join(terms)}]"
+            parts.append(f"{name}={text}")
+        if self.num_parameters > 1:
+            parts.append(f"num_parameters={self.num_parameters} (means shown)")
+        return ", ".join(parts)
+
+
+def finite(name: str, value: float) -> float:
+    """`value` as a float; ValueError, naming it, when it is not a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    return float(value)
+
+
+def inside(x: Tensor) -> Tensor:
+    """`x` with infinities moved to the largest finite number, so that sin and cos stay finite."""
+    largest = torch.finfo(x.dtype).max
+    return x.clamp(-largest, largest)

@@ -1,0 +1,54 @@
+"""CosLU: a cosine riding on a gated identity."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .activation import Activation, inside
+
+
+def coslu(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    """`(x + alpha cos(beta x)) sigmoid(x)`; parameters broadcast against `x`."""
+    return F.silu(x) + alpha * torch.cos(inside(beta * x)) * torch.sigmoid(x)
+
+
+class CosLU(Activation):
+    r"""Cosine linear unit. Learned.
+
+    .. math:: f(x) = (x + \alpha \cos(\beta x))\, \sigma(x)
+
+    Args:
+        alpha: initial amplitude of the cosine.
+        beta: initial angular frequency, in radians per unit of `x`.
+        num_parameters: 1, or C (the size of `channel_dim`).
+        channel_dim: axis of the channels.
+        inplace: accepted and ignored.
+
+    Shape: (N, C, \*) -> same.
+
+    Attributes: alpha, beta: (num_parameters,), learned, not decayed.
+
+    At initialisation: its own curve, f(0) = alpha / 2; alpha = 0 gives SiLU exactly.
+
+    Raises: ValueError: alpha or beta is not finite, or the channels do not match.
+
+    Reference: Pishchik, "Trainable activations for image classification", 2023, preprints
+    202301.0463. Deviation from it: none.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        *,
+        num_parameters: int = 1,
+        channel_dim: int = 1,
+        inplace: bool = False,
+    ) -> None:
+        super().__init__(num_parameters, channel_dim, inplace=inplace)
+        self.alpha = self.learned("alpha", alpha)
+        self.beta = self.learned("beta", beta)
+
+    def function(self, x: Tensor) -> Tensor:
+        """The formula with this module's parameters."""
+        return coslu(x, self.shaped(self.alpha, x), self.shaped(self.beta, x))

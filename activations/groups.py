@@ -1,0 +1,46 @@
+"""Which parameters are an activation's shape, and optimizer groups that respect it."""
+
+from typing import Any
+
+from torch import nn
+
+from .activation import Activation
+
+
+def shape_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name and value of every parameter that an activation of `model` learns as its shape.
+
+    These are the direct parameters of `Activation` and `torch.nn.PReLU` modules. LSLU's convolution
+    and batch normalisation sit in child modules and are weights.
+    """
+    return {
+        f"{site}.{name}" if site else name: parameter
+        for site, module in model.named_modules()
+        if isinstance(module, Activation | nn.PReLU)
+        for name, parameter in module.named_parameters(recurse=False)
+    }
+
+
+def parameter_groups(
+    model: nn.Module, *, activation_weight_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """Optimizer groups of `model`: "weights" and, if there are any, "activations", their shapes.
+
+    Args:
+        model: the network; frozen parameters are left out.
+        activation_weight_decay: weight decay of the second group; the first has the optimizer's.
+
+    Raises:
+        ValueError: a negative weight decay.
+    """
+    if not activation_weight_decay >= 0:
+        raise ValueError(f"activation_weight_decay must be >= 0, got {activation_weight_decay!r}")
+    shapes = {id(parameter) for parameter in shape_parameters(model).values()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    learned = [parameter for parameter in trained if id(parameter) in shapes]
+    weights = [parameter for parameter in trained if id(parameter) not in shapes]
+    groups: list[dict[str, Any]] = [{"name": "weights", "params": weights}]
+    if learned:
+        decay = activation_weight_decay
+        groups.append({"name": "activations", "params": learned, "weight_decay": decay})
+    return groups

@@ -1,0 +1,61 @@
+"""Predictions as a CSV file."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class PredictionWriter(Callback):
+    """Writes what `predict` returns to a CSV file: index, label, predicted class, its probability.
+
+    Args:
+        path: the file; `predictions.csv` in the current folder by default. It appears when it is
+            complete.
+    """
+
+    def __init__(self, path: str = "predictions.csv") -> None:
+        self.path = Path(path)
+        self._rows: list[tuple[int, int, int, float]] = []
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget an earlier run."""
+        self._rows = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the batch's rows."""
+        best = outputs["probability"].max(1)
+        columns = (outputs["index"], outputs["label"], best.indices, best.values)
+        self._rows += zip(*(column.tolist() for column in columns), strict=True)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather the processes' rows and write the file."""
+        parts: list[Any] = [self._rows]
+        if trainer.world_size > 1:
+            parts = [None] * trainer.world_size
+            torch.distributed.all_gather_object(parts, self._rows)
+        if not trainer.is_global_zero:
+            return
+        names = getattr(trainer.datamodule, "class_names", None)  # pyright: ignore[reportAttributeAccessIssue]
+        unfinished = self.path.with_name(self.path.name + ".part")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["index", "label", "predicted", "probability"])
+            for index, label, predicted, probability in sorted(
+                row for part in parts for row in part
+            ):
+                named = (names[label], names[predicted]) if names else (label, predicted)
+                writer.writerow([index, *named, f"{probability:.6f}"])
+        unfinished.replace(self.path)
+        print(f"Predictions: {self.path}")

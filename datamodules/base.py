@@ -1,0 +1,134 @@
+"""The base of the image data sets: splits that never leak, and their loaders."""
+
+import os
+from typing import Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from .loader import ImageLoader
+
+
+class ImageDataModule(LightningDataModule):
+    """A labelled image set held in memory as uint8.
+
+    A subclass states the class attributes and reads its files in :meth:`load`. Validation is a
+    stratified part of the training images; the test images are read by `test` and `predict` alone.
+
+    Args:
+        batch_size: training images a step and process.
+        eval_batch_size: images a step and process in validation, test and prediction.
+        val_fraction: part of the training images that becomes the validation set.
+        split_seed: seed of that split: runs with the same one are validated on the same images.
+        seed: of the order and augmentation of the training images; by default the run's own
+            (`--seed_everything`).
+        crop_padding: pixels of zero padding before the random crop; 0 crops nothing.
+        flip: mirror half of the training images.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    num_classes: int
+    in_channels: int
+    image_size: int
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        seed: int | None = None,
+        crop_padding: int = 4,
+        flip: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        if not 0 < val_fraction < 1:
+            raise ValueError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
+        if crop_padding < 0:
+            raise ValueError(f"crop_padding must be >= 0, got {crop_padding}")
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.val_fraction, self.split_seed = val_fraction, split_seed
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.crop_padding, self.flip = crop_padding, flip
+        self._train: tuple[Tensor, Tensor] | None = None
+        self._test: tuple[Tensor, Tensor] | None = None
+
+    def load(self, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
+        """Read one split: images (M, C, H, W) in uint8, and labels (M,) in int64."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        """Read what `stage` needs, once."""
+        if stage in ("fit", "validate") and self._train is None:
+            self._train = self.load("train")
+            self.train_indices, self.val_indices = stratified_split(
+                self._train[1], self.val_fraction, self.split_seed
+            )
+        if stage in ("test", "predict") and self._test is None:
+            self._test = self.load("test")
+
+    def train_dataloader(self) -> ImageLoader:
+        """Shuffled, augmented batches of the training part."""
+        return self._loader(self._train, self.train_indices, training=True)
+
+    def val_dataloader(self) -> ImageLoader:
+        """The validation part, in order."""
+        return self._loader(self._train, self.val_indices)
+
+    def test_dataloader(self) -> ImageLoader:
+        """The test images, in order."""
+        return self._loader(self._test, None)
+
+    def predict_dataloader(self) -> ImageLoader:
+        """The test images, in order."""
+        return self.test_dataloader()
+
+    def _loader(
+        self, data: tuple[Tensor, Tensor] | None, indices: Tensor | None, *, training: bool = False
+    ) -> ImageLoader:
+        assert data is not None, "call setup(stage) first"
+        trainer = self.trainer
+        return ImageLoader(
+            *data,
+            torch.arange(len(data[1])) if indices is None else indices,
+            self.batch_size if training else self.eval_batch_size,
+            mean=self.mean,
+            std=self.std,
+            training=training,
+            crop_padding=self.crop_padding,
+            flip=self.flip,
+            seed=self.seed,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+            device=trainer.strategy.root_device if trainer else "cpu",
+        )
+
+
+def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Split the positions of `labels` into two sorted parts, the second with `fraction` of a class.
+
+    Raises:
+        ValueError: a class is too small to be in both parts.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    first, second = [], []
+    for label in labels.unique().tolist():
+        members = (labels == label).nonzero().flatten()
+        members = members[torch.randperm(len(members), generator=generator)]
+        count = max(1, round(fraction * len(members)))
+        if count >= len(members):
+            raise ValueError(
+                f"class {label} has {len(members)} image(s), too few to hold out {fraction:g} of it"
+            )
+        second.append(members[:count])
+        first.append(members[count:])
+    return torch.cat(first).sort().values, torch.cat(second).sort().values

@@ -1,0 +1,7 @@
+"""Networks by name, and the LightningModule that trains them."""
+
+from .backbones import build_backbone
+from .classifier import Classifier
+from .resnet import CifarResNet
+
+__all__ = ["CifarResNet", "Classifier", "build_backbone"]

@@ -1,0 +1,172 @@
+"""The LightningModule that trains any backbone with any activation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassF1Score
+
+from activations import parameter_groups, replace_activations
+
+from .backbones import Stem, build_backbone
+
+Batch = tuple[Tensor, ...]
+
+
+def _sgd(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=1e-4)
+
+
+class Classifier(LightningModule):
+    """Image classification with a backbone whose activations are swapped.
+
+    Metrics: `val/` and `test/` loss (cross-entropy, neither smoothed nor weighted), acc, f1
+    (macro), auroc (macro), and acc_top5 for ten classes or more. Every sample counts once, however
+    many processes there are.
+
+    Args:
+        backbone: name of the network; see `models.build_backbone`.
+        num_classes: size of the output; the data set's in train.py.
+        in_channels: channels of the images; the data set's in train.py.
+        image_size: side of the images in pixels; the data set's in train.py.
+        activation: makes one activation a call site; by default the network keeps its own.
+        stem: small, imagenet or auto; see `models.build_backbone`.
+        optimizer: makes the optimizer from its parameter groups; SGD (0.1, momentum 0.9, weight
+            decay 1e-4) by default.
+        lr_scheduler: makes the scheduler, stepped once an epoch. By default the learning rate
+            falls to 0 along a cosine, step by step over the planned training.
+        label_smoothing: of the training loss, from 0 to 1.
+        class_weights: weight of each class in the training loss.
+        activation_weight_decay: weight decay of the activations' own parameters.
+        activation_lr_scale: their learning rate, as a multiple of the weights' one.
+
+    Raises:
+        ValueError: an unknown backbone, a wrong number of class weights, a number out of range,
+            or a backbone whose activations cannot be swapped.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        backbone: str = "resnet20",
+        num_classes: int = 10,
+        in_channels: int = 3,
+        image_size: int = 32,
+        activation: Callable[[], nn.Module] | None = None,
+        stem: Stem = "auto",
+        optimizer: OptimizerCallable = _sgd,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        label_smoothing: float = 0.0,
+        class_weights: list[float] | None = None,
+        activation_weight_decay: float = 0.0,
+        activation_lr_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
+        if class_weights is not None and len(class_weights) != num_classes:
+            raise ValueError(
+                f"class_weights has {len(class_weights)} numbers, the data {num_classes} classes"
+            )
+        if not activation_lr_scale > 0:
+            raise ValueError(f"activation_lr_scale must be > 0, got {activation_lr_scale}")
+        self.save_hyperparameters(logger=False)
+        for name in [name for name, value in self.hparams.items() if callable(value)]:
+            del self.hparams[name]  # a checkpoint holds data alone; train.py stores them as data
+        self.backbone = build_backbone(
+            backbone, num_classes, in_channels, image_size=image_size, stem=stem
+        ).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if activation is not None:
+            example = torch.zeros(2, in_channels, image_size, image_size)
+            replace_activations(self.backbone, activation, example_input=example)
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.label_smoothing = label_smoothing
+        self.activation_weight_decay = activation_weight_decay
+        self.activation_lr_scale = activation_lr_scale
+        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("class_weights", weights)
+        metrics = _metrics(num_classes)
+        self.train_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.val_metrics = metrics.clone(prefix="val/")
+        self.test_metrics = metrics.clone(prefix="test/")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores (logits) of (N, C, H, W) images."""
+        return self.backbone(images.contiguous(memory_format=torch.channels_last))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross-entropy, smoothed and weighted as configured."""
+        images, labels, *_ = batch
+        scores = self(images)
+        loss = F.cross_entropy(
+            scores, labels, weight=self.class_weights, label_smoothing=self.label_smoothing
+        )
+        self.train_acc(scores, labels)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
+        for group in self.trainer.optimizers[0].param_groups:
+            self.log(f"lr/{group['name']}", group["lr"])
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update the `val/` metrics."""
+        self._evaluate(batch, self.val_metrics, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update the `test/` metrics."""
+        self._evaluate(batch, self.test_metrics, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Index in the data set, label and class probabilities of each image."""
+        images, labels, index = batch
+        return {"index": index, "label": labels, "probability": self(images).softmax(1)}
+
+    def _evaluate(self, batch: Batch, metrics: MetricCollection, stage: str) -> None:
+        images, labels, *_ = batch
+        scores = self(images).float()
+        metrics.update(scores, labels)
+        loss = F.cross_entropy(scores, labels)
+        self.log(f"{stage}/loss", loss, batch_size=len(labels), sync_dist=True)
+        self.log_dict(metrics, prog_bar=stage == "val")  # pyright: ignore[reportArgumentType]
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over (weights, activations' shapes), and the scheduler."""
+        groups = parameter_groups(
+            self.backbone, activation_weight_decay=self.activation_weight_decay
+        )
+        optimizer = self.optimizer(groups)
+        for group in optimizer.param_groups:
+            if group["name"] == "activations":
+                group["lr"] *= self.activation_lr_scale
+        if self.lr_scheduler is None:
+            steps = self.trainer.estimated_stepping_batches
+            if not 0 < steps < float("inf"):
+                raise ValueError(
+                    "the default cosine needs a planned length: set trainer.max_epochs or "
+                    "trainer.max_steps, or choose model.lr_scheduler"
+                )
+            scheduler = CosineAnnealingLR(optimizer, int(steps))
+            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+        scheduler = self.lr_scheduler(optimizer)
+        plateau = isinstance(scheduler, ReduceLROnPlateau)
+        monitor = {"monitor": scheduler.monitor} if plateau else {}
+        return [optimizer], [{"scheduler": scheduler, "interval": "epoch", **monitor}]
+
+
+def _metrics(num_classes: int) -> MetricCollection:
+    metrics: dict[str, Metric | MetricCollection] = {
+        "acc": MulticlassAccuracy(num_classes, average="micro"),
+        "f1": MulticlassF1Score(num_classes, average="macro"),
+        # exact for small problems; beyond, 200 thresholds instead of every score in memory
+        "auroc": MulticlassAUROC(num_classes, thresholds=None if num_classes <= 100 else 200),
+    }
+    if num_classes >= 10:
+        metrics["acc_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
+    return MetricCollection(metrics)

@@ -1,0 +1,142 @@
+"""Train, validate, test or predict: `python train.py fit --help`."""
+
+import difflib
+import logging
+import os
+import re
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+import activations
+import datamodules
+from callbacks import ActivationMonitor, ActivationSchedule, PredictionWriter, run_summary
+from models import Classifier
+
+ROOT = Path(__file__).resolve().parent
+# Lightning 2.6 asks torch in a way that torch deprecates; a user can do nothing about it.
+warnings.filterwarnings("ignore", message=".*LeafSpec")
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+    lambda record: "litlogger" not in record.getMessage()  # an advertisement
+)
+BASE = {"default_config_files": [str(ROOT / "configs/base.yaml")]}
+
+
+class Parser(LightningArgumentParser):
+    """Answers a slip with one message, not with pages of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Print `message` and exit with status 2."""
+        key = re.search(r'key "([\w.]+)"', message)
+        value = re.search(r"(?:Given value|dot import path string): (\S+)", message)
+        places = {"model.activation": activations, "data": datamodules}
+        if key and value and (place := places.get(key[1])) and "." not in value[1]:
+            known = [name for name in place.__all__ if _is_choice(getattr(place, name))]
+            close = difflib.get_close_matches(value[1], known, n=3, cutoff=0.4) or known
+            message = (
+                f"unknown --{key[1]} {value[1]!r}; the nearest: {', '.join(close)}. "
+                "Any other class goes by its full path, such as torch.nn.GELU"
+            )
+        elif message.startswith("unrecognized arguments: --"):
+            asked = message.removeprefix("unrecognized arguments: ").split("=")[0].split()[0]
+            options = [option for action in self._actions for option in action.option_strings]
+            close = difflib.get_close_matches(asked, options, n=3, cutoff=0.6)
+            message += f"; the nearest: {', '.join(close)}" if close else ""
+        sys.stderr.write(f"train.py: error: {message}\nOptions: python train.py fit --help\n")
+        sys.exit(2)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes config.yaml beside the logs of a training run."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Only `fit` with a logger has a folder of its own."""
+        if stage == "fit" and trainer.loggers:
+            super().setup(trainer, pl_module, stage)
+
+
+class CLI(LightningCLI):
+    """The model is always Classifier; data, activation, optimizer and callbacks are chosen."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Link what the data know to the model, and add the callbacks that are always on."""
+        for name in ("num_classes", "in_channels", "image_size"):
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(ActivationSchedule, "schedule")
+        parser.add_lightning_class_args(ActivationMonitor, "monitor")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_argument(
+            "--test_after_fit", type=bool, default=False, help="Test the best checkpoint after fit."
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Name the run's folder <data>-<backbone>-<activation>; check what is asked for."""
+        config = self.config[str(self.subcommand)]
+        path = config.ckpt_path
+        if path not in (None, "best", "last", "hpc", "registry") and not Path(path).exists():
+            raise FileNotFoundError(f"no checkpoint {str(path)!r} (--ckpt_path)")
+        if config.trainer.enable_checkpointing is False:
+            self._parser(self.subcommand).callback_keys.remove("checkpoint")
+        arguments = getattr(config.trainer.logger, "init_args", None)
+        if arguments is not None and arguments.get("name", "") is None:
+            chosen = (config.data, config.model.activation)
+            data, activation = (getattr(c, "class_path", "own").rpartition(".")[2] for c in chosen)
+            arguments.name = f"{data}-{config.model.backbone.replace('/', '_')}-{activation}"
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse more processes than a CPU has cores."""
+        cores, asked = os.cpu_count() or 1, self.trainer.num_devices
+        if isinstance(self.trainer.accelerator, CPUAccelerator) and asked > cores:
+            raise ValueError(
+                f"--trainer.devices {asked}: no GPU is in use here, and the CPU has {cores} cores; "
+                f"ask for at most {cores}"
+            )
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint, if asked to, and say where everything is."""
+        trainer, config = self.trainer, self.config[str(self.subcommand)]
+        if config.test_after_fit:
+            saved = getattr(trainer.checkpoint_callback, "best_model_path", "")
+            best = "best" if saved else None  # nothing was saved: the weights at the end
+            trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
+        if trainer.is_global_zero:
+            print(run_summary(trainer, "test" if config.test_after_fit else "val"))
+
+
+def _is_choice(thing: Any) -> bool:
+    bases = (activations.Activation, datamodules.ImageDataModule)
+    return isinstance(thing, type) and issubclass(thing, bases) and thing not in bases
+
+
+def main() -> None:
+    """Run the command line; a message that this project wrote itself needs no traceback."""
+    try:
+        CLI(
+            Classifier,
+            LightningDataModule,
+            save_config_callback=SaveConfig,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            parser_class=Parser,
+            parser_kwargs=dict.fromkeys(CLI.subcommands(), BASE),
+        )
+    except (ValueError, TypeError, OSError, RuntimeError, MisconfigurationException) as error:
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        ours = raised_in.is_relative_to(ROOT) and "site-packages" not in raised_in.parts
+        slip = ours or isinstance(error, MisconfigurationException)
+        if not slip or os.environ.get("SUPPLE_TRACEBACK"):
+            raise
+        sys.exit(f"train.py: error: {error} [SUPPLE_TRACEBACK=1 shows the traceback]")
+
+
+if __name__ == "__main__":
+    main()
