@@ -84,9 +84,10 @@ class CLI(LightningCLI):
         path = config.ckpt_path
         if path not in (None, "best", "last", "hpc", "registry") and not Path(path).exists():
             raise FileNotFoundError(f"no checkpoint {str(path)!r} (--ckpt_path)")
-        if config.trainer.enable_checkpointing is False:
+        trainer = config.trainer
+        if trainer.enable_checkpointing is False or trainer.fast_dev_run:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
-        arguments = getattr(config.trainer.logger, "init_args", None)
+        arguments = getattr(trainer.logger, "init_args", None)
         if arguments is not None and arguments.get("name", "") is None:
             chosen = (config.data, config.model.activation)
             data, activation = (getattr(c, "class_path", "own").rpartition(".")[2] for c in chosen)
@@ -108,8 +109,9 @@ class CLI(LightningCLI):
             saved = getattr(trainer.checkpoint_callback, "best_model_path", "")
             best = "best" if saved else None  # nothing was saved: the weights at the end
             trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
+        summary = run_summary(trainer, "test" if config.test_after_fit else "val")
         if trainer.is_global_zero:
-            print(run_summary(trainer, "test" if config.test_after_fit else "val"))
+            print(summary)
 
 
 def _is_choice(thing: Any) -> bool:

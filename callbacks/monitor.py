@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from activations import Activation
@@ -69,12 +68,11 @@ class ActivationMonitor(Callback):
         if trainer.global_step % every == 0:
             self._look(trainer)
 
-    @rank_zero_only
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for the last time, and draw."""
         self._look(trainer)
-        folder = trainer.log_dir
-        if self.figure and self._sites and trainer.loggers and folder:
+        folder = trainer.log_dir  # every process takes part in finding it
+        if folder and trainer.is_global_zero and self.figure and self._sites and trainer.loggers:
             x = curve(next(iter(self._sites.values())))[0]
             now = {name: curve(module)[1] for name, module in self._sites.items()}
             path = Path(folder) / "activations.png"

@@ -12,7 +12,10 @@ _NAMES = {"acc": "accuracy", "f1": "macro-F1", "auroc": "AUROC", "acc_top5": "to
 
 
 def run_summary(trainer: Trainer, stage: str) -> str:
-    """The learned parameters, the results of `stage` (val or test), and where the files are."""
+    """The learned parameters, the results of `stage` (val or test), and where the files are.
+
+    Every process calls it, since all take part in finding the folder.
+    """
     lines = []
     callbacks = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     for monitor in (c for c in callbacks if isinstance(c, ActivationMonitor) and c.last):

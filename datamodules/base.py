@@ -61,10 +61,19 @@ class ImageDataModule(LightningDataModule):
         self.crop_padding, self.flip = crop_padding, flip
         self._train: tuple[Tensor, Tensor] | None = None
         self._test: tuple[Tensor, Tensor] | None = None
+        self._train_loader: ImageLoader | None = None
+        self._resume: dict[str, int] | None = None
 
     def load(self, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
         """Read one split: images (M, C, H, W) in uint8, and labels (M,) in int64."""
         raise NotImplementedError
+
+    def prepare_data(self) -> None:
+        """Read the data in the first process, so that a bad folder stops a run before it starts."""
+        if self.trainer is not None and self.trainer.state.fn is not None:
+            self.setup(self.trainer.state.fn.value)
+            if self.trainer.state.fn == "fit":
+                self.train_dataloader()
 
     def setup(self, stage: str) -> None:
         """Read what `stage` needs, once."""
@@ -77,8 +86,12 @@ class ImageDataModule(LightningDataModule):
             self._test = self.load("test")
 
     def train_dataloader(self) -> ImageLoader:
-        """Shuffled, augmented batches of the training part."""
-        return self._loader(self._train, self.train_indices, training=True)
+        """Shuffled, augmented batches of the training part; after a resume, from where it stood."""
+        loader = self._train_loader = self._loader(self._train, self.train_indices, training=True)
+        if self._resume:
+            loader.load_state_dict(self._resume)
+            self._resume = None
+        return loader
 
     def val_dataloader(self) -> ImageLoader:
         """The validation part, in order."""
@@ -91,6 +104,20 @@ class ImageDataModule(LightningDataModule):
     def predict_dataloader(self) -> ImageLoader:
         """The test images, in order."""
         return self.test_dataloader()
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the training loader stands.
+
+        Lightning keeps a loader's own state too, but misses it when the loader was made before the
+        checkpoint was read, as for a scheduler that asks for the number of steps.
+        """
+        return self._train_loader.state_dict() if self._train_loader else {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Let the next training loader go on from there."""
+        self._resume = state_dict
+        if self._train_loader and state_dict:
+            self._train_loader.load_state_dict(state_dict)
 
     def _loader(
         self, data: tuple[Tensor, Tensor] | None, indices: Tensor | None, *, training: bool = False

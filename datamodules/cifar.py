@@ -57,6 +57,7 @@ class CIFAR10(ImageDataModule):
         """Download the archive where that was asked for and nothing is there yet."""
         if self.download and not self._has_folders() and not self._has_archive():
             self._official("train", download=True)
+        super().prepare_data()
 
     def load(self, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
         """Read one split from whichever form `root` holds."""

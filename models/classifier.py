@@ -113,7 +113,17 @@ class Classifier(LightningModule):
         self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
         for group in self.trainer.optimizers[0].param_groups:
             self.log(f"lr/{group['name']}", group["lr"])
+        self._last_loss = loss.detach()
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Stop a run that has diverged: nothing would be learned any more."""
+        if not self._last_loss.isfinite():
+            raise ValueError(
+                f"the training loss is {self._last_loss.item()} at the end of epoch "
+                f"{self.current_epoch}: the run has diverged. Lower the learning rate "
+                "(--model.optimizer.lr) or clip harder (--trainer.gradient_clip_val 1)"
+            )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the `val/` metrics."""

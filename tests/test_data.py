@@ -1,0 +1,246 @@
+"""Data sets: formats, splits, order, augmentation, and what bad folders are told."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules import CIFAR10, CIFAR100, Digits
+from datamodules.base import stratified_split
+from datamodules.loader import ImageLoader, crop, uniform
+from tests.data import Tiny, write_official, write_tree
+
+
+def test_digits_splits_never_leak():
+    data = Digits(val_fraction=0.2)
+    data.setup("fit")
+    data.setup("test")
+    assert data._train is not None
+    assert data._test is not None
+    train, val = set(data.train_indices.tolist()), set(data.val_indices.tolist())
+    assert not train & val
+    assert len(train | val) == len(data._train[1])
+    assert len(data._train[1]) + len(data._test[1]) == 1797
+    images = torch.cat([data._train[0], data._test[0]]).flatten(1)
+    assert len(images.unique(dim=0)) == 1797  # no image is in both
+    for part in (data._train[1][data.val_indices], data._test[1]):
+        assert (part.bincount(minlength=10).float() / len(part) - 0.1).abs().max() < 0.02
+    assert images.float().mean() / 255 == pytest.approx(data.mean[0], abs=0.002)
+    assert data._train[0].shape[1:] == (1, 32, 32)
+
+
+def test_split_is_stratified_seeded_and_refuses_tiny_classes():
+    labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 7)
+    train, val = stratified_split(labels, 0.1, seed=3)
+    assert labels[val].bincount().tolist() == [5, 3, 1]
+    assert sorted([*train.tolist(), *val.tolist()]) == list(range(87))
+    assert stratified_split(labels, 0.1, seed=3)[1].equal(val)
+    assert not stratified_split(labels, 0.1, seed=4)[1].equal(val)
+    with pytest.raises(ValueError, match=r"class 1 has 1 image\(s\)"):
+        stratified_split(torch.tensor([0, 0, 1]), 0.5, seed=0)
+
+
+def test_cifar_reads_a_tree_of_png_files(tmp_path: Path):
+    root = tmp_path / "with space é"
+    write_tree(root)
+    (root / "train" / "cat" / "notes.txt").write_text("not an image")
+    data = CIFAR10(str(root), val_fraction=0.25)
+    data.setup("fit")
+    data.setup("test")
+    assert data._train is not None
+    assert data._test is not None
+    images, labels = data._train
+    assert images.shape == (40, 3, 32, 32)
+    assert images.dtype == torch.uint8
+    assert labels.bincount().tolist() == [4] * 10
+    assert (len(data.val_indices), len(data._test[1])) == (10, 30)
+    from PIL import Image
+
+    png = np.asarray(Image.open(root / "train" / "cat" / "2.png"))
+    assert np.array_equal(images[3 * 4 + 2].permute(1, 2, 0).numpy(), png)
+
+
+def test_cifar_reads_torchvisions_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    raw = write_official(tmp_path, monkeypatch)
+    data = CIFAR10(str(tmp_path))
+    data.prepare_data()
+    data.setup("fit")
+    data.setup("test")
+    assert data._train is not None
+    assert data._test is not None
+    assert np.array_equal(data._train[0].flatten(1).numpy(), raw[:100])
+    assert np.array_equal(data._test[0].flatten(1).numpy(), raw[100:])
+    assert data._train[1][:12].tolist() == [*range(10), 0, 1]
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"broken")
+    with pytest.raises(RuntimeError, match=r"cifar-10-batches-py' cannot be had.*delete it"):
+        CIFAR10(str(tmp_path)).setup("fit")
+
+
+def test_class_names():
+    assert len(set(CIFAR100.class_names)) == CIFAR100.num_classes == 100
+    assert list(CIFAR100.class_names) == sorted(CIFAR100.class_names)
+
+
+def damage_nothing(root: Path) -> str:
+    for path in sorted(root.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    return "no CIFAR10 in .*neither cifar-10-batches-py/ nor train/<class>/.*--data.root DIR"
+
+
+def damage_class(root: Path) -> str:
+    (root / "train" / "cat").rename(root / "train" / "lion")
+    return "holds 10 class folders, not the 10 expected ones: missing cat, unexpected lion"
+
+
+def damage_count(root: Path) -> str:
+    (root / "train" / "lion").mkdir()
+    return "holds 11 class folders.*missing none, unexpected lion"
+
+
+def damage_empty(root: Path) -> str:
+    for file in (root / "train" / "dog").iterdir():
+        file.unlink()
+    return "class folder .*dog' holds no image"
+
+
+def damage_image(root: Path) -> str:
+    file = root / "train" / "frog" / "1.png"
+    file.write_bytes(file.read_bytes()[:200])
+    return "cannot read the image .*frog/1.png.*replace or delete"
+
+
+def damage_text(root: Path) -> str:
+    (root / "train" / "frog" / "0.png").write_text("no picture")
+    return "cannot read the image .*frog/0.png.*replace or delete"
+
+
+def damage_size(root: Path) -> str:
+    from PIL import Image
+
+    Image.new("RGB", (31, 32)).save(root / "train" / "ship" / "0.png")
+    return "ship/0.png' is 31 x 32 pixels, not 32 x 32"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_nothing,
+        damage_class,
+        damage_count,
+        damage_empty,
+        damage_image,
+        damage_text,
+        damage_size,
+    ],
+)
+def test_a_bad_folder_is_named_with_its_remedy(tmp_path: Path, damage):
+    write_tree(tmp_path / "cifar")
+    message = damage(tmp_path / "cifar")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        CIFAR10(str(tmp_path / "cifar")).setup("fit")
+
+
+def test_a_missing_test_folder(tmp_path: Path):
+    write_tree(tmp_path, test_per_class=0)
+    for folder in (tmp_path / "test").iterdir():
+        folder.rmdir()
+    (tmp_path / "test").rmdir()
+    data = CIFAR10(str(tmp_path))
+    data.setup("fit")
+    with pytest.raises(FileNotFoundError, match=r"no folder .*test'"):
+        data.setup("test")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
+        ({"val_fraction": 1.0}, "val_fraction must lie between 0 and 1, got 1.0"),
+        ({"crop_padding": -2}, "crop_padding must be >= 0, got -2"),
+        ({"image_size": 4}, "image_size must be >= 8"),
+    ],
+)
+def test_bad_numbers(arguments: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        Digits(**arguments)
+
+
+def loaders(world_size: int, *, training: bool, epoch: int = 2, batch_size: int = 6, **more):
+    data = Tiny(seed=5)
+    images, labels = data.load("train")
+    for rank in range(world_size):
+        loader = ImageLoader(images, labels, torch.arange(53), batch_size, mean=data.mean,
+                             std=data.std, training=training, crop_padding=1, flip=True, seed=5,
+                             rank=rank, world_size=world_size, **more)  # fmt: skip
+        loader.set_epoch(epoch)
+        yield loader
+
+
+def test_training_batches_are_the_same_for_any_number_of_processes():
+    [one] = loaders(1, training=True)
+    seen = {int(i): x for images, _, index in one for i, x in zip(index, images, strict=True)}
+    halves = [list(loader) for loader in loaders(2, training=True, batch_size=3)]
+    assert len(halves[0]) == len(halves[1]) == len(one) == 53 // 6
+    for (_, _, index), *parts in zip(one, *halves, strict=True):
+        both = torch.cat([part[2] for part in parts])
+        assert set(both.tolist()) == set(index.tolist())
+        for images, _, part in parts:
+            assert all(torch.equal(x, seen[int(i)]) for i, x in zip(part, images, strict=True))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_evaluation_counts_every_image_once(world_size: int):
+    indices = [i for loader in loaders(world_size, training=False) for _, _, x in loader for i in x]
+    assert sorted(int(i) for i in indices) == list(range(53))
+
+
+def test_order_and_augmentation_follow_seed_and_epoch():
+    [first], [again], [other] = (list(loaders(1, training=True, epoch=e)) for e in (2, 2, 3))
+    a, b, c = (list(loader) for loader in (first, again, other))
+    assert all(torch.equal(x[0], y[0]) for x, y in zip(a, b, strict=True))
+    assert not all(torch.equal(x[2], y[2]) for x, y in zip(a, c, strict=True))
+
+
+def test_every_image_draws_its_own_crop_and_flip():
+    index = torch.arange(20_000)
+    top, left, mirrored = uniform(3, 7, index, (9, 9, 2))
+    for draw, bound in ((top, 9), (left, 9), (mirrored, 2)):
+        share = draw.bincount(minlength=bound) / len(index)
+        assert (share - 1 / bound).abs().max() < 0.012
+    assert np.abs(np.corrcoef(torch.stack([top, left, mirrored]).numpy()) - np.eye(3)).max() < 0.03
+    assert not torch.equal(top, uniform(3, 8, index, (9,))[0])
+    assert torch.equal(top[777:779], uniform(3, 7, index[777:779], (9,))[0])
+
+
+def test_crop_cuts_where_it_is_told():
+    images = torch.arange(1, 1 + 2 * 3 * 4).view(2, 1, 3, 4).to(torch.uint8)
+    shifted = crop(images, 1, torch.tensor([0, 2]), torch.tensor([1, 0]))
+    assert shifted[0, 0].tolist() == [[0] * 4, [1, 2, 3, 4], [5, 6, 7, 8]]
+    assert shifted[1, 0].tolist() == [[0, 17, 18, 19], [0, 21, 22, 23], [0] * 4]
+
+
+def test_images_are_normalised():
+    [loader] = loaders(1, training=False)
+    images, _, index = next(iter(loader))
+    raw = Tiny().load("train")[0][index].double() / 255
+    torch.testing.assert_close(images.double(), (raw - 0.5) / 0.3, rtol=1e-5, atol=1e-5)
+
+
+def test_an_interrupted_epoch_goes_on_where_it_stopped():
+    [whole] = loaders(1, training=True)
+    expected = [index.tolist() for _, _, index in whole]
+    [loader] = loaders(1, training=True)
+    for _ in zip(range(3), loader, strict=False):
+        pass
+    state = loader.state_dict()
+    [resumed] = loaders(1, training=True)
+    resumed.load_state_dict(state)
+    iterator = iter(resumed)
+    assert [index.tolist() for _, _, index in iterator] == expected[state["next_batch"] :]
+    assert len(list(resumed)) == len(expected)  # the epoch after it is whole again
+
+
+def test_too_few_images_for_a_batch():
+    with pytest.raises(ValueError, match="53 images do not fill one batch of 27 in each of 2"):
+        list(loaders(2, training=True, batch_size=27))

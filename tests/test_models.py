@@ -1,0 +1,134 @@
+"""Backbones against published sizes and an independent forward pass; the classifier's parts."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from activations import LSLU, CosLU
+from models import CifarResNet, Classifier, build_backbone
+
+
+def reference_resnet(state: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """He et al.'s CIFAR network in evaluation mode, from its state alone."""
+
+    def conv_norm(x, conv, norm, stride=1):
+        y = F.conv2d(x, state[f"{conv}.weight"], stride=stride, padding=1)
+        mean, var, weight, bias = (
+            state[f"{norm}.{name}"][:, None, None]
+            for name in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (y - mean) / (var + 1e-5).sqrt() * weight + bias
+
+    x = conv_norm(x, "conv1", "bn1").relu()
+    for stage in (1, 2, 3):
+        block = 0
+        while f"layer{stage}.{block}.conv1.weight" in state:
+            at = f"layer{stage}.{block}"
+            stride = 2 if stage > 1 and block == 0 else 1
+            y = conv_norm(x, f"{at}.conv1", f"{at}.bn1", stride).relu()
+            y = conv_norm(y, f"{at}.conv2", f"{at}.bn2")
+            if stride == 2:  # every second pixel, zeros for half of the new channels on each side
+                half = torch.zeros_like(y[:, : y.shape[1] // 4])
+                x = torch.cat([half, F.max_pool2d(x, 1, 2), half], 1)
+            x = (x + y).relu()
+            block += 1
+    return x.flatten(2).mean(2) @ state["fc.weight"].T + state["fc.bias"]
+
+
+@pytest.mark.parametrize("depth", [8, 20])
+def test_cifar_resnet_is_the_papers(depth: int):
+    torch.manual_seed(0)
+    model = CifarResNet(depth, num_classes=7).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            for value in (module.running_mean, module.weight.data, module.bias.data):
+                value += torch.rand_like(value) / 5
+            module.running_var.uniform_(0.5, 2)
+    x = torch.randn(3, 3, 31, 32)
+    torch.testing.assert_close(
+        model(x), reference_resnet(model.state_dict(), x), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("resnet20", 0.27), ("resnet32", 0.46), ("resnet44", 0.66), ("resnet56", 0.85)],
+)
+def test_sizes_of_he_et_al(name: str, millions: float):
+    model = build_backbone(name, 10)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.006)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "timm/resnet18", "torchvision/resnet18", "vgg11_bn"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_backbones_fit_the_data(name: str, channels: int):
+    model = build_backbone(name, 6, channels, image_size=32).eval()
+    assert model(torch.randn(2, channels, 32, 32)).shape == (2, 6)
+
+
+def test_small_and_imagenet_stems():
+    for name in ("timm/resnet18", "torchvision/resnet18", "resnet18d"):
+        small = build_backbone(name, 5, image_size=32)
+        large = build_backbone(name, 5, image_size=32, stem="imagenet")
+        assert (
+            build_backbone(name, 5, image_size=224).state_dict().keys() == large.state_dict().keys()
+        )
+        shapes = []
+        for model in (small, large):
+            stage = model.get_submodule("layer1")
+            handle = stage.register_forward_hook(
+                lambda m, i, y, shapes=shapes: shapes.append(y.shape[-1])
+            )
+            model.eval()(torch.randn(1, 3, 32, 32))
+            handle.remove()
+        assert shapes == [32, 8], name
+    with pytest.raises(ValueError, match="'vgg11' has no small stem"):
+        build_backbone("vgg11", 5, stem="small")
+
+
+def test_unknown_backbones_answer_with_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown backbone 'resnet21'; the nearest: .*resnet20"):
+        build_backbone("resnet21", 10)
+    with pytest.raises(ValueError, match="the library is timm or torchvision, not 'keras'"):
+        build_backbone("keras/resnet18", 10)
+    with pytest.raises(ValueError, match=r"6n \+ 2.*got 21"):
+        CifarResNet(21)
+
+
+def test_gradients_reach_every_parameter():
+    model = Classifier("resnet8", activation=LSLU)
+    x, y = torch.randn(4, 3, 32, 32), torch.arange(4)
+    F.cross_entropy(model(x), y).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_optimizer_groups_and_scales():
+    model = Classifier("resnet8", activation=CosLU, activation_lr_scale=0.1,
+                       activation_weight_decay=0.3, optimizer=partial(torch.optim.AdamW, lr=0.02),
+                       lr_scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=3))  # fmt: skip
+    [optimizer], [schedule] = model.configure_optimizers()
+    weights, shapes = optimizer.param_groups
+    assert (weights["lr"], weights["weight_decay"]) == (0.02, 0.01)
+    assert (shapes["lr"], shapes["weight_decay"]) == (pytest.approx(0.002), 0.3)
+    assert len(shapes["params"]) == 14
+    assert schedule["interval"] == "epoch"
+
+
+def test_bad_numbers():
+    for arguments, message in (
+        ({"class_weights": [1.0, 2.0]}, "class_weights has 2 numbers, the data 10 classes"),
+        ({"label_smoothing": 1.5}, r"label_smoothing must lie in \[0, 1\], got 1.5"),
+        ({"activation_lr_scale": 0.0}, "activation_lr_scale must be > 0, got 0.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Classifier("resnet8", **arguments)
+
+
+def test_no_top5_below_ten_classes():
+    assert "val/acc_top5" in Classifier("resnet8").val_metrics.keys()  # noqa: SIM118
+    assert "val/acc_top5" not in Classifier("resnet8", num_classes=9).val_metrics.keys()  # noqa: SIM118

@@ -1,0 +1,115 @@
+"""The swap: one instance a call, names kept, refusals that name the site."""
+
+import copy
+from functools import partial
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from activations import LSLU, CosLU, DSReLU, replace_activations
+from models import CifarResNet
+
+
+@pytest.mark.parametrize("factory", [CosLU, partial(LSLU, repeats=1), nn.GELU, DSReLU])
+def test_every_call_has_its_own_instance(factory):
+    model = timm.create_model("resnet18", num_classes=5).eval()
+    names = set(model.state_dict())
+    report = replace_activations(model, factory, example_input=torch.zeros(2, 3, 64, 64))
+    kind = type(factory())
+    placed = [module for module in model.modules() if isinstance(module, kind)]
+    assert len(report) == len({id(module) for module in placed}) == 17
+    assert not any(isinstance(module, nn.ReLU) for module in model.modules())
+    assert names <= set(model.state_dict())
+    assert not any(module.training for module in model.modules())
+    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 5)
+
+
+def test_report_is_a_table_in_the_order_of_the_forward_pass():
+    report = replace_activations(CifarResNet(8), partial(CosLU, alpha=0.5))
+    lines = str(report).splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["site", "act1", "layer1.0.act1"]
+    assert lines[1].split()[1:] == ["ReLU", "CosLU(alpha=0.5,", "beta=1)"]
+
+
+def test_channels_come_from_the_channel_axis():
+    model = timm.create_model("resnet18", num_classes=5)
+    replace_activations(model, LSLU, example_input=torch.zeros(2, 3, 64, 64))
+    assert model.get_submodule("layer3.0.act1").channels == 256
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.act = nn.Linear(3, 7), nn.ReLU()
+
+        def forward(self, x):
+            return self.act(self.fc(x.permute(0, 2, 3, 1)))
+
+    last = Last()
+    replace_activations(last, partial(LSLU, repeats=1), example_input=torch.zeros(2, 3, 9, 8))
+    assert last.act.channels == 7
+
+
+def test_weights_buffers_and_random_state_are_untouched():
+    model = CifarResNet(8)
+    state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    replace_activations(model, CosLU, example_input=torch.zeros(2, 3, 32, 32))
+    assert torch.equal(random, torch.get_rng_state())
+    after = model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in state.items())
+    assert model.training
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 4, 1), nn.ReLU()
+
+    def forward(self, x):
+        return F.relu(self.act(self.conv(x)))
+
+
+class Reused(Functional):
+    def forward(self, x):
+        return self.act(self.act(self.conv(x)) - 1)
+
+
+class Gated(Functional):
+    def forward(self, x):
+        return torch.sigmoid(self.conv(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            Functional(),
+            r"called as a function.*the network itself \(.*test_swap.py:\d+: return F.relu",
+        ),
+        (Reused(), r"called more than once.*act \(2 calls\)"),
+        (Gated(), "Gated calls no activation module"),
+    ],
+)
+def test_what_it_cannot_swap_it_refuses(model: nn.Module, message: str):
+    before = repr(model)
+    with pytest.raises(ValueError, match=message):
+        replace_activations(model, CosLU, example_input=torch.zeros(2, 3, 8, 8))
+    assert repr(model) == before
+
+
+def test_gates_stay():
+    model = timm.create_model("mobilenetv3_small_050", num_classes=5)
+    replace_activations(model, CosLU)
+    kinds = {type(module).__name__ for module in model.modules()}
+    assert "CosLU" in kinds
+    assert "Hardsigmoid" in kinds
+    assert not kinds & {"ReLU", "Hardswish"}
+
+
+def test_bad_factory_and_bad_input():
+    with pytest.raises(TypeError, match=r"must make a torch.nn.Module, got 3"):
+        replace_activations(CifarResNet(8), lambda: 3)
+    with pytest.raises(ValueError, match=r"CifarResNet fails on an example input.*\(2, 5, 8, 8\)"):
+        replace_activations(CifarResNet(8), CosLU, example_input=torch.zeros(2, 5, 8, 8))

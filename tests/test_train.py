@@ -1,0 +1,211 @@
+"""The command line, as a user types it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import train
+from tests.data import write_tree
+
+ROOT = Path(train.__file__).parent
+CONFIGS = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/**/*.yaml"))
+OVERLAYS = [path for path in CONFIGS if path.name != "base.yaml"]
+
+
+def command(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    """Run `python train.py LINE` in this process."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *line.split()])
+    train.main()
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch):
+    """Parse and instantiate a command without running it."""
+
+    def instantiate(line: str) -> Any:
+        clis = []
+        monkeypatch.setattr(train.CLI, "_run_subcommand", lambda cli, name: clis.append(cli))
+        command(monkeypatch, line)
+        return clis[0]
+
+    return instantiate
+
+
+@pytest.mark.parametrize("config", OVERLAYS, ids=str)
+def test_every_shipped_yaml_instantiates(parsed, config: Path):
+    text = yaml.safe_load((ROOT / config).read_text())
+    data = "" if "data" in text else "--data Digits"
+    cli = parsed(f"fit -c {ROOT / config} {data}")
+    assert cli.trainer.max_epochs == text.get("trainer", {}).get("max_epochs", 90)
+    if cli.model.lr_scheduler:
+        assert cli.model.configure_optimizers()[1]
+
+
+def test_the_everyday_command(parsed):
+    cli = parsed(
+        "fit --data CIFAR10 --data.root DIR --model.backbone resnet20 --model.activation DSReLU"
+    )
+    assert type(cli.model.backbone.act1).__name__ == "DSReLU"
+    assert cli.datamodule.root == Path("DIR")
+    assert cli.trainer.logger.name == "CIFAR10-resnet20-DSReLU"
+    names = [type(callback).__name__ for callback in cli.trainer.callbacks]
+    for name in ("ModelCheckpoint", "ActivationSchedule", "ActivationMonitor", "TQDMProgressBar"):
+        assert name in names
+
+
+def test_data_decide_classes_channels_and_stem(parsed):
+    cli = parsed(
+        "fit --data CIFAR100 --model.backbone timm/resnet18 --model.activation torch.nn.GELU"
+    )
+    assert cli.model.backbone.fc.out_features == 100
+    assert cli.model.backbone.conv1.kernel_size == (3, 3)
+    assert isinstance(cli.model.backbone.act1, torch.nn.GELU)
+    cli = parsed("fit --data Digits --model.activation CosLU --model.activation.alpha 0.25")
+    assert cli.model.backbone.conv1.in_channels == 1
+    assert cli.model.backbone.layer1[0].act2.alpha.item() == 0.25
+
+
+def test_seed_zero_is_a_seed_and_reaches_the_data(parsed):
+    weights = []
+    for seed in (0, 0, 3):
+        cli = parsed(f"fit --data Digits --model.backbone resnet8 --seed_everything {seed}")
+        assert cli.datamodule.seed == seed
+        weights.append(cli.model.backbone.conv1.weight)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--data Digits --model.activation CosLu", "unknown --model.activation 'CosLu'; the nearest: CosLU"),
+        ("--data Digitz", "unknown --data 'Digitz'; the nearest: Digits"),
+        ("--data CIFAR10 --data.root /no/such", "no CIFAR10 in '/no/such'.*--data.root DIR"),
+        ("--data Digits --model.activaton CosLU", "--model.activaton CosLU; the nearest: --model.activation"),
+        ("--data Digits --model.activation CosLU --model.activation.gamma 3", "'gamma' is not accepted"),
+        ("--data Digits --model.backbone resnet21", "unknown backbone 'resnet21'; the nearest:.*resnet20"),
+        ("--data Digits --model.backbone torchvision/resnet18 --model.activation CosLU",
+         r"called more than once.*layer1.0.relu \(2 calls\)"),
+        ("--data Digits --trainer.devices 999", "--trainer.devices 999: no GPU is in use.*at most"),
+        ("--data Digits --model.class_weights [1,2]", "class_weights has 2 numbers, the data 10 classes"),
+        ("--data Digits -c none.yaml", "none.yaml"),
+        ("--data Digits --ckpt_path none.ckpt", "no checkpoint 'none.ckpt'"),
+        ("--data Digits --data.batch_size 5000", "1295 images do not fill one batch of 5000"),
+    ],
+)  # fmt: skip
+def test_a_slip_gets_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, line: str, message: str
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        command(monkeypatch, f"fit {line}")
+    assert stop.value.code not in (0, None)
+    text = capsys.readouterr().err if isinstance(stop.value.code, int) else str(stop.value.code)
+    assert re.search(message, text), text
+    assert text.count("\n") <= 3
+    assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
+    def bug(cli: Any, name: str) -> None:
+        torch.zeros(2) @ torch.zeros(3)
+
+    monkeypatch.setattr(train.CLI, "_run_subcommand", bug)
+    monkeypatch.setenv("SUPPLE_TRACEBACK", "1")
+    with pytest.raises(RuntimeError):
+        command(monkeypatch, "fit --data Digits --model.backbone resnet8")
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # Lightning, of a run that only tests
+def test_fit_then_test_then_validate_then_predict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    write_tree(tmp_path / "cifar", per_class=8)
+    monkeypatch.chdir(tmp_path)
+    data = "--data CIFAR10 --data.root cifar"
+    quiet = ("--trainer.enable_progress_bar false --trainer.enable_model_summary false "
+             "--trainer.log_every_n_steps 2")  # fmt: skip
+    line = (f"fit {data} {quiet} --data.batch_size 10 --trainer.max_epochs 2 --test_after_fit true "
+            "--model.backbone resnet8 --model.activation LSLU")  # fmt: skip
+    for version in (0, 1):  # a second run does not clash with the first
+        command(monkeypatch, line)
+        printed = capsys.readouterr().out
+        run = tmp_path / "runs" / "CIFAR10-resnet8-LSLU" / f"version_{version}"
+        for expected in ("layer3.0.act2  theta", "macro-F1", "runs/CIFAR10-resnet8-LSLU/version_",
+                         "-m tensorboard.main --logdir runs/CIFAR10-resnet8-LSLU"):  # fmt: skip
+            assert expected in printed
+        best = run / "checkpoints" / "best.ckpt"
+        for file in (best, run / "checkpoints" / "last.ckpt", run / "config.yaml",
+                     run / "activations.png"):  # fmt: skip
+            assert file.is_file()
+    first, second = (
+        torch.load(run.with_name(f"version_{v}") / "checkpoints/last.ckpt", weights_only=True)
+        for v in (0, 1)
+    )
+    for name, value in first["state_dict"].items():
+        assert torch.equal(value, second["state_dict"][name]), name
+    accuracy = re.search(r"test +accuracy ([\d.]+)", printed)
+    assert accuracy
+    # the checkpoint knows its network: backbone and activation need not be said again
+    command(monkeypatch, f"test {data} {quiet} --ckpt_path {best} --trainer.logger false")
+    assert f"{float(accuracy[1]):.3f}"[:4] in capsys.readouterr().out
+    command(
+        monkeypatch, f"validate -c {run / 'config.yaml'} --ckpt_path {best} --trainer.logger false"
+    )
+    assert "val/acc" in capsys.readouterr().out
+    command(monkeypatch, f"predict {data} {quiet} --ckpt_path {best} --predictions.path out.csv")
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 31
+
+
+def test_runs_without_logger_and_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    command(monkeypatch, "fit --data Digits --model.backbone resnet8 --model.activation CosLU "
+            "--trainer.logger false --trainer.enable_checkpointing false --trainer.max_steps 1 "
+            "--trainer.limit_val_batches 1")  # fmt: skip
+    command(monkeypatch, "fit --data Digits --model.backbone resnet8 --trainer.fast_dev_run true "
+            "--test_after_fit true")  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_test_every_sample_once(tmp_path: Path):
+    write_tree(tmp_path / "cifar", per_class=8, test_per_class=5)  # 50 images: uneven batches of 7
+    line = (f"{ROOT / 'train.py'} fit --data CIFAR10 --data.root cifar --data.eval_batch_size 7 "
+            "--trainer.enable_progress_bar false --trainer.enable_model_summary false "
+            "--trainer.accelerator cpu --test_after_fit true "
+            "--trainer.max_epochs 2 --model.backbone resnet8 --model.activation CosLU")  # fmt: skip
+    results = {}
+    for devices, batch in ((1, 20), (2, 10)):
+        arguments = [
+            *line.split(),
+            "--trainer.devices",
+            str(devices),
+            "--data.batch_size",
+            str(batch),
+        ]
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("macro-F1") == 1
+        found = re.search(r"test +(.*)", done.stdout)
+        assert found
+        results[devices] = [float(x) for x in re.findall(r"\d\.\d{4}", found[1])]
+    # BatchNorm sees half of the batch in each process, so training differs a little; the shares of
+    # 50 test images do not: a padded or dropped sample would leave the grid of 1/50
+    for numbers in results.values():
+        assert numbers[0] * 50 == pytest.approx(round(numbers[0] * 50), abs=1e-6)
+
+
+def test_help_is_quick_to_import():
+    """What --help imports: none of the packages that only some runs need."""
+    code = "import sys, train; print([m for m in ('timm', 'sklearn', 'wfdb', 'tensorboard') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=150
+    )
+    assert done.stdout.strip() == "[]", done.stderr
