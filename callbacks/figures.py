@@ -54,7 +54,9 @@ def draw_activations(
         axis.spines[["top", "right"]].set_visible(False)
     depth = ScalarMappable(Normalize(0, deepest), "viridis")
     bar = figure.colorbar(depth, ax=list(axes), pad=0.01, ticks=[0, deepest])
-    bar.ax.set_yticklabels(["first layer", "last layer"], rotation=90, va="center")
+    bar.ax.set_yticklabels(["first layer", "last layer"], rotation=90)
+    for label, place in zip(bar.ax.get_yticklabels(), ("bottom", "top"), strict=True):
+        label.set_va(place)
     unfinished = path.with_suffix(".part")
     figure.savefig(unfinished, dpi=110, format="png")
     unfinished.replace(path)
