@@ -56,7 +56,7 @@ def draw_activations(
     bar = figure.colorbar(depth, ax=list(axes), pad=0.01, ticks=[0, deepest])
     bar.ax.set_yticklabels(["first layer", "last layer"], rotation=90)
     for label, place in zip(bar.ax.get_yticklabels(), ("bottom", "top"), strict=True):
-        label.set_va(place)
+        label.set_verticalalignment(place)
     unfinished = path.with_suffix(".part")
     figure.savefig(unfinished, dpi=110, format="png")
     unfinished.replace(path)
