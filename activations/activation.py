@@ -1,6 +1,7 @@
 """What every activation of this package shares, and the schedule protocol."""
 
 import math
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -22,6 +23,15 @@ def set_progress(model: nn.Module, progress: float) -> int:
     for module in scheduled:
         module.set_progress(progress)
     return len(scheduled)
+
+
+def penalty(model: nn.Module) -> Tensor | float:
+    """Sum of the terms that the activations of `model` add to the training loss; 0.0 if none does.
+
+    Added before the backward pass, it is right under loss scaling and gradient accumulation.
+    """
+    terms = (module.penalty() for module in model.modules() if isinstance(module, Activation))
+    return sum((term for term in terms if term is not None), 0.0)
 
 
 class Activation(nn.Module):
@@ -50,13 +60,17 @@ class Activation(nn.Module):
         self, num_parameters: int = 1, channel_dim: int = 1, *, inplace: bool = False
     ) -> None:
         super().__init__()
-        if not isinstance(num_parameters, int) or num_parameters < 1:
-            raise ValueError(f"num_parameters must be an integer >= 1, got {num_parameters!r}")
-        self.num_parameters = num_parameters
+        self.num_parameters = integer("num_parameters", num_parameters)
         self.channel_dim = channel_dim
 
-    def learned(self, name: str, value: float) -> nn.Parameter:
-        """A learned parameter of shape `(num_parameters,)` that starts at `value`."""
+    def learned(self, name: str, value: float | Sequence[float]) -> nn.Parameter:
+        """A learned parameter that starts at `value`.
+
+        Its shape is `(num_parameters,)`, or `(num_parameters, k)` for k values.
+        """
+        if isinstance(value, Sequence):
+            row = torch.tensor([finite(name, each) for each in value])
+            return nn.Parameter(row.repeat(self.num_parameters, 1))
         return nn.Parameter(torch.full((self.num_parameters,), finite(name, value)))
 
     def shaped(self, parameter: Tensor, x: Tensor) -> Tensor:
@@ -66,6 +80,14 @@ class Activation(nn.Module):
         shape = [1] * x.dim()
         shape[self.channel_dim] = self.num_parameters
         return parameter.view(shape)
+
+    def terms(self, parameter: Tensor, x: Tensor) -> list[Tensor]:
+        """The k columns of a `(num_parameters, k)` parameter, each shaped for `x`."""
+        return [self.shaped(column, x) for column in parameter.unbind(-1)]
+
+    def penalty(self) -> Tensor | None:
+        """A term for the training loss, or None; see :func:`penalty`."""
+        return None
 
     def function(self, x: Tensor) -> Tensor:
         """The formula with this module's parameters, for `x` in float32 or float64."""
@@ -96,10 +118,7 @@ class Activation(nn.Module):
 
     def shape_values(self) -> dict[str, Tensor]:
         """Current value of each shape parameter and schedule buffer, as (channels, terms)."""
-        named = [
-            *self.named_parameters(recurse=False),
-            *((name, buffer) for name, buffer in self.named_buffers(recurse=False)),
-        ]
+        named = [(name, value) for name, value in self.state_dict().items() if "." not in name]
         return {
             name: value.detach().reshape(self.num_parameters if value.dim() else 1, -1)
             for name, value in named
@@ -124,6 +143,26 @@ def finite(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
     return float(value)
+
+
+def integer(name: str, value: int, least: int = 1) -> int:
+    """`value`, an integer of at least `least`; else ValueError, naming it."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+    return value
+
+
+def positive(name: str, value: float) -> float:
+    """`value` as a float; ValueError, naming it, when it is not a finite number above 0."""
+    if finite(name, value) <= 0:
+        raise ValueError(f"{name} must be > 0, got {value!r}")
+    return float(value)
+
+
+def at_least(parameter: Tensor, bound: float) -> Tensor:
+    """`parameter` clamped from below; its gradient is 1 everywhere, so that it can come back."""
+    fixed = parameter.detach()
+    return fixed.clamp(min=bound) + (parameter - fixed)
 
 
 def inside(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""CosLU: a cosine riding on a gated identity."""
+"""CosLU and SinLU: a wave riding on a gated identity."""
 
 import torch
 from torch import Tensor
@@ -10,6 +10,11 @@ from .activation import Activation, inside
 def coslu(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """`(x + alpha cos(beta x)) sigmoid(x)`; parameters broadcast against `x`."""
     return F.silu(x) + alpha * torch.cos(inside(beta * x)) * torch.sigmoid(x)
+
+
+def sinlu(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    """`(x + alpha sin(beta x)) sigmoid(x)`; parameters broadcast against `x`."""
+    return F.silu(x) + alpha * torch.sin(inside(beta * x)) * torch.sigmoid(x)
 
 
 class CosLU(Activation):
@@ -52,3 +57,45 @@ class CosLU(Activation):
     def function(self, x: Tensor) -> Tensor:
         """The formula with this module's parameters."""
         return coslu(x, self.shaped(self.alpha, x), self.shaped(self.beta, x))
+
+
+class SinLU(Activation):
+    r"""Sine linear unit. Learned.
+
+    .. math:: f(x) = (x + \alpha \sin(\beta x))\, \sigma(x)
+
+    Args:
+        alpha: initial amplitude of the sine.
+        beta: initial angular frequency, in radians per unit of `x`.
+        num_parameters: 1, or C (the size of `channel_dim`).
+        channel_dim: axis of the channels.
+        inplace: accepted and ignored.
+
+    Shape: (N, C, \*) -> same.
+
+    Attributes: alpha, beta: (num_parameters,), learned, not decayed.
+
+    At initialisation: its own curve, f(0) = 0; alpha = 0 gives SiLU exactly.
+
+    Raises: ValueError: alpha or beta is not finite, or the channels do not match.
+
+    Reference: Paul et al., "SinLU: sinu-sigmoidal linear unit", Mathematics 10(3), 2022; Pishchik
+    2023, preprints 202301.0463. Deviation from it: none.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        *,
+        num_parameters: int = 1,
+        channel_dim: int = 1,
+        inplace: bool = False,
+    ) -> None:
+        super().__init__(num_parameters, channel_dim, inplace=inplace)
+        self.alpha = self.learned("alpha", alpha)
+        self.beta = self.learned("beta", beta)
+
+    def function(self, x: Tensor) -> Tensor:
+        """The formula with this module's parameters."""
+        return sinlu(x, self.shaped(self.alpha, x), self.shaped(self.beta, x))

@@ -1,9 +1,12 @@
 """LSLU: repeated learned shift-and-scale ReLUs ahead of a depthwise convolution."""
 
+import copy
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
-from .activation import Activation, finite
+from .activation import Activation, finite, integer
 
 
 def lslu(x: Tensor, theta: Tensor, omega: Tensor) -> Tensor:
@@ -29,16 +32,17 @@ class LSLU(Activation):
         theta: initial amplitude of every repeat.
         omega: initial offset of every repeat.
         repeats: N, also the padding of the convolution.
+        dims: 2 for images, 1 for signals.
         inplace: accepted and ignored.
 
-    Shape: (N, C, H, W) -> same.
+    Shape: (N, C, H, W) -> same, or (N, C, L) -> same for dims = 1.
 
     Attributes: theta, omega: (repeats,), learned, not decayed. conv, norm: ordinary weights.
 
     At initialisation: the elementwise part is ReLU; the convolution is random.
 
-    Raises: ValueError: the input is not (N, C, H, W) with C = channels, repeats < 1, or a number
-    is not finite.
+    Raises: ValueError: the input has not `channels` channels and `dims` axes behind them, a count
+    is out of range, or a number is not finite.
 
     Reference: Feng et al., "Activation function optimization scheme for image classification",
     2024, arXiv 2409.08283, as in the released module, where theta and omega are one number a
@@ -52,27 +56,50 @@ class LSLU(Activation):
         omega: float = 0.0,
         *,
         repeats: int = 3,
+        dims: int = 2,
         inplace: bool = False,
     ) -> None:
         super().__init__(inplace=inplace)
-        for name, value in (("channels", channels), ("repeats", repeats)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
-        self.channels = channels
-        self.theta = nn.Parameter(torch.full((repeats,), finite("theta", theta)))
+        if dims not in (1, 2):
+            raise ValueError(f"dims must be 1 or 2, got {dims!r}")
+        self.channels, self.dims = integer("channels", channels), dims
+        self.theta = nn.Parameter(
+            torch.full((integer("repeats", repeats),), finite("theta", theta))
+        )
         self.omega = nn.Parameter(torch.full((repeats,), finite("omega", omega)))
-        self.conv = nn.Conv2d(
+        conv, norm = (nn.Conv1d, nn.BatchNorm1d) if dims == 1 else (nn.Conv2d, nn.BatchNorm2d)
+        self.conv = conv(
             channels, channels, 2 * repeats + 1, padding=repeats, groups=channels, bias=False
         )
         nn.init.trunc_normal_(self.conv.weight, std=0.02)
-        self.norm = nn.BatchNorm2d(channels, eps=1e-6)
+        self.norm = norm(channels, eps=1e-6)
+
+    def fuse(self) -> Self:
+        """A copy for deployment, equal to evaluation mode: the normalisation is in the convolution.
+
+        The repeats stay: no scaling of the kernel can stand in for them.
+        """
+        fused = copy.deepcopy(self).eval()
+        if isinstance(self.norm, nn.Identity):
+            return fused
+        norm = self.norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        fused.conv.weight = nn.Parameter(
+            (self.conv.weight * scale.view(-1, *[1] * (self.dims + 1))).detach()
+        )
+        fused.conv.bias = nn.Parameter((norm.bias - norm.running_mean * scale).detach())
+        fused.norm = nn.Identity()
+        return fused
 
     def check_input(self, x: Tensor) -> None:
-        """Raise where `x` is not (N, channels, H, W)."""
+        """Raise where `x` has other channels or axes."""
         super().check_input(x)
-        if x.dim() != 4 or x.shape[1] != self.channels:
+        if x.dim() != self.dims + 2 or x.shape[1] != self.channels:
+            axes = "H, W" if self.dims == 2 else "L"
             raise ValueError(
-                f"LSLU has channels={self.channels} and needs (N, {self.channels}, H, W), "
+                f"LSLU has channels={self.channels} and needs (N, {self.channels}, {axes}), "
                 f"got an input of shape {tuple(x.shape)}"
             )
 

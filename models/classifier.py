@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassF1Score
 
-from activations import parameter_groups, replace_activations
+from activations import parameter_groups, penalty, replace_activations
 
 from .backbones import Stem, build_backbone
 
@@ -102,12 +102,13 @@ class Classifier(LightningModule):
         return self.backbone(images.contiguous(memory_format=torch.channels_last))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross-entropy, smoothed and weighted as configured."""
+        """Cross-entropy, smoothed and weighted as configured, plus the activations' penalties."""
         images, labels, *_ = batch
         scores = self(images)
         loss = F.cross_entropy(
             scores, labels, weight=self.class_weights, label_smoothing=self.label_smoothing
         )
+        loss = loss + penalty(self.backbone)
         self.train_acc(scores, labels)
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)

@@ -15,9 +15,9 @@ from torch import nn
 import activations as A
 from tests.cases import CASES, Case
 
-each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.kind.__name__)
+each = pytest.mark.parametrize("case", CASES, ids=str)
 each_per_channel = pytest.mark.parametrize(
-    "case", [case for case in CASES if case.per_channel], ids=lambda case: case.kind.__name__
+    "case", [case for case in CASES if case.per_channel], ids=str
 )
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -37,18 +37,16 @@ def sample(case: Case, seed: int = 1) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_value_is_the_formula(case: Case, dtype: torch.dtype, device: str):
     module = case.make().to(device)
-    if dtype == torch.float64:
-        module.double()
+    if dtype == torch.float64 or not case.scalar:  # a convolution's weights have the input's dtype
+        module.to(dtype)
     x = sample(case).to(device, dtype)
-    with torch.autocast(device, torch.bfloat16, enabled=False):
-        # weights of a convolution must have the input's dtype
-        if any(True for _ in module.children()):
-            module.to(dtype)
-        y = module(x)
+    y = module(x)
     assert y.dtype == dtype
     value, scale = case.expected(module.cpu(), x.double().cpu().numpy())
     error = np.abs(y.detach().double().cpu().numpy() - value)
-    assert (error <= 4 * torch.finfo(dtype).eps * scale).all(), (error / scale).max()
+    kind = torch.finfo(dtype)
+    bound = 4 * kind.eps * scale + kind.tiny * kind.eps + case.oracle_error
+    assert (error <= bound).all(), (error / scale).max()
 
 
 @each
@@ -60,7 +58,7 @@ def test_value_for_any_input(case: Case, numbers: list[float]):
     x = torch.tensor(numbers).repeat(size)[:size].view(case.shape)
     value, scale = case.expected(module, x.numpy())
     error = np.abs(module(x).detach().numpy() - value)
-    assert (error <= 4 * torch.finfo(x.dtype).eps * scale + 1e-37).all()
+    assert (error <= 4 * torch.finfo(x.dtype).eps * scale + 1e-37 + case.oracle_error).all()
 
 
 @each
@@ -80,8 +78,9 @@ def test_gradients(case: Case):
 @each
 def test_shape_dtype_layout_are_kept_and_the_input_untouched(case: Case):
     module = case.make()
-    shape = (2, case.shape[1], 6, 5)
-    for memory_format in (torch.contiguous_format, torch.channels_last):
+    signals = case.arguments.get("dims") == 1  # whose inputs have no such layout
+    shape = case.shape if signals else (2, case.shape[1], 6, 5)
+    for memory_format in (torch.contiguous_format, torch.channels_last)[: 1 if signals else 2]:
         x = torch.randn(shape).contiguous(memory_format=memory_format)
         before = x.clone()
         for autocast in (False, True):
@@ -97,10 +96,11 @@ def test_shape_dtype_layout_are_kept_and_the_input_untouched(case: Case):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_finite_up_to_the_largest_numbers(case: Case, dtype: torch.dtype):
     module = case.make().to(dtype)
-    largest = torch.finfo(dtype).max
-    # half the largest number where the function itself grows faster than x
-    room = 100.0 if any(True for _ in module.children()) else largest / 8
-    for number in (-largest, -room, -100.0, 0.0, torch.finfo(dtype).tiny, 100.0, room):
+    largest = case.largest(dtype) if case.largest else torch.finfo(dtype).max
+    # a slope above 1 leaves the dtype's range below its end; a convolution, a mean or a square earlier
+    largest = largest / 16 if case.scalar else 100.0
+    numbers = [0.0, torch.finfo(dtype).tiny, 1.0, 10.0, min(100.0, largest), largest]
+    for number in (sign * number for number in numbers for sign in (1, -1)):
         x = torch.full(case.shape, number, dtype=dtype, requires_grad=True)
         y = module(x)
         assert y.isfinite().all(), number
@@ -108,7 +108,9 @@ def test_finite_up_to_the_largest_numbers(case: Case, dtype: torch.dtype):
         assert x.grad is not None
         assert x.grad.isfinite().all(), number
         for name, parameter in A.shape_parameters(module).items():
-            assert parameter.grad is not None
+            if parameter.grad is None:
+                assert name.startswith("members"), name
+                continue
             assert parameter.grad.isfinite().all(), (number, name)
 
 
@@ -133,6 +135,7 @@ def test_state_copies_and_pickles(case: Case):
 
 @each
 def test_compiles_and_exports_whole(case: Case):
+    torch._dynamo.reset()  # all rows share one forward, whose variants are counted
     module, x = case.make(), sample(case).float()
     y = module(x)
     torch.testing.assert_close(
@@ -182,7 +185,7 @@ def test_one_value_a_channel(case: Case, channel_dim: int):
         x = torch.randn(shape)
         value, scale = case.expected(module, x.numpy())
         error = np.abs(module(x).detach().numpy() - value)
-        assert (error <= 4 * torch.finfo(x.dtype).eps * scale).all()
+        assert (error <= 4 * torch.finfo(x.dtype).eps * scale + case.oracle_error).all()
     with pytest.raises(ValueError, match=r"num_parameters=4.*3 channels"):
         module(torch.randn(3, 3))
     with pytest.raises(ValueError, match="num_parameters must be an integer >= 1, got 0"):

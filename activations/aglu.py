@@ -1,0 +1,96 @@
+"""APA and AGLU: a gate between Gompertz and logistic, and the unit that it gates."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .activation import Activation, at_least, positive
+
+_LEAST = 1e-4  # of lambda, as in the paper
+
+
+def apa(x: Tensor, lambd: Tensor, kappa: Tensor) -> Tensor:
+    """`(lambd exp(-kappa x) + 1)^(-1 / lambd)` for lambd > 0; parameters broadcast against `x`."""
+    exponent = F.softplus(lambd.log() - kappa * x, threshold=50)
+    # exp(-1000) is 0 in every dtype: beyond it nothing changes but an overflow of the quotient
+    return torch.exp(-torch.minimum(exponent, 1000 * lambd) / lambd)
+
+
+def aglu(x: Tensor, lambd: Tensor, kappa: Tensor) -> Tensor:
+    """`x apa(x)`; parameters broadcast against `x`."""
+    return x * apa(x, lambd, kappa)
+
+
+class APA(Activation):
+    r"""Adaptive parametric activation, a gate between 0 and 1. Learned.
+
+    .. math:: f(x) = (\lambda e^{-\kappa x} + 1)^{-1 / \lambda}
+
+    Args:
+        lambd: initial lambda, > 0; None draws it from U(0, 1).
+        kappa: initial kappa; None draws it from U(0, 1).
+        num_parameters: 1, or C (the size of `channel_dim`).
+        channel_dim: axis of the channels.
+        inplace: accepted and ignored.
+
+    Shape: (N, C, \*) -> same.
+
+    Attributes: lambd, kappa: (num_parameters,), learned, not decayed; lambda is used as
+    max(lambda, 1e-4), with a gradient that is alive below the bound too.
+
+    At initialisation: random; lambda = kappa = 1 is the sigmoid, lambda -> 0 the Gompertz function.
+
+    Raises: ValueError: a number is not finite, lambda <= 0, or the channels do not match.
+
+    Reference: Alexandridis et al., "Adaptive parametric activation", ECCV 2024, arXiv 2407.08567.
+    Deviation from it: none; computed in the log domain.
+    """
+
+    def __init__(
+        self,
+        lambd: float | None = None,
+        kappa: float | None = None,
+        *,
+        num_parameters: int = 1,
+        channel_dim: int = 1,
+        inplace: bool = False,
+    ) -> None:
+        super().__init__(num_parameters, channel_dim, inplace=inplace)
+        self.lambd = self.learned("lambd", 1.0 if lambd is None else positive("lambd", lambd))
+        self.kappa = self.learned("kappa", 1.0 if kappa is None else kappa)
+        for value, parameter in ((lambd, self.lambd), (kappa, self.kappa)):
+            if value is None:
+                torch.nn.init.uniform_(parameter)
+
+    def function(self, x: Tensor) -> Tensor:
+        """The formula with this module's parameters."""
+        return apa(x, at_least(self.shaped(self.lambd, x), _LEAST), self.shaped(self.kappa, x))
+
+
+class AGLU(APA):
+    r"""Adaptive gated linear unit. Learned.
+
+    .. math:: f(x) = x\, (\lambda e^{-\kappa x} + 1)^{-1 / \lambda}
+
+    Args:
+        lambd: initial lambda, > 0; None draws it from U(0, 1).
+        kappa: initial kappa; None draws it from U(0, 1).
+        num_parameters: 1, or C (the size of `channel_dim`).
+        channel_dim: axis of the channels.
+        inplace: accepted and ignored.
+
+    Shape: (N, C, \*) -> same.
+
+    Attributes: lambd, kappa: as in APA.
+
+    At initialisation: random; lambda = kappa = 1 is SiLU.
+
+    Raises: ValueError: a number is not finite, lambda <= 0, or the channels do not match.
+
+    Reference: Alexandridis et al., "Adaptive parametric activation", ECCV 2024, arXiv 2407.08567.
+    Deviation from it: none; computed in the log domain.
+    """
+
+    def function(self, x: Tensor) -> Tensor:
+        """The formula with this module's parameters."""
+        return x * super().function(x)

@@ -1,0 +1,84 @@
+"""DELU and HELU: SiLU on the left, a line and a decaying exponential on the right."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .activation import Activation
+
+
+def delu(x: Tensor, n: Tensor | float) -> Tensor:
+    """`x sigmoid(x)` for x <= 0, else `(n + 0.5) x + |exp(-x) - 1|`; `n` broadcasts against `x`."""
+    return torch.where(x > 0, (n + 0.5) * x - torch.expm1(-x.clamp(min=0)), F.silu(x))
+
+
+class DELU(Activation):
+    r"""Difference exponential linear unit. Learned.
+
+    .. math::
+        f(x) = \begin{cases} x\,\sigma(x) & x \le 0 \\
+        (n + 0.5)\, x + |e^{-x} - 1| & x > 0 \end{cases}
+
+    Args:
+        n: initial extra slope of the positive side.
+        num_parameters: 1, or C (the size of `channel_dim`).
+        channel_dim: axis of the channels.
+        inplace: accepted and ignored.
+
+    Shape: (N, C, \*) -> same.
+
+    Attributes: n: (num_parameters,), learned, not decayed.
+
+    At initialisation: HELU; the slope jumps from 0.5 to 1.5 at 0.
+
+    Raises: ValueError: n is not finite, or the channels do not match.
+
+    Reference: Pishchik, "Trainable activations for image classification", 2023, preprints
+    202301.0463. Deviation from it: finite for every
+    input, where the released formula gives NaN far on the left.
+    """
+
+    def __init__(
+        self,
+        n: float = 0.0,
+        *,
+        num_parameters: int = 1,
+        channel_dim: int = 1,
+        inplace: bool = False,
+    ) -> None:
+        super().__init__(num_parameters, channel_dim, inplace=inplace)
+        self.n = self.learned("n", n)
+
+    def function(self, x: Tensor) -> Tensor:
+        """The formula with this module's parameters."""
+        return delu(x, self.shaped(self.n, x))
+
+
+class HELU(Activation):
+    r"""DELU with n = 0. Fixed.
+
+    .. math::
+        f(x) = \begin{cases} x\,\sigma(x) & x \le 0 \\
+        0.5 x + |e^{-x} - 1| & x > 0 \end{cases}
+
+    Args:
+        inplace: accepted and ignored.
+
+    Shape: any -> same.
+
+    Attributes: none.
+
+    At initialisation: as always; the slope jumps from 0.5 to 1.5 at 0.
+
+    Raises: TypeError: the input is not a real floating-point tensor.
+
+    Reference: Pishchik, "Trainable activations for image classification", 2023, preprints
+    202301.0463. Deviation from it: none.
+    """
+
+    def __init__(self, *, inplace: bool = False) -> None:
+        super().__init__(inplace=inplace)
+
+    def function(self, x: Tensor) -> Tensor:
+        """The formula."""
+        return delu(x, 0.0)

@@ -1,0 +1,57 @@
+"""EvenCubicReLU: a ReLU with an even cubic term."""
+
+from torch import Tensor
+
+from .activation import Activation, finite
+
+
+def even_cubic_relu(x: Tensor, alpha: Tensor, beta: Tensor, gamma: float) -> Tensor:
+    """`alpha relu(x) + gamma beta |x|^3`; alpha and beta broadcast against `x`."""
+    size = x.abs()
+    return alpha * x.relu() + (gamma * beta) * (size * size * size)
+
+
+class EvenCubicReLU(Activation):
+    r"""ReLU with an even cubic term. Learned.
+
+    .. math:: f(x) = \alpha \max(0, x) + \gamma \beta |x|^3
+
+    Args:
+        alpha: initial slope of the ReLU.
+        beta: initial coefficient of the cubic term.
+        gamma: fixed scale of the cubic term, the same for the whole network.
+        num_parameters: 1, or C (the size of `channel_dim`).
+        channel_dim: axis of the channels.
+        inplace: accepted and ignored.
+
+    Shape: (N, C, \*) -> same.
+
+    Attributes: alpha, beta: (num_parameters,), learned, not decayed. gamma: a number.
+
+    At initialisation: ReLU.
+
+    Raises: ValueError: a number is not finite, or the channels do not match.
+
+    Reference: Yevick, "Nonlinearity enhanced adaptive activation functions", 2024, arXiv
+    2403.19896. Deviation from it: our reading, since sources conflict on x < 0; the defaults are
+    ours.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        gamma: float = 0.01,
+        *,
+        num_parameters: int = 1,
+        channel_dim: int = 1,
+        inplace: bool = False,
+    ) -> None:
+        super().__init__(num_parameters, channel_dim, inplace=inplace)
+        self.alpha = self.learned("alpha", alpha)
+        self.beta = self.learned("beta", beta)
+        self.gamma = finite("gamma", gamma)
+
+    def function(self, x: Tensor) -> Tensor:
+        """The formula with this module's parameters."""
+        return even_cubic_relu(x, self.shaped(self.alpha, x), self.shaped(self.beta, x), self.gamma)

@@ -1,0 +1,117 @@
+"""LinComb and NormLinComb: learned mixtures of other activations."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .activation import Activation, finite
+
+
+def lincomb(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """`sum_i w_i v_i`; weights broadcast against the values."""
+    products = [weight * value for weight, value in zip(weights, values, strict=True)]
+    return functools.reduce(torch.add, products)
+
+
+class LinComb(Activation):
+    r"""Linear combination of activations. Learned.
+
+    .. math:: f(x) = \sum_{i=1}^{n} w_i F_i(x)
+
+    Args:
+        members: factories of the F_i, any elementwise modules, learned ones included; by default
+            ReLU, sigmoid, tanh and softsign.
+        weights: initial w_i; by default 1 / n each.
+        num_parameters: 1, or C (the size of `channel_dim`), of the weights.
+        channel_dim: axis of the channels.
+        inplace: accepted and ignored.
+
+    Shape: (N, C, \*) -> same.
+
+    Attributes: weights: (num_parameters, n), learned, not decayed. members: a ModuleList.
+
+    At initialisation: the mean of the members.
+
+    Raises: ValueError: no members, another number of weights, or the channels do not match.
+    TypeError: a member is no factory of modules.
+
+    Reference: Pishchik, "Trainable activations for image classification", 2023, preprints
+    202301.0463. Deviation from it: none; the default members are our choice.
+    """
+
+    def __init__(
+        self,
+        members: list[Callable[[], nn.Module]] | None = None,
+        weights: list[float] | None = None,
+        *,
+        num_parameters: int = 1,
+        channel_dim: int = 1,
+        inplace: bool = False,
+    ) -> None:
+        super().__init__(num_parameters, channel_dim, inplace=inplace)
+        chosen: list[Any] = [nn.ReLU, nn.Sigmoid, nn.Tanh, nn.Softsign]
+        if members is not None:
+            chosen = list(members)
+        if not chosen:
+            raise ValueError("members must name at least one activation, got []")
+        modules: list[Any] = [member() if callable(member) else None for member in chosen]
+        for given, made in zip(chosen, modules, strict=True):
+            if isinstance(given, nn.Module) or not isinstance(made, nn.Module):
+                raise TypeError(f"a member must be a factory such as torch.nn.ReLU, got {given!r}")
+        self.members = nn.ModuleList(modules)
+        weights = [1 / len(modules)] * len(modules) if weights is None else weights
+        if len(weights) != len(modules):
+            raise ValueError(f"{len(modules)} members need as many weights, got {weights!r}")
+        self.weights = self.learned("weights", weights)
+
+    def function(self, x: Tensor) -> Tensor:
+        """The mixture with the current weights."""
+        return lincomb([member(x) for member in self.members], self.terms(self.weights, x))
+
+
+class NormLinComb(LinComb):
+    r"""Linear combination of activations divided by the sum of its weights. Learned.
+
+    .. math:: f(x) = \frac{\sum_i w_i F_i(x)}{\sum_i w_i + \epsilon}
+
+    Args:
+        members: factories of the F_i, any elementwise modules, learned ones included; by default
+            ReLU, sigmoid, tanh and softsign.
+        weights: initial w_i; by default 1 / n each.
+        eps: added to the sum.
+        num_parameters: 1, or C (the size of `channel_dim`), of the weights.
+        channel_dim: axis of the channels.
+        inplace: accepted and ignored.
+
+    Shape: (N, C, \*) -> same.
+
+    Attributes: as LinComb.
+
+    At initialisation: the mean of the members.
+
+    Raises: as LinComb. The function has a pole where the weights sum to -eps, as published.
+
+    Reference: Pishchik, "Trainable activations for image classification", 2023, preprints
+    202301.0463. Deviation from it: the sum is the released code's; the paper writes a norm of w.
+    """
+
+    def __init__(
+        self,
+        members: list[Callable[[], nn.Module]] | None = None,
+        weights: list[float] | None = None,
+        eps: float = 1e-8,
+        *,
+        num_parameters: int = 1,
+        channel_dim: int = 1,
+        inplace: bool = False,
+    ) -> None:
+        super().__init__(members, weights, num_parameters=num_parameters, channel_dim=channel_dim)
+        self.eps = finite("eps", eps)
+
+    def function(self, x: Tensor) -> Tensor:
+        """The mixture with the current weights."""
+        total = torch.stack(self.terms(self.weights, x)).sum(0) + self.eps
+        return super().function(x) / total

@@ -1,0 +1,237 @@
+"""Polynomial, rational and Fourier families whose terms can be unlocked while a network trains."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .activation import Activation, inside, integer, positive
+
+
+def polynomial(x: Tensor, coefficients: list[Tensor]) -> Tensor:
+    """`c_0 + c_1 x + ... + c_d x^d`, by Horner's rule; coefficients broadcast against `x`."""
+    value = coefficients[-1].expand_as(x)
+    for coefficient in reversed(coefficients[:-1]):
+        value = value * x + coefficient
+    return value
+
+
+def rational(x: Tensor, numerator: list[Tensor], denominator: list[Tensor]) -> Tensor:
+    """`(a_0 + ... + a_m x^m) / (1 + |b_1 x + ... + b_n x^n|)`; coefficients broadcast against `x`.
+
+    For |x| > 1 it is computed in 1 / x, so that no power of x overflows.
+    """
+    small, large = x.clamp(-1, 1), torch.where(x.abs() > 1, x, 1.0)
+    zero = torch.zeros_like(denominator[0])
+    near = polynomial(small, numerator) / (1 + polynomial(small, [zero, *denominator]).abs())
+    u = 1 / large
+    top = polynomial(u, numerator[::-1])
+    bottom = u.abs() ** len(denominator) + polynomial(u, denominator[::-1]).abs()
+    excess = len(numerator) - 1 - len(denominator)  # x^m / |x|^n = sign(x)^n x^(m - n)
+    power = large**excess if excess >= 0 else u**-excess
+    far = power * large.sign() ** len(denominator) * (top / bottom.clamp(min=1e-37))
+    return torch.where(x.abs() > 1, far, near)
+
+
+def fourier(x: Tensor, line: list[Tensor], waves: list[Tensor], omega: Tensor) -> Tensor:
+    """`l_0 + l_1 x + sum_k (s_k sin(k omega x) + c_k cos(k omega x))`, waves = [s_1, c_1, ...]."""
+    value = line[1] * x + line[0]
+    for k in range(1, len(waves) // 2 + 1):
+        angle = inside(k * omega * x)
+        value = value + waves[2 * k - 2] * angle.sin() + waves[2 * k - 1] * angle.cos()
+    return value
+
+
+class _Series(Activation):
+    """Terms beyond the first `basic` ones are locked at 0 until progress unlocks them."""
+
+    unlocked: Tensor
+
+    def __init__(
+        self, terms: int, basic: int, progressive: bool, num_parameters: int, channel_dim: int
+    ) -> None:
+        super().__init__(num_parameters, channel_dim)
+        self.progressive, self.number_of_terms = progressive, terms
+        self.basic = min(basic, terms) if progressive else terms
+        if progressive:
+            self.register_buffer("unlocked", torch.tensor(float(self.basic)))
+
+    def set_progress(self, progress: float) -> None:
+        """Unlock terms: the basic ones at 0, one more at equal steps, all of them before 1."""
+        if not 0.0 <= progress <= 1.0:
+            raise ValueError(f"progress must lie in [0, 1], got {progress!r}")
+        if self.progressive:
+            more = self.number_of_terms - self.basic
+            self.unlocked.fill_(self.basic + min(int(progress * (more + 1)), more))
+
+    def open(self, term: int, coefficient: Tensor) -> Tensor:
+        """`coefficient` of term 1, 2, ..., or 0 without a gradient while the term is locked."""
+        return coefficient * (self.unlocked >= term) if term > self.basic else coefficient
+
+
+def _fit(columns: list[Tensor], target: Tensor) -> list[float]:
+    return torch.linalg.lstsq(torch.stack(columns, 1), target[:, None]).solution[:, 0].tolist()
+
+
+def _silu_samples() -> tuple[Tensor, Tensor]:
+    x = torch.linspace(-3, 3, 301, dtype=torch.float64)
+    return x, F.silu(x)
+
+
+class Polynomial(_Series):
+    r"""Polynomial with learned coefficients, optionally progressive. Learned, scheduled.
+
+    .. math:: f(x) = \sum_{k=0}^{d} c_k x^k
+
+    Args:
+        degree: d, >= 1.
+        progressive: start with degree 2; each higher term is unlocked at equal steps of training
+            progress, from 0, so that the function never jumps.
+        num_parameters: 1, or C (the size of `channel_dim`).
+        channel_dim: axis of the channels.
+        inplace: accepted and ignored.
+
+    Shape: (N, C, \*) -> same.
+
+    Attributes: coefficients: (num_parameters, degree + 1), learned, not decayed. unlocked: (), the
+    number of powers in use, a persistent buffer of the progressive mode.
+
+    At initialisation: the least-squares fit of SiLU on [-3, 3] by the terms in use.
+
+    Raises: ValueError: degree < 1, progress outside [0, 1], or the channels do not match.
+
+    Reference: Chelly et al., ECCV 2024, arXiv 2407.07564, name polynomial families and progressive
+    complexity (second hand). Deviation from it: our reading.
+    """
+
+    def __init__(
+        self,
+        degree: int = 3,
+        progressive: bool = False,
+        *,
+        num_parameters: int = 1,
+        channel_dim: int = 1,
+        inplace: bool = False,
+    ) -> None:
+        integer("degree", degree)
+        super().__init__(degree, 2, progressive, num_parameters, channel_dim)
+        x, target = _silu_samples()
+        fitted = _fit([x**k for k in range(self.basic + 1)], target)
+        self.coefficients = self.learned("coefficients", fitted + [0.0] * (degree - self.basic))
+
+    def function(self, x: Tensor) -> Tensor:
+        """The formula with the terms in use."""
+        terms = self.terms(self.coefficients, x)
+        return polynomial(x, [self.open(k, c) for k, c in enumerate(terms)])
+
+
+class Rational(_Series):
+    r"""Rational function with a safe denominator, optionally progressive. Learned, scheduled.
+
+    .. math:: f(x) = \frac{\sum_{j=0}^{m} a_j x^j}{1 + \left| \sum_{k=1}^{n} b_k x^k \right|}
+
+    Args:
+        m: degree of the numerator, >= 1.
+        n: degree of the denominator, >= 1.
+        progressive: start with degrees 2 and 1; the higher terms, one of the numerator and one of
+            the denominator at a time, are unlocked at equal steps of training progress, from 0.
+        num_parameters: 1, or C (the size of `channel_dim`).
+        channel_dim: axis of the channels.
+        inplace: accepted and ignored.
+
+    Shape: (N, C, \*) -> same.
+
+    Attributes: numerator: (num_parameters, m + 1); denominator: (num_parameters, n); learned, not
+    decayed. unlocked: (), the numerator's degree in use (the denominator's is one less), a
+    persistent buffer of the progressive mode.
+
+    At initialisation: the linearised least-squares fit of SiLU on [-3, 3] by the terms in use.
+
+    Raises: ValueError: a degree < 1, progress outside [0, 1], or the channels do not match.
+
+    Reference: Molina et al., "Pade activation units", ICLR 2020, arXiv 1907.06732, equation 3 (the
+    safe form). Deviation from it: fitted to SiLU; the progressive mode is our reading.
+    """
+
+    def __init__(
+        self,
+        m: int = 5,
+        n: int = 4,
+        progressive: bool = False,
+        *,
+        num_parameters: int = 1,
+        channel_dim: int = 1,
+        inplace: bool = False,
+    ) -> None:
+        integer("m", m)
+        integer("n", n)
+        super().__init__(max(m, n + 1), 2, progressive, num_parameters, channel_dim)
+        x, target = _silu_samples()
+        top, bottom = min(m, self.basic), min(n, self.basic - 1)
+        columns = [x**j for j in range(top + 1)] + [-target * x**k for k in range(1, bottom + 1)]
+        fitted = _fit(columns, target)
+        self.numerator = self.learned("numerator", fitted[: top + 1] + [0.0] * (m - top))
+        self.denominator = self.learned("denominator", fitted[top + 1 :] + [0.0] * (n - bottom))
+
+    def function(self, x: Tensor) -> Tensor:
+        """The formula with the terms in use."""
+        top, bottom = self.terms(self.numerator, x), self.terms(self.denominator, x)
+        return rational(
+            x,
+            [self.open(j, a) for j, a in enumerate(top)],
+            [self.open(k, b) for k, b in enumerate(bottom, start=2)],
+        )
+
+
+class Fourier(_Series):
+    r"""A line and a Fourier series, optionally progressive. Learned, scheduled.
+
+    .. math:: f(x) = l_0 + l_1 x + \sum_{k=1}^{K} (s_k \sin(k \omega x) + c_k \cos(k \omega x))
+
+    Args:
+        harmonics: K, >= 1.
+        omega: initial fundamental angular frequency, > 0, in radians per unit of `x`.
+        progressive: start with the first harmonic; each higher one is unlocked at equal steps of
+            training progress, from 0, so that the function never jumps.
+        num_parameters: 1, or C (the size of `channel_dim`).
+        channel_dim: axis of the channels.
+        inplace: accepted and ignored.
+
+    Shape: (N, C, \*) -> same.
+
+    Attributes: line: (num_parameters, 2); waves: (num_parameters, 2 K), s_1, c_1, s_2, ...; omega:
+    (num_parameters,); learned, not decayed. unlocked: (), the number of harmonics in use, a
+    persistent buffer of the progressive mode.
+
+    At initialisation: the least-squares fit of SiLU on [-3, 3] by the terms in use.
+
+    Raises: ValueError: harmonics < 1, omega <= 0, progress outside [0, 1], or the channels do not
+    match.
+
+    Reference: Chelly et al., ECCV 2024, arXiv 2407.07564, name trigonometric families and
+    progressive complexity (second hand). Deviation from it: our reading.
+    """
+
+    def __init__(
+        self,
+        harmonics: int = 2,
+        omega: float = 0.7853981633974483,
+        progressive: bool = False,
+        *,
+        num_parameters: int = 1,
+        channel_dim: int = 1,
+        inplace: bool = False,
+    ) -> None:
+        integer("harmonics", harmonics)
+        super().__init__(harmonics, 1, progressive, num_parameters, channel_dim)
+        x, target = _silu_samples()
+        angles = [k * positive("omega", omega) * x for k in range(1, self.basic + 1)]
+        columns = [x**0, x, *(wave for angle in angles for wave in (angle.sin(), angle.cos()))]
+        fitted = _fit(columns, target)
+        self.line = self.learned("line", fitted[:2])
+        self.waves = self.learned("waves", fitted[2:] + [0.0] * (2 * (harmonics - self.basic)))
+        self.omega = self.learned("omega", omega)
+
+    def function(self, x: Tensor) -> Tensor:
+        """The formula with the terms in use."""
+        waves = [self.open(i // 2 + 1, w) for i, w in enumerate(self.terms(self.waves, x))]
+        return fourier(x, self.terms(self.line, x), waves, self.shaped(self.omega, x))
