@@ -68,9 +68,9 @@ def cpab(x: Tensor, velocities: Tensor) -> Tensor:
     left = torch.ones_like(x)  # time that is left
     for _ in range(cells + 1):  # a point on a knot first leaves the cell behind it
         slope = slopes.gather(1, cell)
-        speed = velocities.gather(1, cell) + slope * (x - cell / cells)
+        speed = velocities.gather(1, cell) + slope * (x - cell.to(x) / cells)
         forward = (speed.detach() > 0).long()
-        way = (cell + forward) / cells - x  # to the wall
+        way = (cell + forward).to(x) / cells - x  # to the wall
         # the time to it is log(speed there / speed here) / slope, infinite if v is 0 on the way
         steady = torch.where(speed.detach() == 0, 1.0, speed)
         ratio = slope * way / steady
@@ -119,9 +119,9 @@ class DiTAC(Activation):
         variance: scale of the prior, > 0.
         penalty_weight: of theta' Sigma^-1 theta, which `activations.penalty` adds to the loss.
         table: intervals of the look-up table.
-        variant: our readings of the paper's others: `leaky` T(x) times 1 for x >= 0, 0.01 for
-            x < 0; `ge` T(x) for x >= 0, GELU(x) for x < 0; `inf` DiTAC whose T goes on outside
-            along its tangents at a and b.
+        variant: our readings of the paper's others: `leaky` LeakyReLU(T(x)), slope 0.01; `ge` T(x)
+            for x >= 0, GELU(x) for x < 0; `inf` DiTAC whose T goes on outside along its tangents
+            at a and b.
         num_parameters: 1, or C (the size of `channel_dim`).
         channel_dim: axis of the channels.
         inplace: accepted and ignored.
@@ -211,7 +211,7 @@ class DiTAC(Activation):
         if self.variant == "ge":
             return torch.where(x >= 0, moved, F.gelu(x))
         if self.variant == "leaky":
-            return moved * torch.where(x >= 0, 1.0, 0.01)
+            return F.leaky_relu(moved, 0.01)
         return moved * _normal_cdf(x)
 
 

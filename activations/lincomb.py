@@ -57,10 +57,12 @@ class LinComb(Activation):
             chosen = list(members)
         if not chosen:
             raise ValueError("members must name at least one activation, got []")
-        modules: list[Any] = [member() if callable(member) else None for member in chosen]
-        for given, made in zip(chosen, modules, strict=True):
-            if isinstance(given, nn.Module) or not isinstance(made, nn.Module):
-                raise TypeError(f"a member must be a factory such as torch.nn.ReLU, got {given!r}")
+        modules = []
+        for member in chosen:
+            made = None if isinstance(member, nn.Module) or not callable(member) else member()
+            if not isinstance(made, nn.Module):
+                raise TypeError(f"a member must be a factory such as torch.nn.ReLU, got {member!r}")
+            modules.append(made)
         self.members = nn.ModuleList(modules)
         weights = [1 / len(modules)] * len(modules) if weights is None else weights
         if len(weights) != len(modules):

@@ -42,7 +42,11 @@ class Case:
     oracle_error: float = 0.0
 
     def __str__(self) -> str:
-        extra = [str(v) for k, v in self.arguments.items() if k in ("variant", "m", "dims")]
+        extra = [
+            str(v)
+            for k, v in self.arguments.items()
+            if k in ("variant", "m", "dims", "progressive")
+        ]
         return "-".join([self.kind.__name__, *extra])
 
     def make(self, **more: Any) -> A.Activation:
@@ -215,20 +219,27 @@ def powers(x, coefficients, first=0):
     return sum(parts), sum(np.abs(part) for part in parts)
 
 
+def unlocked(p, name, first):
+    """The terms of a parameter, those still locked set to 0."""
+    least = p.get("unlocked", np.inf)
+    return [c if k <= least else 0 * c for k, c in enumerate(terms(p, name), start=first)]
+
+
 def polynomial(x, p):
-    value, size = powers(x, terms(p, "coefficients"))
+    value, size = powers(x, unlocked(p, "coefficients", 0))
     return value, 4 * size
 
 
 def rational(x, p):
-    top, top_size = powers(x, terms(p, "numerator"))
-    bottom, bottom_size = powers(x, terms(p, "denominator"), first=1)
+    top, top_size = powers(x, unlocked(p, "numerator", 0))
+    bottom, bottom_size = powers(x, unlocked(p, "denominator", 2), first=1)
     bottom = 1 + np.abs(bottom)
     return top / bottom, 6 * (top_size + np.abs(top) * (1 + bottom_size) / bottom) / bottom
 
 
 def fourier(x, p):
     line, waves = terms(p, "line"), terms(p, "waves")
+    waves = [w if k // 2 + 1 <= p.get("unlocked", np.inf) else 0 * w for k, w in enumerate(waves)]
     value, scale = line[0] + line[1] * x, np.abs(line[0]) + np.abs(line[1] * x)
     for k in range(1, len(waves) // 2 + 1):
         angle = k * p["omega"] * x
@@ -316,7 +327,7 @@ def ditac(variant, a, b, cells, table):
         if variant == "ge":
             return np.where(x >= 0, t, x * gate)
         if variant == "leaky":
-            return t * np.where(x >= 0, 1, 0.01)
+            return t * np.where(t >= 0, 1, 0.01)
         return t * gate
 
     def formula(x, p):
@@ -373,6 +384,20 @@ CASES = [
     Case(A.Rational, {"m": 3, "n": 2}, rational, kinks=(-1.0, 1.0)),
     Case(A.Rational, {"m": 5, "n": 4}, rational, kinks=(-1.0, 1.0)),
     Case(A.Fourier, {"harmonics": 3, "omega": 0.6}, fourier),
+    Case(
+        A.Polynomial,
+        {"degree": 6, "progressive": True},
+        polynomial,
+        largest=lambda dtype: (torch.finfo(dtype).max / 64) ** (1 / 6),
+    ),
+    Case(
+        A.Rational,
+        {"m": 5, "n": 4, "progressive": True},
+        rational,
+        kinks=(-1.0, 1.0),
+        largest=lambda dtype: min(1e9, torch.finfo(dtype).max),
+    ),
+    Case(A.Fourier, {"harmonics": 4, "omega": 0.6, "progressive": True}, fourier),
     Case(A.Swish, {"beta": 1.4}, swish),
     Case(A.ACONC, {"p1": 0.9, "p2": 0.2, "beta": 1.3}, aconc),
     Case(A.PELU, {"a": 0.7, "b": 1.6}, pelu, kinks=(0.0,)),
