@@ -15,6 +15,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from torch import nn
 
 import activations
 import datamodules
@@ -43,7 +44,8 @@ class Parser(LightningArgumentParser):
             close = difflib.get_close_matches(value[1], known, n=3, cutoff=0.4) or known
             message = (
                 f"unknown --{key[1]} {value[1]!r}; the nearest: {', '.join(close)}. "
-                "Any other class goes by its full path, such as torch.nn.GELU"
+                "Any other class goes by its full path, such as "
+                f"torch.nn.{value[1] if hasattr(nn, value[1]) else 'GELU'}"
             )
         elif message.startswith("unrecognized arguments: --"):
             asked = message.removeprefix("unrecognized arguments: ").split("=")[0].split()[0]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .activation import Activation, finite, integer, positive
+from .activation import Activation, finite, inside, integer, positive
 from .spline import interpolate
 
 Variant = Literal["gelu", "leaky", "ge", "inf"]
@@ -212,7 +212,7 @@ class DiTAC(Activation):
             return torch.where(x >= 0, moved, F.gelu(x))
         if self.variant == "leaky":
             return F.leaky_relu(moved, 0.01)
-        return moved * _normal_cdf(x)
+        return inside(moved) * _normal_cdf(x)
 
 
 def _normal_cdf(x: Tensor) -> Tensor:

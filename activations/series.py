@@ -65,7 +65,9 @@ class _Series(Activation):
 
     def open(self, term: int, coefficient: Tensor) -> Tensor:
         """`coefficient` of term 1, 2, ..., or 0 without a gradient while the term is locked."""
-        return coefficient * (self.unlocked >= term) if term > self.basic else coefficient
+        if term <= self.basic:
+            return coefficient
+        return torch.where(self.unlocked >= term, coefficient, 0.0)
 
 
 def _fit(columns: list[Tensor], target: Tensor) -> list[float]:

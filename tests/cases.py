@@ -426,7 +426,6 @@ CASES = [
         oracle_error=1e-8,
     ),
     Case(A.DiTAC, DITAC | {"variant": "inf"}, ditac("inf", -1.0, 2.5, 5, 64), oracle_error=1e-8),
-    Case(A.CosLU, {"alpha": 0.7, "beta": 1.9}, coslu),
     Case(
         A.DSReLU,
         {"a": 3.0, "b": 0.6, "k": 4.0, "negative_slope": 0.4},

@@ -100,11 +100,18 @@ def test_finite_up_to_the_largest_numbers(case: Case, dtype: torch.dtype):
     # a slope above 1 leaves the dtype's range below its end; a convolution, a mean or a square earlier
     largest = largest / 16 if case.scalar else 100.0
     numbers = [0.0, torch.finfo(dtype).tiny, 1.0, 10.0, min(100.0, largest), largest]
+    if case.scalar and dtype != torch.float64:
+        numbers.append(torch.finfo(dtype).max)  # where the true value still fits
     for number in (sign * number for number in numbers for sign in (1, -1)):
+        if abs(number) > largest:
+            with np.errstate(all="ignore"):
+                true, _ = case.expected(module, np.full(case.shape, number))
+            if not (np.abs(true) <= torch.finfo(dtype).max).all():
+                continue
         x = torch.full(case.shape, number, dtype=dtype, requires_grad=True)
         y = module(x)
         assert y.isfinite().all(), number
-        (y * (1 / y.numel())).sum().backward()
+        (y * (1 / (64 * y.numel()))).sum().backward()
         assert x.grad is not None
         assert x.grad.isfinite().all(), number
         for name, parameter in A.shape_parameters(module).items():

@@ -85,6 +85,7 @@ def test_seed_zero_is_a_seed_and_reaches_the_data(parsed):
     ("line", "message"),
     [
         ("--data Digits --model.activation CosLu", "unknown --model.activation 'CosLu'; the nearest: CosLU"),
+        ("--data Digits --model.activation PReLU", "full path, such as torch.nn.PReLU"),
         ("--data Digitz", "unknown --data 'Digitz'; the nearest: Digits"),
         ("--data CIFAR10 --data.root /no/such", "no CIFAR10 in '/no/such'.*--data.root DIR"),
         ("--data Digits --model.activaton CosLU", "--model.activaton CosLU; the nearest: --model.activation"),
