@@ -87,6 +87,10 @@ def replace_activations(
     if example_input is None:
         cfg = getattr(model, "pretrained_cfg", None) or {}
         example_input = torch.zeros(2, *cfg.get("input_size", (3, 224, 224)))
+    if is_activation(model):
+        raise ValueError(
+            f"{type(model).__name__} is an activation itself: wrap it in torch.nn.Sequential"
+        )
     probe = factory()
     if not isinstance(probe, nn.Module):
         raise TypeError(f"the activation factory must make a torch.nn.Module, got {probe!r}")
@@ -100,9 +104,11 @@ def replace_activations(
         call.new = f"{type(new).__name__}({new.extra_repr()})"
         old = model.get_submodule(call.name)
         replacements[call.name] = new.to(parameter.device).train(old.training)
-    for name, new in replacements.items():
-        owner, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(owner), attribute, new)
+    new_of = {model.get_submodule(name): new for name, new in replacements.items()}
+    for name, module in list(model.named_modules(remove_duplicate=False)):  # under all its names
+        if module in new_of:
+            owner, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(owner), attribute, new_of[module])
     return SwapReport(calls)
 
 
@@ -175,13 +181,15 @@ def _run(twin: nn.Module, example_input: Tensor) -> tuple[list[Call], list[str]]
         def __torch_function__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
-            site, module = stack[-1]
-            if func in _FUNCTIONS and not is_activation(module):
-                functional.append(f"{site or 'the network itself'} ({_caller()})")
+            if func in _FUNCTIONS and not within_activation():
+                functional.append(f"{stack[-1][0] or 'the network itself'} ({_caller()})")
             return func(*args, **(kwargs or {}))
 
+    def within_activation() -> bool:
+        return any(is_activation(module) for _, module in stack)
+
     def enter(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if is_activation(module):
+        if is_activation(module) and not within_activation():
             call = calls.setdefault(name, Call(name, type(module).__name__))
             call.shapes.append(tuple(inputs[0].shape))
         stack.append((name, module))

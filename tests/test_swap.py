@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from activations import LSLU, CosLU, DSReLU, replace_activations
+from activations import LSLU, CosLU, DSReLU, LinComb, replace_activations
 from models import CifarResNet
 
 
@@ -60,6 +60,29 @@ def test_weights_buffers_and_random_state_are_untouched():
     after = model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in state.items())
     assert model.training
+
+
+def test_a_module_under_two_names_and_a_second_swap():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.ReLU()
+            self.layers = nn.Sequential(nn.Conv2d(3, 4, 1), self.act)
+
+        def forward(self, x):
+            return self.layers(x)
+
+    model, example = Twice(), torch.zeros(2, 3, 8, 8)
+    assert (
+        len(replace_activations(model, partial(LinComb, [nn.ReLU, CosLU]), example_input=example))
+        == 1
+    )
+    assert isinstance(model.layers[1], LinComb)
+    assert model.act is model.layers[1]
+    assert len(replace_activations(model, CosLU, example_input=example)) == 1
+    assert isinstance(model.layers[1], CosLU)
+    with pytest.raises(ValueError, match=r"ReLU is an activation itself: wrap it"):
+        replace_activations(nn.ReLU(), CosLU, example_input=example)
 
 
 class Functional(nn.Module):
