@@ -51,7 +51,7 @@ def samples() -> list[tuple[str, Activation]]:
             found += [(f"EELU-{v}", kind(v)) for v in (1, 2, 3, 4)]
         elif kind is activations.DiTAC:
             for variant in ("gelu", "leaky", "ge", "inf"):
-                found.append((f"DiTAC {variant}", kind(theta="zero", variant=variant)))
+                found.append((f"DiTAC {variant}", kind(variant=variant)))
         else:
             found.append((name, kind()))
     return found

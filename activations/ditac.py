@@ -114,7 +114,7 @@ class DiTAC(Activation):
         cells: of the field, >= 2.
         a: left end of the interval; by default -0.5, and 0 for the variant ge.
         b: right end.
-        theta: `prior` draws it from the smoothness prior, `zero` makes T the identity.
+        theta: `zero` makes T the identity; `prior` draws it from the smoothness prior.
         length: correlation length of the prior, > 0.
         variance: scale of the prior, > 0.
         penalty_weight: of theta' Sigma^-1 theta, which `activations.penalty` adds to the loss.
@@ -130,13 +130,15 @@ class DiTAC(Activation):
 
     Attributes: theta: (num_parameters, cells - 1), learned, not decayed.
 
-    At initialisation: random; theta = 0 is GELU exactly.
+    At initialisation: GELU, but for the rounding of the table.
 
     Raises: ValueError: cells < 2, a >= b, a number out of range, or the channels do not match.
 
     Reference: Chelly et al., "Trainable highly-expressive activation functions", ECCV 2024, arXiv
-    2407.07564. Deviation from it: interpolation instead of rounding in the table; the penalty is a
-    loss term; the released gradient of theta is 9 times too large.
+    2407.07564. Deviation from it: theta starts at 0, not from the prior, whose released constants
+    move points by several interval widths a unit time, so that T is all but a step; interpolation
+    instead of rounding in the table; the penalty is a loss term; the released gradient of theta is
+    9 times too large.
     """
 
     knots: Tensor
@@ -148,7 +150,7 @@ class DiTAC(Activation):
         a: float | None = None,
         b: float = 2.0,
         *,
-        theta: Literal["prior", "zero"] = "prior",
+        theta: Literal["zero", "prior"] = "zero",
         length: float = 5.0,
         variance: float = 2.0,
         penalty_weight: float = 0.1,

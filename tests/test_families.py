@@ -179,10 +179,10 @@ def test_cpab_basis_spans_the_continuous_fields_with_zero_ends():
 def test_ditac_prior_and_penalty():
     torch.manual_seed(0)
     sigma = covariance(10, 5.0, 2.0)
-    module = A.DiTAC(num_parameters=20_000, table=2)
+    module = A.DiTAC(theta="prior", num_parameters=20_000, table=2)
     drawn = module.theta.detach().double()
     torch.testing.assert_close(drawn.T @ drawn / len(drawn), sigma, rtol=0.1, atol=20)
-    small = A.DiTAC(penalty_weight=0.3)
+    small = A.DiTAC(theta="prior", penalty_weight=0.3)
     theta = small.theta.detach().double()[0]
     expected = 0.3 * theta @ torch.linalg.solve(sigma, theta)
     model = nn.Sequential(small, A.CosLU(), A.DiTAC(theta="zero"))
@@ -194,7 +194,7 @@ def test_the_classifier_adds_the_penalty(monkeypatch: pytest.MonkeyPatch):
     from models import Classifier
 
     torch.manual_seed(0)
-    model = Classifier("resnet8", activation=partial(A.DiTAC, table=64)).eval()
+    model = Classifier("resnet8", activation=partial(A.DiTAC, theta="prior", table=64)).eval()
     monkeypatch.setattr(model, "log", lambda *args, **kwargs: None)
     monkeypatch.setattr(
         Classifier,
