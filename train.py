@@ -73,6 +73,7 @@ class CLI(LightningCLI):
         for name in ("num_classes", "in_channels", "image_size"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(ActivationSchedule, "schedule")
         parser.add_lightning_class_args(ActivationMonitor, "monitor")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
@@ -84,11 +85,16 @@ class CLI(LightningCLI):
         """Name the run's folder <data>-<backbone>-<activation>; check what is asked for."""
         config = self.config[str(self.subcommand)]
         path = config.ckpt_path
+        if path is None and self.subcommand != "fit":
+            raise ValueError(
+                f"{self.subcommand} needs trained weights: --ckpt_path .../checkpoints/best.ckpt"
+            )
         if path not in (None, "best", "last", "hpc", "registry") and not Path(path).exists():
             raise FileNotFoundError(f"no checkpoint {str(path)!r} (--ckpt_path)")
         trainer = config.trainer
         if trainer.enable_checkpointing is False or trainer.fast_dev_run:
-            self._parser(self.subcommand).callback_keys.remove("checkpoint")
+            for name in ("checkpoint", "last_checkpoint"):
+                self._parser(self.subcommand).callback_keys.remove(name)
         arguments = getattr(trainer.logger, "init_args", None)
         if arguments is not None and arguments.get("name", "") is None:
             chosen = (config.data, config.model.activation)
@@ -109,8 +115,9 @@ class CLI(LightningCLI):
         trainer, config = self.trainer, self.config[str(self.subcommand)]
         if config.test_after_fit:
             saved = getattr(trainer.checkpoint_callback, "best_model_path", "")
-            best = "best" if saved else None  # nothing was saved: the weights at the end
-            trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
+            # nothing saved, as in a fast_dev_run: the weights at the end
+            path = saved or None
+            trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
         summary = run_summary(trainer, "test" if config.test_after_fit else "val")
         if trainer.is_global_zero:
             print(summary)

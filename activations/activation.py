@@ -118,7 +118,8 @@ class Activation(nn.Module):
 
     def shape_values(self) -> dict[str, Tensor]:
         """Current value of each shape parameter and schedule buffer, as (channels, terms)."""
-        named = [(name, value) for name, value in self.state_dict().items() if "." not in name]
+        schedule = ((name, b) for name, b in self.named_buffers(recurse=False) if b.dim() == 0)
+        named = [*self.named_parameters(recurse=False), *schedule]
         return {
             name: value.detach().reshape(self.num_parameters if value.dim() else 1, -1)
             for name, value in named

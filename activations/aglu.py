@@ -11,8 +11,8 @@ _LEAST = 1e-4  # of lambda, as in the paper
 
 def apa(x: Tensor, lambd: Tensor, kappa: Tensor) -> Tensor:
     """`(lambd exp(-kappa x) + 1)^(-1 / lambd)` for lambd > 0; parameters broadcast against `x`."""
-    exponent = F.softplus(lambd.log() - kappa * x, threshold=50)
-    # exp(-1000) is 0 in every dtype: beyond it nothing changes but an overflow of the quotient
+    # exp(-1000) is 0 in every dtype: beyond it nothing changes but overflows on the way
+    exponent = F.softplus((lambd.log() - kappa * x).clamp(min=-1000), threshold=50)
     return torch.exp(-torch.minimum(exponent, 1000 * lambd) / lambd)
 
 

@@ -20,9 +20,9 @@ def basis(cells: int) -> Tensor:
     Row 2c is the slope and row 2c + 1 the constant of the field v(x) = A[2c] x + A[2c + 1] on
     cell c of [0, 1], where A = B theta.
     """
-    rows = torch.zeros(cells + 1, 2 * cells, dtype=torch.float64)
+    rows = torch.zeros(cells + 1, 2 * cells, dtype=torch.float64, device="cpu")
     for knot in range(cells + 1):  # v is 0 at both ends and continuous at the inner knots
-        x = torch.tensor([knot / cells, 1.0], dtype=torch.float64)
+        x = torch.tensor([knot / cells, 1.0], dtype=torch.float64, device="cpu")
         if knot > 0:
             rows[knot, 2 * knot - 2 : 2 * knot] = x
         if knot < cells:
@@ -37,9 +37,12 @@ def covariance(cells: int, length: float, variance: float) -> Tensor:
     C = exp(-d / length)^2 (variance D)^2 for each of the two numbers of a cell by itself, with d
     the distances of the cells' centres on [-1, 1] and D = 2 cells.
     """
-    centres = torch.arange(cells, dtype=torch.float64) * 2 / cells
+    centres = torch.arange(cells, dtype=torch.float64, device="cpu") * 2 / cells
     between = torch.exp(-(centres[:, None] - centres).abs() / length) ** 2
-    full = torch.kron(between, torch.eye(2, dtype=torch.float64)) * (variance * 2 * cells) ** 2
+    full = (
+        torch.kron(between, torch.eye(2, dtype=torch.float64, device="cpu"))
+        * (variance * 2 * cells) ** 2
+    )
     return basis(cells).T @ full @ basis(cells)
 
 
@@ -47,8 +50,8 @@ def covariance(cells: int, length: float, variance: float) -> Tensor:
 def knot_basis(cells: int) -> Tensor:
     """(cells - 1, cells + 1): the field of each coordinate of theta at the knots of [0, 1]."""
     slopes, constants = basis(cells)[0::2], basis(cells)[1::2]
-    left = torch.arange(cells, dtype=torch.float64)[:, None] / cells
-    return torch.cat([slopes * left + constants, torch.zeros(1, cells - 1)]).T.contiguous()
+    left = torch.arange(cells, dtype=torch.float64, device="cpu")[:, None] / cells
+    return torch.cat([slopes * left + constants, slopes.new_zeros(1, cells - 1)]).T.contiguous()
 
 
 def cpab(x: Tensor, velocities: Tensor) -> Tensor:
@@ -177,13 +180,12 @@ class DiTAC(Activation):
         prior = covariance(
             integer("cells", cells, 2), positive("length", length), positive("variance", variance)
         )
-        values = torch.zeros(num_parameters, cells - 1, dtype=torch.float64)
+        self.theta = torch.nn.Parameter(torch.zeros(num_parameters, cells - 1))
         if theta == "prior":
-            values = torch.randn_like(values) @ torch.linalg.cholesky(prior).T
-        self.theta = torch.nn.Parameter(values.to(torch.get_default_dtype()))
-        dtype = self.theta.dtype
-        self.register_buffer("knots", knot_basis(cells).to(dtype), persistent=False)
-        self.register_buffer("precision", prior.inverse().to(dtype), persistent=False)
+            factor = torch.linalg.cholesky(prior).to(self.theta)
+            self.theta = torch.nn.Parameter(torch.randn_like(self.theta) @ factor.T)
+        self.register_buffer("knots", torch.empty(cells - 1, cells + 1).copy_(knot_basis(cells)))
+        self.register_buffer("precision", prior.inverse().to(self.knots, copy=True))
 
     def penalty(self) -> Tensor | None:
         """`penalty_weight theta' Sigma^-1 theta`, summed over the channels."""

@@ -8,7 +8,7 @@ from .activation import Activation, finite
 def even_cubic_relu(x: Tensor, alpha: Tensor, beta: Tensor, gamma: float) -> Tensor:
     """`alpha relu(x) + gamma beta |x|^3`; alpha and beta broadcast against `x`."""
     size = x.abs()
-    return alpha * x.relu() + (gamma * beta) * (size * size * size)
+    return alpha * x.relu() + gamma * beta * size * size * size  # from the left: 0 stays 0
 
 
 class EvenCubicReLU(Activation):

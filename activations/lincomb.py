@@ -71,7 +71,13 @@ class LinComb(Activation):
 
     def function(self, x: Tensor) -> Tensor:
         """The mixture with the current weights."""
-        return lincomb([member(x) for member in self.members], self.terms(self.weights, x))
+        values = [self._value(member, x) for member in self.members]
+        return lincomb(values, self.terms(self.weights, x))
+
+    @staticmethod
+    def _value(member: nn.Module, x: Tensor) -> Tensor:
+        own = next(member.parameters(), x)  # torch's PReLU takes no other dtype than its own
+        return member(x if isinstance(member, Activation) else x.to(own.dtype)).to(x.dtype)
 
 
 class NormLinComb(LinComb):

@@ -6,20 +6,26 @@ from torch import Tensor
 from .activation import Activation, at_least, finite, inside
 
 
+def gate(x: Tensor) -> Tensor:
+    """sigmoid(x), whose gradient is an exact 0 far out, whatever comes back to it."""
+    return torch.sigmoid(x.clamp(-1000, 1000))
+
+
 def swish(x: Tensor, beta: Tensor) -> Tensor:
     """`x sigmoid(beta x)`; `beta` broadcasts against `x`."""
-    return x * torch.sigmoid(beta * x)
+    return x * gate(beta * x)
 
 
 def aconc(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
     """`(p1 - p2) x sigmoid(beta (p1 - p2) x) + p2 x`; parameters broadcast against `x`."""
     difference = p1 - p2
-    return difference * x * torch.sigmoid(beta * difference * x) + p2 * x
+    return difference * (x * gate(beta * difference * x)) + p2 * x
 
 
 def pelu(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """`(a / b) x` for x >= 0, else `a (exp(x / b) - 1)`; a, b > 0 broadcast against `x`."""
-    return torch.where(x >= 0, (a / b) * x, a * torch.expm1(x.clamp(-1000, 0) / b))
+    left = torch.maximum(x.clamp(max=0), -1000 * b.detach())  # e^-1000 is 0 in every dtype
+    return torch.where(x >= 0, (a / b) * x, a * torch.expm1(left / b))
 
 
 def snake(x: Tensor, alpha: Tensor) -> Tensor:

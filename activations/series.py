@@ -15,21 +15,37 @@ def polynomial(x: Tensor, coefficients: list[Tensor]) -> Tensor:
     return value
 
 
-def rational(x: Tensor, numerator: list[Tensor], denominator: list[Tensor]) -> Tensor:
+def rational(
+    x: Tensor,
+    numerator: list[Tensor],
+    denominator: list[Tensor],
+    degrees: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """`(a_0 + ... + a_m x^m) / (1 + |b_1 x + ... + b_n x^n|)`; coefficients broadcast against `x`.
 
-    For |x| > 1 it is computed in 1 / x, so that no power of x overflows.
+    For |x| > 1 it is computed in 1 / x, so that no power of x overflows. `degrees` are m and n
+    where they are smaller than the lists say, whose other coefficients are 0.
     """
+    m, n = degrees or (len(numerator) - 1, len(denominator))
     small, large = x.clamp(-1, 1), torch.where(x.abs() > 1, x, 1.0)
     zero = torch.zeros_like(denominator[0])
     near = polynomial(small, numerator) / (1 + polynomial(small, [zero, *denominator]).abs())
     u = 1 / large
-    top = polynomial(u, numerator[::-1])
-    bottom = u.abs() ** len(denominator) + polynomial(u, denominator[::-1]).abs()
-    excess = len(numerator) - 1 - len(denominator)  # x^m / |x|^n = sign(x)^n x^(m - n)
-    power = large**excess if excess >= 0 else u**-excess
-    far = power * large.sign() ** len(denominator) * (top / bottom.clamp(min=1e-37))
+    top, below = _reversed(u, numerator, m), _reversed(u, [zero, *denominator], n)
+    bottom = u.abs() ** n + below.abs()
+    tiny = torch.finfo(x.dtype).tiny
+    # x^m / |x|^n = sign(x)^n x^(m - n)
+    far = large ** (m - n) * large.sign() ** n * (top / bottom.clamp(min=tiny))
     return torch.where(x.abs() > 1, far, near)
+
+
+def _reversed(u: Tensor, coefficients: list[Tensor], degree: Tensor | int) -> Tensor:
+    """`c_0 u^degree + c_1 u^(degree - 1) + ... + c_degree`."""
+    value = coefficients[0].expand_as(u)
+    for k, coefficient in enumerate(coefficients[1:], start=1):
+        longer = value * u + coefficient
+        value = longer if isinstance(degree, int) else torch.where(degree >= k, longer, value)
+    return value
 
 
 def fourier(x: Tensor, line: list[Tensor], waves: list[Tensor], omega: Tensor) -> Tensor:
@@ -146,7 +162,7 @@ class Rational(_Series):
     decayed. unlocked: (), the numerator's degree in use (the denominator's is one less), a
     persistent buffer of the progressive mode.
 
-    At initialisation: the linearised least-squares fit of SiLU on [-3, 3] by the terms in use.
+    At initialisation: near the least-squares fit of SiLU on [-3, 3] by the terms in use.
 
     Raises: ValueError: a degree < 1, progress outside [0, 1], or the channels do not match.
 
@@ -169,18 +185,33 @@ class Rational(_Series):
         super().__init__(max(m, n + 1), 2, progressive, num_parameters, channel_dim)
         x, target = _silu_samples()
         top, bottom = min(m, self.basic), min(n, self.basic - 1)
-        columns = [x**j for j in range(top + 1)] + [-target * x**k for k in range(1, bottom + 1)]
-        fitted = _fit(columns, target)
-        self.numerator = self.learned("numerator", fitted[: top + 1] + [0.0] * (m - top))
-        self.denominator = self.learned("denominator", fitted[top + 1 :] + [0.0] * (n - bottom))
+        powers = [x**j for j in range(top + 1)]
+        even = range(2, bottom + 1, 2)  # SiLU(x) - x / 2 is even
+        fitted = _fit([*powers, *(-target * x**k for k in even)], target)[top + 1 :]
+        b = [dict(zip(even, fitted, strict=True)).get(k, 0.0) for k in range(1, n + 1)]
+        below = sum((value * x**k for k, value in enumerate(b, start=1)), 0 * x)
+        if not even or below.min() < 0:  # not what the absolute value would make of it
+            b = [1e-3 if k == min(2, bottom) else 0.0 for k in range(1, n + 1)]
+            below = 1e-3 * x ** min(2, bottom)
+        under = 1 + below.abs()
+        a = _fit([power / under for power in powers], target)
+        self.numerator = self.learned("numerator", a + [0.0] * (m - top))
+        self.denominator = self.learned("denominator", b)
 
     def function(self, x: Tensor) -> Tensor:
         """The formula with the terms in use."""
         top, bottom = self.terms(self.numerator, x), self.terms(self.denominator, x)
+        degrees = None
+        if self.progressive:
+            degrees = (
+                self.unlocked.clamp(max=len(top) - 1).to(x.dtype),
+                (self.unlocked - 1).clamp(max=len(bottom)).to(x.dtype),
+            )
         return rational(
             x,
             [self.open(j, a) for j, a in enumerate(top)],
             [self.open(k, b) for k, b in enumerate(bottom, start=2)],
+            degrees,
         )
 
 

@@ -48,13 +48,21 @@ class Call:
 
 
 class SwapReport(list[Call]):
-    """The calls that were swapped, in the order of the forward pass; prints as a table."""
+    """The calls that were swapped, in the order of the forward pass; prints as a table.
+
+    Attributes:
+        left: names of activations that the forward pass in evaluation mode did not call, and that
+            were therefore left as they are.
+    """
+
+    left: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """One line a call: name, old, new."""
         rows = [("site", "was", "is"), *((call.name, call.old, call.new) for call in self)]
         widths = [max(len(row[column]) for row in rows) for column in range(2)]
-        return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in rows)
+        lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in rows]
+        return "\n".join([*lines, *(f"{name}: never called, left as it is" for name in self.left)])
 
 
 def replace_activations(
@@ -97,19 +105,31 @@ def replace_activations(
     calls = _calls(model, example_input)
     sized = "channels" in inspect.signature(type(probe)).parameters
     channels = _channels(model, example_input, calls, type(probe).__name__) if sized else {}
-    parameter = next(model.parameters(), example_input)
+    parameters = (p for p in model.parameters() if p.is_floating_point())
+    parameter = next(parameters, example_input)
     replacements = {}
     for call in calls:
         new = factory(channels=channels[call.name]) if sized else factory()
         call.new = f"{type(new).__name__}({new.extra_repr()})"
         old = model.get_submodule(call.name)
-        replacements[call.name] = new.to(parameter.device).train(old.training)
+        replacements[call.name] = new.to(parameter.device, parameter.dtype).train(old.training)
     new_of = {model.get_submodule(name): new for name, new in replacements.items()}
     for name, module in list(model.named_modules(remove_duplicate=False)):  # under all its names
         if module in new_of:
-            owner, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(owner), attribute, new_of[module])
-    return SwapReport(calls)
+            owner_name, _, attribute = name.rpartition(".")
+            owner = model.get_submodule(owner_name)
+            setattr(owner, attribute, new_of[module])
+            if isinstance(owner, nn.TransformerEncoderLayer):
+                owner.activation_relu_or_gelu = 0  # else its fast path goes on with the old one
+    report = SwapReport(calls)
+    new = tuple(new_of.values())
+    inner = {id(part) for module in new for part in module.modules()}
+    report.left = tuple(
+        name
+        for name, module in model.named_modules()
+        if is_activation(module) and id(module) not in inner
+    )
+    return report
 
 
 def _calls(model: nn.Module, example_input: Tensor) -> list[Call]:
@@ -188,14 +208,16 @@ def _run(twin: nn.Module, example_input: Tensor) -> tuple[list[Call], list[str]]
     def within_activation() -> bool:
         return any(is_activation(module) for _, module in stack)
 
-    def enter(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def enter(name: str, module: nn.Module, args: tuple[Tensor, ...], kwargs: Any) -> None:
         if is_activation(module) and not within_activation():
             call = calls.setdefault(name, Call(name, type(module).__name__))
-            call.shapes.append(tuple(inputs[0].shape))
+            call.shapes.append(tuple((*args, *kwargs.values())[0].shape))
         stack.append((name, module))
 
     for name, module in twin.eval().named_modules():
-        module.register_forward_pre_hook(lambda m, inputs, name=name: enter(name, m, inputs))
+        module.register_forward_pre_hook(
+            lambda m, args, kwargs, name=name: enter(name, m, args, kwargs), with_kwargs=True
+        )
         module.register_forward_hook(lambda m, inputs, output: stack.pop() and None)
     with Watch():
         twin(example_input)

@@ -137,7 +137,10 @@ def curve(module: nn.Module) -> tuple[Tensor, Tensor]:
     x = torch.linspace(-4, 4, 401)
     function = module.function if isinstance(module, Activation) else module
     assert callable(function)
-    y = function(x.to(device).view(-1, 1).expand(-1, channels).contiguous())
+    points = x.to(device).view(-1, 1).expand(-1, channels).contiguous()
+    if not isinstance(module, Activation):
+        points = points.to(next(module.parameters()).dtype)
+    y = function(points)
     return x, y.mean(1).float().cpu()
 
 

@@ -1,5 +1,6 @@
 """The LightningModule that trains any backbone with any activation."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,8 +9,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import CosineAnnealingLR
-from torchmetrics import Metric, MetricCollection
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassF1Score
 
 from activations import parameter_groups, penalty, replace_activations
@@ -96,6 +97,8 @@ class Classifier(LightningModule):
         self.train_acc = MulticlassAccuracy(num_classes, average="micro")
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
+        self.val_loss = MeanMetric(nan_strategy="disable")
+        self.test_loss = MeanMetric(nan_strategy="disable")
 
     def forward(self, images: Tensor) -> Tensor:
         """Class scores (logits) of (N, C, H, W) images."""
@@ -128,23 +131,25 @@ class Classifier(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the `val/` metrics."""
-        self._evaluate(batch, self.val_metrics, "val")
+        self._evaluate(batch, self.val_metrics, self.val_loss, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the `test/` metrics."""
-        self._evaluate(batch, self.test_metrics, "test")
+        self._evaluate(batch, self.test_metrics, self.test_loss, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Index in the data set, label and class probabilities of each image."""
         images, labels, index = batch
         return {"index": index, "label": labels, "probability": self(images).softmax(1)}
 
-    def _evaluate(self, batch: Batch, metrics: MetricCollection, stage: str) -> None:
+    def _evaluate(
+        self, batch: Batch, metrics: MetricCollection, mean_loss: MeanMetric, stage: str
+    ) -> None:
         images, labels, *_ = batch
         scores = self(images).float()
         metrics.update(scores, labels)
-        loss = F.cross_entropy(scores, labels)
-        self.log(f"{stage}/loss", loss, batch_size=len(labels), sync_dist=True)
+        mean_loss.update(F.cross_entropy(scores, labels, reduction="none"))
+        self.log(f"{stage}/loss", mean_loss)
         self.log_dict(metrics, prog_bar=stage == "val")  # pyright: ignore[reportArgumentType]
 
     def configure_optimizers(self) -> Any:
@@ -163,7 +168,10 @@ class Classifier(LightningModule):
                     "the default cosine needs a planned length: set trainer.max_epochs or "
                     "trainer.max_steps, or choose model.lr_scheduler"
                 )
-            scheduler = CosineAnnealingLR(optimizer, int(steps))
+            # by its formula, so that a resumed run with a new length follows the new plan
+            scheduler = LambdaLR(
+                optimizer, lambda step: (1 + math.cos(math.pi * min(step / steps, 1))) / 2
+            )
             return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
         scheduler = self.lr_scheduler(optimizer)
         plateau = isinstance(scheduler, ReduceLROnPlateau)

@@ -1,6 +1,7 @@
 """Schedules, monitor and predictions in real, small trainings."""
 
 import csv
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -219,3 +220,22 @@ def test_a_diverged_run_stops_and_says_so(tmp_path: Path):
         ValueError, match=r"training loss is (nan|inf) at the end of epoch 0.*--model.optimizer.lr"
     ):
         trainer(tmp_path).fit(model, datamodule=Tiny())
+
+
+def test_a_longer_resume_follows_the_new_plan(tmp_path: Path):
+    save = ModelCheckpoint(tmp_path, "x")
+    first = trainer(tmp_path, save, enable_checkpointing=True, max_epochs=1)
+    first.fit(classifier(), datamodule=Tiny())
+    model, rates = classifier(), []
+
+    class Rates(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    save = ModelCheckpoint(tmp_path / "again", "x")
+    longer = trainer(tmp_path, Rates(), save, enable_checkpointing=True, max_epochs=2)
+    with pytest.warns(UserWarning, match="dirpath has changed"):
+        longer.fit(model, datamodule=Tiny(), ckpt_path=str(tmp_path / "x.ckpt"))
+    assert rates[1:] == [
+        pytest.approx(0.05 * (1 + math.cos(math.pi * step / 16))) for step in range(9, 16)
+    ]

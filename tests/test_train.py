@@ -113,6 +113,12 @@ def test_a_slip_gets_one_message(
     assert list(tmp_path.iterdir()) == []  # nothing half-written
 
 
+@pytest.mark.parametrize("name", ["validate", "test", "predict"])
+def test_untrained_weights_are_not_judged(monkeypatch: pytest.MonkeyPatch, name: str):
+    with pytest.raises(SystemExit, match=f"{name} needs trained weights: --ckpt_path"):
+        command(monkeypatch, f"{name} --data Digits --model.backbone resnet8")
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
     def bug(cli: Any, name: str) -> None:
         torch.zeros(2) @ torch.zeros(3)
@@ -142,6 +148,8 @@ def test_fit_then_test_then_validate_then_predict(
                          "-m tensorboard.main --logdir runs/CIFAR10-resnet8-LSLU"):  # fmt: skip
             assert expected in printed
         best = run / "checkpoints" / "best.ckpt"
+        last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+        assert last["global_step"] == 2 * 7  # whether or not the second epoch was better
         for file in (best, run / "checkpoints" / "last.ckpt", run / "config.yaml",
                      run / "activations.png"):  # fmt: skip
             assert file.is_file()
@@ -175,7 +183,8 @@ def test_runs_without_logger_and_checkpoints(tmp_path: Path, monkeypatch: pytest
 
 
 def test_two_processes_test_every_sample_once(tmp_path: Path):
-    write_tree(tmp_path / "cifar", per_class=8, test_per_class=5)  # 50 images: uneven batches of 7
+    write_tree(tmp_path / "cifar", per_class=8, test_per_class=5)
+    (tmp_path / "cifar/test/cat/0.png").unlink()  # 49 images do not divide
     line = (f"{ROOT / 'train.py'} fit --data CIFAR10 --data.root cifar --data.eval_batch_size 7 "
             "--trainer.enable_progress_bar false --trainer.enable_model_summary false "
             "--trainer.accelerator cpu --test_after_fit true "
@@ -197,10 +206,20 @@ def test_two_processes_test_every_sample_once(tmp_path: Path):
         found = re.search(r"test +(.*)", done.stdout)
         assert found
         results[devices] = [float(x) for x in re.findall(r"\d\.\d{4}", found[1])]
+    best = next(tmp_path.glob("runs/*/version_0/checkpoints/best.ckpt"))
+    tested = []
+    for devices in (1, 2):  # the same weights give the same numbers, the loss too
+        line = f"test --data CIFAR10 --data.root cifar --data.eval_batch_size 7 --ckpt_path {best}"
+        line += f" --trainer.accelerator cpu --trainer.logger false --trainer.devices {devices}"
+        arguments = [sys.executable, str(ROOT / "train.py"), *line.split()]
+        done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=150)
+        tested.append([float(x) for x in re.findall(r"test/\w+ +([\d.]+)", done.stdout)])
+    assert len(tested[0]) == 5
+    assert tested[0] == pytest.approx(tested[1], rel=1e-6)
     # BatchNorm sees half of the batch in each process, so training differs a little; the shares of
-    # 50 test images do not: a padded or dropped sample would leave the grid of 1/50
+    # 49 test images do not: a padded or dropped sample would leave the grid of 1/49
     for numbers in results.values():
-        assert numbers[0] * 50 == pytest.approx(round(numbers[0] * 50), abs=1e-6)
+        assert numbers[0] * 49 == pytest.approx(round(numbers[0] * 49), abs=0.01)
 
 
 def test_help_is_quick_to_import():
