@@ -122,8 +122,7 @@ def replace_activations(
             if isinstance(owner, nn.TransformerEncoderLayer):
                 owner.activation_relu_or_gelu = 0  # else its fast path goes on with the old one
     report = SwapReport(calls)
-    new = tuple(new_of.values())
-    inner = {id(part) for module in new for part in module.modules()}
+    inner = {id(part) for module in new_of.values() for part in module.modules()}
     report.left = tuple(
         name
         for name, module in model.named_modules()

@@ -112,7 +112,7 @@ class Classifier(LightningModule):
             scores, labels, weight=self.class_weights, label_smoothing=self.label_smoothing
         )
         loss = loss + penalty(self.backbone)
-        self.train_acc(scores, labels)
+        self.train_acc.update(scores, labels)
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
         for group in self.trainer.optimizers[0].param_groups:

@@ -239,7 +239,9 @@ def test_progressive_terms_never_make_a_jump(module: Any):
         before = module(x)
         module.set_progress(step / 40)
         used.append(module.unlocked.item())
-        torch.testing.assert_close(module(x), before, rtol=1e-6, atol=1e-6)
+        # the rational's powers are regrouped; the other two must not move by a bit
+        rounding = 1e-6 if isinstance(module, A.Rational) else 0
+        torch.testing.assert_close(module(x), before, rtol=rounding, atol=rounding)
         optimizer.zero_grad()
         (module(x) - x.sin()).square().mean().backward()
         optimizer.step()

@@ -1,5 +1,6 @@
 """The command line, as a user types it."""
 
+import json
 import re
 import subprocess
 import sys
@@ -119,7 +120,13 @@ def test_untrained_weights_are_not_judged(monkeypatch: pytest.MonkeyPatch, name:
         command(monkeypatch, f"{name} --data Digits --model.backbone resnet8")
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
+def test_what_a_library_raises_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(train.CLI, "_run_subcommand", lambda cli, name: json.loads("{"))
+    with pytest.raises(json.JSONDecodeError):  # a ValueError that is not one of our messages
+        command(monkeypatch, "fit --data Digits --model.backbone resnet8")
+
+
+def test_one_setting_shows_the_traceback(monkeypatch: pytest.MonkeyPatch):
     def bug(cli: Any, name: str) -> None:
         torch.zeros(2) @ torch.zeros(3)
 
