@@ -13,12 +13,14 @@ from .frelu import FReLU, frelu
 from .groups import parameter_groups, shape_parameters
 from .lincomb import LinComb, NormLinComb, lincomb
 from .lslu import LSLU, lslu
+from .match import Fade, gain, match
 from .relun import ReLUN, ShiLU, relun, shilu
 from .rivals import ACONC, PELU, Snake, Swish, aconc, pelu, snake, swish
 from .series import Fourier, Polynomial, Rational, fourier, polynomial, rational
 from .softsign import ScaledSoftSign, scaled_softsign
 from .spline import BSpline, linear_spline
-from .swap import SwapReport, is_activation, replace_activations
+from .swap import SwapReport, replace_activations
+from .trace import is_activation
 
 __all__ = [
     "ACONC",
@@ -34,6 +36,7 @@ __all__ = [
     "EELU",
     "EvenCubicReLU",
     "FReLU",
+    "Fade",
     "Fourier",
     "HELU",
     "LSLU",
@@ -62,10 +65,12 @@ __all__ = [
     "even_cubic_relu",
     "fourier",
     "frelu",
+    "gain",
     "is_activation",
     "lincomb",
     "linear_spline",
     "lslu",
+    "match",
     "parameter_groups",
     "pelu",
     "penalty",

@@ -1,231 +1,303 @@
-"""Swap the activations of a network, one new instance a call site."""
+"""Swap the activations of a network, one new instance a call."""
 
 import copy
+import difflib
 import inspect
-import traceback
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-from .activation import Activation
+from .calls import Call, Calls, find_calls
+from .match import Fade, match_sites
+from .place import place, verify
+from .trace import is_activation, plain
 
-# Gates and normalisations: they bound or share out, and a network breaks without them.
-_NOT_SWAPPED = {"Sigmoid", "Hardsigmoid", "HardSigmoid", "HardSigmoidMe", "LogSigmoid", "Softmax",
-                "Softmax2d", "LogSoftmax", "Softmin", "GLU", "MultiheadAttention"}  # fmt: skip
-_NAMES = ("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish",
-          "hardtanh", "softplus", "prelu", "rrelu")  # fmt: skip
-_FUNCTIONS = {
-    getattr(owner, name + suffix)
-    for owner in (F, torch, Tensor)
-    for name in _NAMES
-    for suffix in ("", "_")
-    if hasattr(owner, name + suffix)
-}
+Factory = Callable[..., nn.Module]
+Share = Literal["channel", "site", "stage", "model"]
 
 
-def is_activation(module: nn.Module) -> bool:
-    """Whether the swap replaces `module`: ours, torch's and timm's activations, gates excepted."""
-    if isinstance(module, Activation):
-        return True
-    kind = type(module)
-    where = kind.__module__.startswith(("torch.nn.modules.activation", "timm.layers.activations"))
-    return where and kind.__name__ not in _NOT_SWAPPED
-
-
-@dataclass
-class Call:
-    """One activation module and how the network calls it."""
+class Left(NamedTuple):
+    """An activation or gate that was not swapped, and why."""
 
     name: str
     old: str
-    shapes: list[tuple[int, ...]] = field(default_factory=list)
-    new: str = ""
+    why: str
 
 
 class SwapReport(list[Call]):
-    """The calls that were swapped, in the order of the forward pass; prints as a table.
+    """The swapped calls in the order of the forward pass; prints as a table.
 
     Attributes:
-        left: names of activations that the forward pass in evaluation mode did not call, and that
-            were therefore left as they are.
+        left: what looks like an activation and was left.
     """
 
-    left: tuple[str, ...] = ()
+    left: tuple[Left, ...] = ()
+
+    def match(self, model: nn.Module, example_input: Tensor | None = None) -> None:
+        """Start the new functions of `model` as the old ones; see :func:`activations.match`.
+
+        Args:
+            model: the swapped network.
+            example_input: a batch of real inputs; by default every site's input counts as standard
+                normal.
+        """
+        references = {call.name: call.reference for call in self}
+        new = {name: model.get_submodule(name) for name in references}
+        errors = match_sites(model, new, references, example_input)
+        for call in self:
+            call.error = errors[call.name]
 
     def __str__(self) -> str:
-        """One line a call: name, old, new."""
-        rows = [("site", "was", "is"), *((call.name, call.old, call.new) for call in self)]
-        widths = [max(len(row[column]) for row in rows) for column in range(2)]
-        lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in rows]
-        return "\n".join([*lines, *(f"{name}: never called, left as it is" for name in self.left)])
+        """One line a call, then what was left."""
+        matched = any(call.error is not None for call in self)
+        rows = [("site", "was", "is", "channels", "axis", *["error"] * matched)]
+        for call in self:
+            size = "?" if call.axis is None else f"{call.shape[call.axis]}"
+            axis = "?" if call.axis is None else f"{call.axis} of {len(call.shape)}"
+            error = [f"{call.error:.1e}" if call.error is not None else ""] * matched
+            rows.append((call.name, call.old, call.new, size, axis, *error))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        groups: dict[tuple[str, str], list[str]] = {}
+        for name, old, why in self.left:
+            groups.setdefault((old, why), []).append(name)
+        for (old, why), names in groups.items():
+            more = f" and {len(names) - 3} more" if names[3:] else ""
+            lines.append(f"left: {old} ({why}): {', '.join(names[:3])}{more}")
+        return "\n".join(lines)
 
 
 def replace_activations(
     model: nn.Module,
-    factory: Callable[..., nn.Module],
+    factory: Factory | Mapping[str, Factory],
     *,
     example_input: Tensor | None = None,
+    include: str | Sequence[str] = "*",
+    exclude: str | Sequence[str] = (),
+    include_kinds: str | Sequence[str] = (),
+    share: Share = "site",
+    match: bool | Literal["fade"] = False,
 ) -> SwapReport:
-    """Replace every activation that `model` calls by an instance of its own from `factory`.
+    """Replace every activation that `model` calls, each call by an instance of its own.
 
-    The calls are found by running a copy of the network; the weights, the buffers and the random
-    state of `model` are not touched. All other parameters keep their names.
+    The calls are found by running copies of the network, in training and in evaluation mode: a
+    module that is called several times, and functions such as `F.relu(x)` or `x.relu_()`, count
+    call by call. Weights, buffers and the random state of `model` are not touched, and all other
+    parameters keep their names. Gates (Sigmoid, Hardsigmoid, Softmax, GLU; tanh and softplus as
+    functions) are not activations; see `activations.trace.kind_of`.
 
     Args:
         model: the network, changed in place.
-        factory: makes one activation: a class, or `functools.partial` of one. Where its class
-            takes `channels`, it receives the size of the call's channel axis.
-        example_input: a batch such as the network takes. By default 2 x `input_size` of a timm
-            network's `pretrained_cfg`, else (2, 3, 224, 224).
+        factory: makes one activation: a class, or `functools.partial` of one; or a mapping of globs
+            over the calls' names to factories, of which the first that fits is taken. Where its
+            class takes `channels` or `dims`, it receives those of the call's input.
+        example_input: a batch such as the network takes. By default zeros in the size of a timm
+            network's `pretrained_cfg`, else 224 x 224 or the first usual size that works.
+        include: globs over names (`layer4.*`, `*.act3`): only these calls are swapped.
+        exclude: globs over names: these are not.
+        include_kinds: gates, or classes that pass for no activation, to be swapped too, by class or
+            function name: `["Sigmoid"]`.
+        share: how widely parameters are shared. `site`: each call has its own, for all channels
+            together; `channel`: each call has one set a channel; `stage`: calls on feature maps of
+            one size share an instance; `model`: all calls share one.
+        match: True starts each new function as close as it gets to the old one, on the inputs that
+            `example_input` gives it (:func:`activations.match`); `"fade"` moves from the old
+            function to the new one during training (:class:`activations.Fade`).
 
     Returns:
-        The swapped calls.
+        The swapped calls and what was left; `print` it.
 
     Raises:
-        ValueError: an activation is called more than once, or as a function (`F.relu`); a channel
-            count is needed and cannot be told; no activation is called; the network fails on
-            `example_input`. The model is as before.
+        ValueError: a glob or kind that fits nothing; a function call in code that cannot be
+            rewritten; a channel count that is needed and cannot be told; `share` that the function
+            does not allow; a factory whose module changes shape or dtype; a network that does not
+            run on `example_input`. The model is as before.
         TypeError: `factory` does not make a module.
     """
-    if example_input is None:
-        cfg = getattr(model, "pretrained_cfg", None) or {}
-        example_input = torch.zeros(2, *cfg.get("input_size", (3, 224, 224)))
+    if hasattr(model, "_orig_mod") or isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("swap the activations before torch.compile or torch.jit, not after")
     if is_activation(model):
         raise ValueError(
             f"{type(model).__name__} is an activation itself: wrap it in torch.nn.Sequential"
         )
-    probe = factory()
-    if not isinstance(probe, nn.Module):
-        raise TypeError(f"the activation factory must make a torch.nn.Module, got {probe!r}")
-    calls = _calls(model, example_input)
-    sized = "channels" in inspect.signature(type(probe)).parameters
-    channels = _channels(model, example_input, calls, type(probe).__name__) if sized else {}
-    parameters = (p for p in model.parameters() if p.is_floating_point())
-    parameter = next(parameters, example_input)
-    replacements = {}
-    for call in calls:
-        new = factory(channels=channels[call.name]) if sized else factory()
-        call.new = f"{type(new).__name__}({new.extra_repr()})"
-        old = model.get_submodule(call.name)
-        replacements[call.name] = new.to(parameter.device, parameter.dtype).train(old.training)
-    new_of = {model.get_submodule(name): new for name, new in replacements.items()}
-    for name, module in list(model.named_modules(remove_duplicate=False)):  # under all its names
-        if module in new_of:
-            owner_name, _, attribute = name.rpartition(".")
-            owner = model.get_submodule(owner_name)
-            setattr(owner, attribute, new_of[module])
-            if isinstance(owner, nn.TransformerEncoderLayer):
-                owner.activation_relu_or_gelu = 0  # else its fast path goes on with the old one
-    report = SwapReport(calls)
-    inner = {id(part) for module in new_of.values() for part in module.modules()}
-    report.left = tuple(
-        name
-        for name, module in model.named_modules()
-        if is_activation(module) and id(module) not in inner
-    )
+    if share not in Share.__args__:
+        raise ValueError(f"share must be one of {', '.join(Share.__args__)}, got {share!r}")
+    rules = dict(factory) if isinstance(factory, Mapping) else {"*": factory}
+    kinds = frozenset(plain(kind) for kind in _globs(include_kinds))
+    found = find_calls(model, example_input, kinds)
+    chosen, left = _choose(model, found, rules, _globs(include), _globs(exclude), kinds)
+    _refuse(model, found, chosen)
+    made: dict[Any, tuple[Call, nn.Module, int | None]] = {}
+    new: dict[str, nn.Module] = {}
+    for call, glob in chosen:
+        key = (glob, {"stage": call.stage, "model": None}.get(share, call.name))
+        if key not in made:
+            made[key] = (call, *_make(model, rules[glob], call, share))
+        first, module, channels = made[key]
+        if channels not in (None, call.channels):
+            raise ValueError(
+                f"share={share!r}: {first.name} has {channels} channels and {call.name} "
+                f"{call.channels}, but {type(module).__name__} is made for one number of channels"
+            )
+        _check(call, module)
+        call.reference = _reference(model, call)
+        new[call.name] = module
+        if match == "fade":
+            new[call.name] = Fade(copy.deepcopy(call.reference), module)
+    undo: list[Callable[[], Any]] = []
+    try:
+        place(model, found, new, undo)
+        verify(model, found, new)
+        report = SwapReport(call for call in found.calls if call.name in new)
+        if match is True:
+            report.match(model, example_input)
+    except Exception:
+        for step in reversed(undo):
+            step()
+        raise
+    report.left = tuple(left)
+    for call in report:
+        module = new[call.name]
+        shown = module.new if isinstance(module, Fade) else module
+        call.new = f"{type(shown).__name__}({shown.extra_repr()})"
+        call.new = f"Fade to {call.new}" if shown is not module else call.new
     return report
 
 
-def _calls(model: nn.Module, example_input: Tensor) -> list[Call]:
-    """The activation calls of one forward pass; ValueError for those that cannot be swapped."""
-    calls, functional = _dry_run(model, example_input)
-    if functional:
-        more = f"; and {len(functional) - 3} more" if functional[3:] else ""
-        raise ValueError(
-            "cannot swap an activation that is called as a function, not as a module: "
-            + "; ".join(functional[:3])
-            + more
-        )
-    if reused := [f"{call.name} ({len(call.shapes)} calls)" for call in calls if call.shapes[1:]]:
-        raise ValueError(
-            "cannot swap a module that is called more than once, since its calls would share one "
-            f"activation: {', '.join(reused)}. Try timm's version of the network, whose modules "
-            "are mostly called once"
-        )
+def _globs(value: str | Sequence[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _fits(call: Call, globs: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, glob) for name in (call.name, call.site) for glob in globs)
+
+
+def _choose(
+    model: nn.Module,
+    found: Calls,
+    rules: Mapping[str, Factory],
+    include: list[str],
+    exclude: list[str],
+    kinds: frozenset[str],
+) -> tuple[list[tuple[Call, str]], list[Left]]:
+    """The calls to swap, each with the glob of its factory; and the others."""
+    calls = [call for call in found.calls if not call.gate or plain(call.old) in kinds]
     if not calls:
-        raise ValueError(f"{type(model).__name__} calls no activation module that could be swapped")
-    return calls
+        raise ValueError(f"{type(model).__name__} calls no activation that could be swapped")
+    for glob in (*rules, *include, *exclude):
+        if not any(_fits(call, [glob]) for call in calls):
+            names = [call.name for call in calls]
+            near = difflib.get_close_matches(glob, names, n=3, cutoff=0.3) or names[:3]
+            raise ValueError(f"{glob!r} fits none of {len(names)} calls; such as {', '.join(near)}")
+    if unknown := sorted(kinds - {plain(call.old) for call in found.calls}):
+        known = sorted({call.old for call in found.calls if call.gate})
+        raise ValueError(f"include_kinds names {', '.join(unknown)}; the network calls {known}")
+    chosen, left = [], []
+    for call in found.calls:
+        glob = next((glob for glob in rules if _fits(call, [glob])), None)
+        if call not in calls:
+            left.append(Left(call.name, call.old, "a gate"))
+        elif glob is None or not _fits(call, include) or _fits(call, exclude):
+            left.append(Left(call.name, call.old, "excluded"))
+        else:
+            chosen.append((call, glob))
+    called = {id(model.get_submodule(name)) for name in found.modules}
+    for name, module in model.named_modules():
+        if is_activation(module) and id(module) not in called:
+            left.append(Left(name, type(module).__name__, "never called"))
+    if found.failure:
+        why = f"does not run on {tuple(found.example.shape)}: {found.failure}"
+        left.append(Left("the network", "training or evaluation mode", why))
+    return chosen, left
 
 
-def _channels(
-    model: nn.Module, example_input: Tensor, calls: list[Call], name: str
-) -> dict[str, int]:
-    """The size of each call's channel axis: the one that stays when the input is twice as large."""
-    n, c, *spatial = example_input.shape
-    larger, _ = _dry_run(model, example_input.new_zeros(n, c, *(2 * size for size in spatial)))
-    channels = {}
-    for call, other in zip(calls, larger, strict=True):
-        pairs = list(zip(call.shapes[0], other.shapes[0], strict=True))[1:]
-        kept = {size for size, size_then in pairs if size == size_then}
-        if len(kept) > 1:
-            kept.discard(1)
-        if len(kept) != 1:
+def _refuse(model: nn.Module, found: Calls, chosen: list[tuple[Call, str]]) -> None:
+    for call, _ in chosen:
+        at, name = call.event.place, call.event.key[0] or type(model).__name__
+        if at and at.why:
             raise ValueError(
-                f"{name} needs the number of channels, which the input {call.shapes[0]} "
-                f"of {call.name} does not tell"
+                f"cannot swap {call.old}, which {name} calls as a function ({at.where}): "
+                f"{at.why}. Make it a module there, or exclude {call.site!r}"
             )
-        channels[call.name] = kept.pop()
-    return channels
+        if call.event.key in found.overwritten:
+            raise ValueError(
+                f"cannot swap {call.name}: it changes its input in place, and the network goes on "
+                f"to use that input. Use its result there, or exclude {call.site!r}"
+            )
 
 
-def _dry_run(model: nn.Module, example_input: Tensor) -> tuple[list[Call], list[str]]:
-    """Run a copy of `model` in evaluation mode: without weights or, where that fails, with them."""
-    try:
-        return _run(copy.deepcopy(model).to("meta"), example_input.to("meta"))
-    except Exception:  # a network may compute with real numbers in its forward pass
-        device = next(model.parameters(), example_input).device
-        with torch.random.fork_rng(devices=[]):
-            try:
-                return _run(copy.deepcopy(model), example_input.to(device))
-            except Exception as error:
-                raise ValueError(
-                    f"{type(model).__name__} fails on an example input of shape "
-                    f"{tuple(example_input.shape)}: {error}"
-                ) from error
-
-
-@torch.no_grad()
-def _run(twin: nn.Module, example_input: Tensor) -> tuple[list[Call], list[str]]:
-    """The calls of activation modules, and of activation functions outside of such modules."""
-    calls: dict[str, Call] = {}
-    functional: list[str] = []
-    stack: list[tuple[str, nn.Module]] = [("the network itself", twin)]
-
-    class Watch(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            if func in _FUNCTIONS and not within_activation():
-                functional.append(f"{stack[-1][0] or 'the network itself'} ({_caller()})")
-            return func(*args, **(kwargs or {}))
-
-    def within_activation() -> bool:
-        return any(is_activation(module) for _, module in stack)
-
-    def enter(name: str, module: nn.Module, args: tuple[Tensor, ...], kwargs: Any) -> None:
-        if is_activation(module) and not within_activation():
-            call = calls.setdefault(name, Call(name, type(module).__name__))
-            call.shapes.append(tuple((*args, *kwargs.values())[0].shape))
-        stack.append((name, module))
-
-    for name, module in twin.eval().named_modules():
-        module.register_forward_pre_hook(
-            lambda m, args, kwargs, name=name: enter(name, m, args, kwargs), with_kwargs=True
+def _make(
+    model: nn.Module, factory: Factory, call: Call, share: Share
+) -> tuple[nn.Module, int | None]:
+    """A new module for `call`, and the number of channels that it was made for."""
+    new = factory()
+    if not isinstance(new, nn.Module):
+        raise TypeError(f"the activation factory must make a torch.nn.Module, got {new!r}")
+    kind, sizes = type(new).__name__, {}
+    takes = inspect.signature(type(new)).parameters
+    if "channels" in takes:
+        sizes["channels"] = call.channels
+    if "dims" in takes:
+        sizes["dims"] = len(call.shape) - 2
+    if share == "channel":
+        if "num_parameters" not in takes:
+            raise ValueError(f"share='channel': {kind} has no parameters a channel")
+        sizes["num_parameters"] = call.channels
+        axis = -1 if call.axis == len(call.shape) - 1 > 1 else call.axis
+        if "channel_dim" in takes:
+            sizes["channel_dim"] = axis
+        elif axis != 1:
+            raise ValueError(
+                f"share='channel': {kind} has its channels on axis 1, {call.name} on {axis}"
+            )
+    if None in sizes.values():
+        raise ValueError(
+            f"{kind} needs the number of channels, which the input {call.shape} of {call.name} "
+            "does not tell; give a factory that sets it, or exclude the call"
         )
-        module.register_forward_hook(lambda m, inputs, output: stack.pop() and None)
-    with Watch():
-        twin(example_input)
-    return list(calls.values()), list(dict.fromkeys(functional))
+    if sizes:
+        try:
+            new = factory(**sizes)
+        except TypeError as error:
+            raise TypeError(
+                f"the factory of {kind} must pass {', '.join(sizes)} on to it ({error}): give the "
+                "class itself or functools.partial"
+            ) from error
+    near = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return new.to(near.device, near.dtype), sizes.get("channels")
 
 
-def _caller() -> str:
-    """File, line and text of the innermost code outside torch and this file."""
-    frames = reversed(traceback.extract_stack())
-    outside = (f for f in frames if f.filename != __file__ and "/torch/" not in f.filename)
-    frame = next(outside)
-    return f"{frame.filename}:{frame.lineno}: {frame.line}"
+def _check(call: Call, new: nn.Module) -> None:
+    """Raise where `new` does not keep the shape and dtype of its input."""
+    for device in ("meta", next(new.parameters(), torch.empty(0)).device):
+        x = torch.zeros(call.shape, dtype=call.event.dtype, device=device)
+        try:
+            with torch.no_grad():
+                y = copy.deepcopy(new).to(device).eval()(x)
+        except Exception as error:
+            if device == "meta":
+                continue  # it may need numbers
+            raise ValueError(
+                f"{type(new).__name__} fails on the input {call.shape} of {call.name}: {error}"
+            ) from error
+        if not isinstance(y, Tensor) or (y.shape, y.dtype) != (x.shape, x.dtype):
+            became = (tuple(y.shape), y.dtype) if isinstance(y, Tensor) else type(y).__name__
+            raise ValueError(
+                f"{type(new).__name__} makes {became} of {(call.shape, x.dtype)} at {call.name}; "
+                "an activation keeps shape and dtype"
+            )
+        return
+
+
+def _reference(model: nn.Module, call: Call) -> nn.Module:
+    """The old activation, not in place, as a module that the network does not hold."""
+    if call.event.function:
+        return call.event.function  # with its arguments
+    old = copy.deepcopy(model.get_submodule(call.event.key[0]))
+    for module in old.modules():
+        if hasattr(module, "inplace"):
+            setattr(module, "inplace", False)  # noqa: B010 - nn.Module does not declare it
+    return old

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -13,9 +13,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassF1Score
 
-from activations import parameter_groups, penalty, replace_activations
+from activations import SwapReport, gain, parameter_groups, penalty, replace_activations
 
 from .backbones import Stem, build_backbone
+from .weights import kaiming_, load_weights, read_weights
 
 Batch = tuple[Tensor, ...]
 
@@ -36,8 +37,20 @@ class Classifier(LightningModule):
         num_classes: size of the output; the data set's in train.py.
         in_channels: channels of the images; the data set's in train.py.
         image_size: side of the images in pixels; the data set's in train.py.
-        activation: makes one activation a call site; by default the network keeps its own.
-        stem: small, imagenet or auto; see `models.build_backbone`.
+        activation: makes one activation a call; by default the network keeps its own.
+        activation_by_site: other factories for globs over the calls' names (`layer4.*`), which win.
+        share: channel, site, stage or model: how widely an activation's parameters are shared; see
+            `activations.replace_activations`, also for the next four.
+        match: true starts each function as the one it replaces, on the first training batch; fade
+            moves from the old one to the new one during training.
+        include: globs over the calls' names: only these are swapped.
+        exclude: globs over the calls' names: these are not.
+        include_kinds: gates to be swapped too, such as Sigmoid.
+        stem: small, imagenet or auto; see `models.build_backbone`, also for the next two.
+        pretrained: start from the library's weights.
+        checkpoint_path: start from weights in a file; those of swapped networks too.
+        init: library keeps the network's own initialisation; kaiming draws the weights anew with
+            the gain of the activation.
         optimizer: makes the optimizer from its parameter groups; SGD (0.1, momentum 0.9, weight
             decay 1e-4) by default.
         lr_scheduler: makes the scheduler, stepped once an epoch. By default the learning rate
@@ -61,7 +74,16 @@ class Classifier(LightningModule):
         in_channels: int = 3,
         image_size: int = 32,
         activation: Callable[[], nn.Module] | None = None,
+        activation_by_site: dict[str, Callable[[], nn.Module]] | None = None,
+        share: Literal["channel", "site", "stage", "model"] = "site",
+        match: bool | Literal["fade"] = False,
+        include: list[str] | str = "*",
+        exclude: list[str] | str | None = None,
+        include_kinds: list[str] | str | None = None,
         stem: Stem = "auto",
+        pretrained: bool = False,
+        checkpoint_path: str | None = None,
+        init: Literal["library", "kaiming"] = "library",
         optimizer: OptimizerCallable = _sgd,
         lr_scheduler: LRSchedulerCallable | None = None,
         label_smoothing: float = 0.0,
@@ -78,15 +100,44 @@ class Classifier(LightningModule):
             )
         if not activation_lr_scale > 0:
             raise ValueError(f"activation_lr_scale must be > 0, got {activation_lr_scale}")
+        if init == "kaiming" and (pretrained or checkpoint_path):
+            raise ValueError("init: kaiming would overwrite the pretrained weights")
         self.save_hyperparameters(logger=False)
-        for name in [name for name, value in self.hparams.items() if callable(value)]:
-            del self.hparams[name]  # a checkpoint holds data alone; train.py stores them as data
+        for name, value in list(self.hparams.items()):
+            values = value.values() if isinstance(value, dict) else [value]
+            if any(callable(each) for each in values):
+                del self.hparams[
+                    name
+                ]  # a checkpoint holds data alone; train.py stores them as data
+        self.stem: Stem = "imagenet" if stem == "auto" and pretrained else stem
         self.backbone = build_backbone(
-            backbone, num_classes, in_channels, image_size=image_size, stem=stem
+            backbone,
+            num_classes,
+            in_channels,
+            image_size=image_size,
+            stem=self.stem,
+            pretrained=pretrained,
         ).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        if activation is not None:
-            example = torch.zeros(2, in_channels, image_size, image_size)
-            replace_activations(self.backbone, activation, example_input=example)
+        factories = {**(activation_by_site or {}), **({"*": activation} if activation else {})}
+        self.match, self.swapped = match, SwapReport()
+        if init == "kaiming":
+            kaiming_(self.backbone, gain(activation() if activation else nn.ReLU()))
+        if factories:
+            self.swapped = replace_activations(
+                self.backbone,
+                factories,
+                example_input=torch.zeros(2, in_channels, image_size, image_size),
+                include=include,
+                exclude=exclude or (),
+                include_kinds=include_kinds or (),
+                share=share,
+                match="fade" if match == "fade" else False,
+            )
+        if checkpoint_path:
+            new = tuple(call.name for call in self.swapped)
+            load_weights(
+                self.backbone, read_weights(checkpoint_path), source=checkpoint_path, fresh=new
+            )
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.label_smoothing = label_smoothing
         self.activation_weight_decay = activation_weight_decay
@@ -99,6 +150,19 @@ class Classifier(LightningModule):
         self.test_metrics = metrics.clone(prefix="test/")
         self.val_loss = MeanMetric(nan_strategy="disable")
         self.test_loss = MeanMetric(nan_strategy="disable")
+
+    def setup(self, stage: str) -> None:
+        """Match the new activations to the old ones on the first batch of a run that starts."""
+        if stage == "fit" and self.match is True and self.swapped and not self.trainer.ckpt_path:
+            data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+            images, *_ = next(iter(data.train_dataloader()))
+            self.swapped.match(self.backbone, images.to(next(self.parameters()).device))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint needs no other weights to be read."""
+        known = checkpoint.get("hyper_parameters")
+        if known is not None:
+            known.update(stem=self.stem, pretrained=False, checkpoint_path=None)
 
     def forward(self, images: Tensor) -> Tensor:
         """Class scores (logits) of (N, C, H, W) images."""

@@ -1,0 +1,120 @@
+"""Put new activations into a network, each at its call."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from .calls import Call, Calls, count_calls
+from .rewrite import End, rewrite
+
+
+class PerCall(nn.ModuleList):
+    """Stands for a module that is called several times a forward pass; each call has its own.
+
+    The calls are told apart by their order, counted anew by each forward pass of the module that
+    they belong to. Recomputing a part of that pass (`torch.utils.checkpoint`) would miscount:
+    checkpoint the whole of it.
+    """
+
+    def __init__(self, activations: Iterable[nn.Module]) -> None:
+        super().__init__(activations)
+        self.next = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The next activation's output."""
+        activation = self[self.next]
+        self.next = (self.next + 1) % len(self)
+        return activation(x)
+
+
+class Restart:
+    """Forward pre-hook that starts the count of a `PerCall`."""
+
+    def __init__(self, calls: PerCall) -> None:
+        self.calls = calls
+
+    def __call__(self, module: nn.Module, inputs: Any) -> None:
+        """Called before the forward pass of the module that the calls belong to."""
+        self.calls.next = 0
+
+
+def place(
+    model: nn.Module,
+    found: Calls,
+    new: Mapping[str, nn.Module],
+    undo: list[Callable[[], Any]],
+) -> None:
+    """Put the new modules in; each step has its counterpart in `undo`."""
+    slots = [
+        (f"{name}.{attribute}".lstrip("."), owner, attribute, child)
+        for name, owner in model.named_modules()
+        for attribute, child in owner._modules.items()
+    ]
+    sites: dict[Any, list[Call]] = {}
+    for call in found.calls:
+        sites.setdefault(call.event.key, []).append(call)
+    rewritten: dict[str, dict[str, dict[End, str]]] = {}
+    placed: set[str] = set()
+    for (owner_name, function), calls in sites.items():
+        if not any(call.name in new for call in calls):
+            continue
+        old = calls[0].event.function or model.get_submodule(owner_name)
+        ordered = sorted(calls, key=lambda call: call.index)
+        members = [new.get(call.name, old) for call in ordered]
+        owner = model.get_submodule(owner_name) if function else None
+        for member in members:
+            member.train((owner or old).training)
+        replacement = members[0]
+        if len(members) > 1:
+            replacement = PerCall(members)
+            home = model.get_submodule(calls[0].home)
+            undo.append(home.register_forward_pre_hook(Restart(replacement)).remove)
+        if owner is not None:
+            attribute = calls[0].site.rpartition(".")[2]
+            owner.add_module(attribute, replacement)
+            undo.append(partial(delattr, owner, attribute))
+            rewritten.setdefault(owner_name, {}).setdefault(function[0], {})[function[1]] = (
+                attribute
+            )
+            _leave_fast_path(owner, undo)
+            continue
+        for name, owner, attribute, child in slots:
+            other_call = name != owner_name and name in found.modules
+            if child is old and not other_call and name not in placed:
+                placed.add(name)
+                owner._modules[attribute] = replacement
+                undo.append(partial(owner._modules.__setitem__, attribute, child))
+                _leave_fast_path(owner, undo)
+    for name, methods in rewritten.items():
+        owner = model.get_submodule(name)
+        undo.append(partial(setattr, owner, "__class__", type(owner)))
+        rewrite(owner, methods)
+
+
+def _leave_fast_path(owner: nn.Module, undo: list[Callable[[], Any]]) -> None:
+    """Torch's encoder layer would go on with the old function where it needs no gradient."""
+    if isinstance(owner, nn.TransformerEncoderLayer):
+        before = owner.activation_relu_or_gelu
+        undo.append(partial(setattr, owner, "activation_relu_or_gelu", before))
+        owner.activation_relu_or_gelu = 0
+
+
+def verify(model: nn.Module, found: Calls, new: Mapping[str, nn.Module]) -> None:
+    """Run the swapped network: each new module must be called as often as the old ones were."""
+    expected: Counter[int] = Counter()
+    for call in found.calls:
+        if call.name in new:
+            expected[id(new[call.name])] += call.runs
+    called = count_calls(model, found)
+    counted: Counter[int] = Counter()
+    for name, module in model.named_modules(remove_duplicate=False):
+        counted[id(module)] += called[name]
+    for name, module in new.items():
+        if counted[id(module)] != expected[id(module)]:
+            raise ValueError(
+                f"cannot swap {name}: the network calls the new module {counted[id(module)]} times "
+                f"in a trial, not {expected[id(module)]}; exclude it"
+            )

@@ -1,0 +1,101 @@
+"""The swap on every torchvision classification network and on one of each of timm's families.
+
+Each call gets a module that computes what was there before, chosen by this file from the old one's
+name; outputs must be equal to the bit in both modes.
+"""
+
+import copy
+
+import pytest
+import timm
+import torch
+import torchvision
+from timm.models._registry import _module_to_models
+from torch import nn
+from torch.nn import functional as F
+
+from activations import replace_activations
+
+FUNCTIONS = {
+    "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "swish": F.silu, "gelu": F.gelu, "mish": F.mish,
+    "hardswish": F.hardswish, "hardswishme": F.hardswish, "leakyrelu": lambda x: F.leaky_relu(x, 0.01),
+    "elu": F.elu, "tanh": torch.tanh, "quickgelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "gelutanh": lambda x: F.gelu(x, approximate="tanh"),
+}  # fmt: skip
+
+
+class Twin(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.functions = [torch.clone]
+
+    def forward(self, x):
+        return self.functions[0](x)
+
+
+def tensors(output):
+    if isinstance(output, torch.Tensor):
+        return [output]
+    parts = output.values() if isinstance(output, dict) else output
+    return [tensor for part in parts if part is not None for tensor in tensors(part)]
+
+
+def check(network: nn.Module, x: torch.Tensor):
+    before = copy.deepcopy(network)
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    report = replace_activations(network, Twin)
+    after = network.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in state.items())
+    for call in report:
+        old = before.get_submodule(call.event.key[0]) if call.event.function is None else None
+        twin = network.get_submodule(call.name)
+        # what carries options of its own is taken as it was
+        plain = old is None or not vars(old).keys() - set(vars(nn.Module())) - {
+            "inplace",
+            "approximate",
+        }
+        name = call.old.lower().replace("_", "")
+        if old is not None and (not plain or getattr(old, "approximate", "none") != "none"):
+            kept = copy.deepcopy(old)
+            kept.inplace = False
+            twin.functions[0] = kept
+        elif call.event.function is not None and call.event.function.kwargs:
+            kwargs = call.event.function.kwargs
+            twin.functions[0] = lambda x, name=call.old, kwargs=kwargs: getattr(F, name)(
+                x, **kwargs
+            )
+        else:
+            twin.functions[0] = FUNCTIONS[name]
+    for training in (False, True):
+        outputs = []
+        for model in (before, network):
+            torch.manual_seed(1)
+            with torch.no_grad():
+                outputs.append(tensors(model.train(training)(x)))
+        for old, new in zip(*outputs, strict=True):
+            torch.testing.assert_close(new, old, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", torchvision.models.list_models(module=torchvision.models))
+def test_torchvision(name: str):
+    large = name == "inception_v3"
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    network = torchvision.models.get_model(name, **options)
+    check(network, torch.randn(2, 3, *[299 if large else 224] * 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted(_module_to_models))
+def test_timm(family: str):
+    sizes = {}
+    for name in sorted(_module_to_models[family]):
+        with torch.device("meta"):
+            try:
+                sizes[name] = sum(p.numel() for p in timm.create_model(name).parameters())
+            except Exception:  # it cannot be built without numbers, or needs another package
+                sizes[name] = 10**9
+        if sizes[name] < 6e6:
+            break
+    network = timm.create_model(min(sizes, key=sizes.__getitem__))
+    check(network, torch.randn(2, *network.pretrained_cfg["input_size"]))

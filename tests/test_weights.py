@@ -1,0 +1,115 @@
+"""Weights from files, adapted and refused; initialisation with the activation's gain."""
+
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+from torch import nn
+
+from activations import CosLU, ReLUN, gain
+from models import Classifier, build_backbone, kaiming_
+
+
+@pytest.mark.parametrize("form", ["pth", "safetensors", "wrapped"])
+def test_weights_from_a_file(form: str, tmp_path):
+    torch.manual_seed(0)
+    trained = build_backbone("torchvision/resnet18", 5).eval()
+    state, path = trained.state_dict(), tmp_path / f"mödel weights.{form}"
+    if form == "safetensors":
+        safetensors.torch.save_file(state, path)
+    elif form == "wrapped":
+        torch.save({"epoch": 3, "state_dict": {f"module.{n}": v for n, v in state.items()}}, path)
+    else:
+        torch.save(state, path)
+    again = build_backbone("torchvision/resnet18", 5, checkpoint_path=path).eval()
+    x = torch.randn(2, 3, 65, 65)
+    assert torch.equal(trained(x), again(x))
+    with pytest.warns(
+        UserWarning, match=r"has 5 classes, the data 7: the layer 'fc' starts untrained"
+    ):
+        other = build_backbone("torchvision/resnet18", 7, 1, checkpoint_path=path).eval()
+    assert torch.equal(other.layer4[1].conv2.weight, trained.layer4[1].conv2.weight)
+    torch.testing.assert_close(other.conv1.weight, trained.conv1.weight.sum(1, keepdim=True))
+    assert other.fc.weight.shape == (7, 512)
+
+
+def test_weights_that_do_not_fit(tmp_path):
+    path = tmp_path / "weights.pth"
+    state = build_backbone("resnet8", 10).state_dict()
+    torch.save(state, path)
+    with pytest.raises(
+        ValueError,
+        match=r"weights.pth does not fit CifarResNet: layer1.1.conv1.weight: missing.*; and \d+ more",
+    ):
+        build_backbone("resnet14", 10, checkpoint_path=path)
+    torch.save(torchvision.models.resnet18(num_classes=5).state_dict(), path)
+    with pytest.raises(
+        ValueError,
+        match=r"conv1.weight: \(64, 3, 7, 7\), the network \(64, 3, 3, 3\) \(.*stem: imagenet\)",
+    ):
+        build_backbone("torchvision/resnet18", 5, image_size=32, checkpoint_path=path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"weights.pth' cannot be read as weights"):
+        build_backbone("resnet8", 10, checkpoint_path=path)
+    torch.save({"a": 1}, path)
+    with pytest.raises(ValueError, match=r"weights.pth' holds no weights by name"):
+        build_backbone("resnet8", 10, checkpoint_path=path)
+    with pytest.raises(FileNotFoundError, match=r"no weights at 'none.pth' \(checkpoint_path\)"):
+        build_backbone("resnet8", 10, checkpoint_path="none.pth")
+    with pytest.raises(ValueError, match="resnet8 has no pretrained weights"):
+        build_backbone("resnet8", 10, pretrained=True)
+    with pytest.raises(ValueError, match="give pretrained or checkpoint_path, not both"):
+        build_backbone("resnet18", 10, pretrained=True, checkpoint_path=path)
+
+
+def test_pretrained_torchvision_weights(monkeypatch):
+    trained = torchvision.models.resnet18()
+    weights = torchvision.models.ResNet18_Weights
+    monkeypatch.setattr(weights, "get_state_dict", lambda self, **options: trained.state_dict())
+    with pytest.warns(UserWarning, match="pretrained weights has 1000 classes, the data 5"):
+        network = build_backbone("torchvision/resnet18", 5, image_size=32, pretrained=True)
+    assert torch.equal(network.conv1.weight, trained.conv1.weight)  # the ImageNet stem
+
+    def offline(self, **options):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(weights, "get_state_dict", offline)
+    with pytest.raises(
+        ValueError,
+        match=r"cannot get pretrained weights of resnet18 \(OSError: no route.*--model.checkpoint_path",
+    ):
+        build_backbone("torchvision/resnet18", 5, pretrained=True)
+
+
+def test_a_swapped_network_goes_on_from_its_own_and_from_plain_weights(tmp_path):
+    first = Classifier("resnet8", 10, activation=CosLU)
+    first.backbone.act1.alpha.data.fill_(0.3)
+    torch.save({"state_dict": first.state_dict()}, tmp_path / "own.ckpt")
+    torch.save(build_backbone("resnet8", 10).state_dict(), tmp_path / "plain.pth")
+    own = Classifier("resnet8", 10, activation=CosLU, checkpoint_path=str(tmp_path / "own.ckpt"))
+    assert own.backbone.act1.alpha.item() == pytest.approx(0.3)
+    plain = Classifier("resnet8", 10, activation=CosLU, checkpoint_path=str(tmp_path / "plain.pth"))
+    assert plain.backbone.act1.alpha.item() == 1.0
+
+
+def test_kaiming_keeps_the_second_moment():
+    torch.manual_seed(0)
+    scale = gain(ReLUN())
+    layers = [nn.Conv2d(64, 64, 3, padding=1, padding_mode="circular") for _ in range(6)]
+    network = nn.Sequential(
+        *[part for layer in layers for part in (layer, ReLUN())], nn.Linear(8, 2)
+    )
+    last = network[-1].weight.clone()
+    kaiming_(network, scale)
+    x = torch.randn(4, 64, 8, 8)
+    with torch.no_grad():
+        for layer in layers:
+            x = layer(ReLUN()(x))
+            assert x.square().mean().item() == pytest.approx(1, rel=0.3)
+    assert torch.equal(network[-1].weight, last)
+    torch.manual_seed(0)
+    grouped = nn.Sequential(nn.Conv2d(64, 64, 5, groups=64), nn.ReLU())
+    kaiming_(grouped, 1.5)
+    assert grouped[0].weight.std().item() == pytest.approx(1.5 / 5, rel=0.1)
+    with pytest.raises(ValueError, match="init: kaiming would overwrite"):
+        Classifier("resnet8", init="kaiming", checkpoint_path="x")
