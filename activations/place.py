@@ -1,10 +1,12 @@
 """Put new activations into a network, each at its call."""
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .calls import Call, Calls, count_calls
@@ -100,6 +102,28 @@ def _leave_fast_path(owner: nn.Module, undo: list[Callable[[], Any]]) -> None:
         before = owner.activation_relu_or_gelu
         undo.append(partial(setattr, owner, "activation_relu_or_gelu", before))
         owner.activation_relu_or_gelu = 0
+
+
+def check(call: Call, new: nn.Module) -> None:
+    """Raise where `new` does not keep the shape and dtype of its input."""
+    for device in ("meta", next(new.parameters(), torch.empty(0)).device):
+        x = torch.zeros(call.shape, dtype=call.event.dtype, device=device)
+        try:
+            with torch.no_grad():
+                y = copy.deepcopy(new).to(device).eval()(x)
+        except Exception as error:
+            if device == "meta":
+                continue  # it may need numbers
+            raise ValueError(
+                f"{type(new).__name__} fails on the input {call.shape} of {call.name}: {error}"
+            ) from error
+        if not isinstance(y, Tensor) or (y.shape, y.dtype) != (x.shape, x.dtype):
+            became = (tuple(y.shape), y.dtype) if isinstance(y, Tensor) else type(y).__name__
+            raise ValueError(
+                f"{type(new).__name__} makes {became} of {(call.shape, x.dtype)} at {call.name}; "
+                "an activation keeps shape and dtype"
+            )
+        return
 
 
 def verify(model: nn.Module, found: Calls, new: Mapping[str, nn.Module]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .calls import Call, Calls, find_calls
 from .match import Fade, match_sites
-from .place import place, verify
+from .place import check, place, verify
 from .trace import is_activation, plain
 
 Factory = Callable[..., nn.Module]
@@ -142,7 +142,7 @@ def replace_activations(
                 f"share={share!r}: {first.name} has {channels} channels and {call.name} "
                 f"{call.channels}, but {type(module).__name__} is made for one number of channels"
             )
-        _check(call, module)
+        check(call, module)
         call.reference = _reference(model, call)
         new[call.name] = module
         if match == "fade":
@@ -268,28 +268,6 @@ def _make(
             ) from error
     near = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     return new.to(near.device, near.dtype), sizes.get("channels")
-
-
-def _check(call: Call, new: nn.Module) -> None:
-    """Raise where `new` does not keep the shape and dtype of its input."""
-    for device in ("meta", next(new.parameters(), torch.empty(0)).device):
-        x = torch.zeros(call.shape, dtype=call.event.dtype, device=device)
-        try:
-            with torch.no_grad():
-                y = copy.deepcopy(new).to(device).eval()(x)
-        except Exception as error:
-            if device == "meta":
-                continue  # it may need numbers
-            raise ValueError(
-                f"{type(new).__name__} fails on the input {call.shape} of {call.name}: {error}"
-            ) from error
-        if not isinstance(y, Tensor) or (y.shape, y.dtype) != (x.shape, x.dtype):
-            became = (tuple(y.shape), y.dtype) if isinstance(y, Tensor) else type(y).__name__
-            raise ValueError(
-                f"{type(new).__name__} makes {became} of {(call.shape, x.dtype)} at {call.name}; "
-                "an activation keeps shape and dtype"
-            )
-        return
 
 
 def _reference(model: nn.Module, call: Call) -> nn.Module:
