@@ -42,8 +42,8 @@ class SeriesReLU(Activation):
     count is out of range.
 
     Reference: Chen et al., "VanillaNet: the power of minimalism in deep learning", 2023, arXiv
-    2305.12972, section 3.2, as in the released code, whose normalisation stands in for the paper's
-    biases. Deviation from it: none.
+    2305.12972, as in the released code, whose normalisation stands in for the paper's biases.
+    Deviation from it: none.
     """
 
     def __init__(

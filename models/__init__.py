@@ -3,5 +3,6 @@
 from .backbones import build_backbone
 from .classifier import Classifier
 from .resnet import CifarResNet
+from .vanillanet import VanillaNet
 
-__all__ = ["CifarResNet", "Classifier", "build_backbone"]
+__all__ = ["CifarResNet", "Classifier", "VanillaNet", "build_backbone"]
