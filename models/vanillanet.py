@@ -86,7 +86,7 @@ class ConvPair(nn.Module):
         if slope != 1:
             raise ValueError(
                 f"two convolutions become one only where the slope between them is 1; it is "
-                f"{slope:.4g}. Train on to the progress {self.fade.until:.4g}, which "
+                f"{slope:.7g}. Train on to the progress {self.fade.until:.4g}, which "
                 "set_progress(model, t) tells the model"
             )
         first = fuse_conv_bn_eval(self.conv1, self.norm1)
