@@ -112,6 +112,29 @@ def compare(network: nn.Module) -> None:
         torch.testing.assert_close(twin.get_buffer(key), buffer, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("resnetaa50d", SHALLOW),
+        ("resnetblur18", SHALLOW),
+        ("legacy_seresnet18", {}),
+        ("densenetblur121d", {"block_config": (2, 2, 2, 2)}),
+    ],
+)
+def test_twin_is_the_network_on_equal_rows_that_do_not_mix(name: str, arguments: dict):
+    """For networks whose pooling takes no images of height 1."""
+    network = lived_in(timm.create_model(name, **arguments)).eval()
+    twin = to_1d(network).eval()
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            rows = torch.zeros_like(module.weight)
+            middle = module.kernel_size[0] // 2
+            rows[:, :, middle] = module.weight[:, :, middle]
+            module.weight.data = rows
+    x = signals(length=64)[:2]
+    same(twin(x), network(x[:, :, None].expand(-1, -1, 64, -1)))
+
+
 def gate(kind, **arguments) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 1), kind(8, **arguments))
 
