@@ -12,7 +12,7 @@ from .evencubic import EvenCubicReLU, even_cubic_relu
 from .frelu import FReLU, frelu
 from .groups import parameter_groups, shape_parameters
 from .lincomb import LinComb, NormLinComb, lincomb
-from .lslu import LSLU, lslu
+from .lslu import LSLU, SeriesReLU, lslu
 from .match import Fade, gain, match
 from .relun import ReLUN, ShiLU, relun, shilu
 from .rivals import ACONC, PELU, Snake, Swish, aconc, pelu, snake, swish
@@ -48,6 +48,7 @@ __all__ = [
     "ReLUN",
     "ScaledSoftSign",
     "Scheduled",
+    "SeriesReLU",
     "ShiLU",
     "SinLU",
     "Snake",

@@ -15,18 +15,18 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.act2 = nn.ReLU()
-        self.stride = stride
+        self.subsample = nn.AvgPool2d(1, stride) if stride > 1 else nn.Identity()
         self.new_channels = channels - in_channels
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, channels, ceil(H / stride), ceil(W / stride))."""
         y = self.act1(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        if self.stride > 1:
-            x = x[:, :, :: self.stride, :: self.stride]
+        x = self.subsample(x)
         if self.new_channels:
             before = self.new_channels // 2
-            x = F.pad(x, (0, 0, 0, 0, before, self.new_channels - before))
+            unpadded = (0, 0) * (x.dim() - 2)
+            x = F.pad(x, (*unpadded, before, self.new_channels - before))
         return self.act2(x + y)
 
 
@@ -71,4 +71,4 @@ class CifarResNet(nn.Module):
         """Class scores (logits) of a batch of images."""
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(x.mean((2, 3)))
+        return self.fc(x.flatten(2).mean(2))

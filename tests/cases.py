@@ -98,6 +98,11 @@ def lslu(x, p):
     for theta, omega in zip(p["theta"], p["omega"], strict=True):
         x = theta * np.maximum(x, 0) + omega
         size = np.abs(theta) * size + np.abs(omega)
+    return series_relu(x, p, size)
+
+
+def series_relu(x, p, size=None):
+    size = np.abs(x) if size is None else size
     x = np.maximum(x, 0)
     kernel = p["conv.weight"][:, 0]
     axes, letters = tuple(range(2, x.ndim)), "ij"[: x.ndim - 2]
@@ -432,6 +437,18 @@ CASES = [
         dsrelu,
         per_channel=False,
         kinks=(0.0,),
+    ),
+    *(
+        Case(
+            A.SeriesReLU,
+            {"channels": 3, "order": 2, "dims": dims},
+            series_relu,
+            shape=(2, 3, 6, 5)[: 2 + dims],
+            per_channel=False,
+            kinks=(0.0,),
+            scalar=False,
+        )
+        for dims in (1, 2)
     ),
     Case(
         A.LSLU,
