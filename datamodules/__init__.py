@@ -3,5 +3,6 @@
 from .base import ImageDataModule
 from .cifar import CIFAR10, CIFAR100
 from .digits import Digits
+from .mitbih import MITBIH
 
-__all__ = ["CIFAR10", "CIFAR100", "Digits", "ImageDataModule"]
+__all__ = ["CIFAR10", "CIFAR100", "Digits", "MITBIH", "ImageDataModule"]

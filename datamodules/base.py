@@ -202,7 +202,7 @@ class ImageDataModule(LightningDataModule):
         low, high = min(counts), max(counts)
         each = f"{low}" if low == high else f"{low} to {high}"
         classes = f"{each} in each of {len(counts)} classes"
-        if low < high and len(counts) <= 10:
+        if low < high and len(counts) <= 15:
             named = zip(self.class_names, counts, strict=True)
             classes = ", ".join(f"{name} {count}" for name, count in named)
         rank_zero_info(f"{type(self).__name__} {split}: {len(labels)} ({classes})")

@@ -68,3 +68,53 @@ def write_official(root: Path, monkeypatch: Any) -> np.ndarray:
     for name, value in patched.items():
         monkeypatch.setattr(datasets.CIFAR10, name, value)
     return np.concatenate(images)
+
+
+def write_records(root: Path) -> dict[int, list[tuple[int, str]]]:
+    """48 records of 14 s in PhysioNet's format; the annotations of each: (sample, symbol).
+
+    MLII holds a bump of 1 mV at each beat, of a width that is the class's own, on a slow drift. As
+    in the real ones, record 114 has it second, and 102 and 104 lack it. A beat lies at each edge.
+    """
+    import wfdb
+
+    from datamodules.mitbih import DS1, DS2, PACED
+
+    root.mkdir(parents=True)
+    written = {}
+    for number, record in enumerate(sorted(DS1 + DS2 + PACED)):
+        generator = np.random.default_rng(record)
+        length = 14 * 360
+        times = np.arange(length) / 360
+        kinds = "NNNNLRejAaJSVVEFFN" if record not in PACED else "////ffVVN/////"
+        peaks = np.linspace(50, length - 60, len(kinds)).astype(int)
+        peaks[1:-1] += generator.integers(-30, 30, len(kinds) - 2)
+        shift = int(generator.integers(len(kinds)))
+        symbols = [kinds[(i + shift) % len(kinds)] for i in range(len(kinds))]
+        mlii = 0.4 * np.sin(2 * np.pi * 0.25 * times + number)
+        for peak, symbol in zip(peaks, symbols, strict=True):
+            width = {"V": 0.05, "E": 0.05, "/": 0.03, "f": 0.03}.get(symbol, 0.015)
+            mlii += np.exp(-0.5 * ((times - peak / 360) / width) ** 2)
+        other = generator.normal(0, 0.1, length)
+        names = ["MLII", "V1"] if record != 114 else ["V5", "MLII"]
+        names = ["V5", "V2"] if record in (102, 104) else names
+        signals = np.stack([other, mlii] if names[1] == "MLII" else [mlii, other], axis=1)
+        wfdb.wrsamp(str(record), 360, ["mV", "mV"], names, signals, fmt=["212", "212"],
+                    adc_gain=[200, 200], baseline=[0, 0], write_dir=str(root))  # fmt: skip
+        # rhythm changes and noise are annotations too, but no beats
+        noted = sorted([*zip(peaks.tolist(), symbols, strict=True), (20, "+"), (900, "~")])
+        wfdb.wrann(str(record), "atr", np.array([s for s, _ in noted]), [s for _, s in noted],
+                   write_dir=str(root))  # fmt: skip
+        written[record] = [(s, symbol) for s, symbol in noted if symbol not in "+~"]
+    return written
+
+
+def write_kaggle(root: Path, rows: int = 40) -> np.ndarray:
+    """mitbih_train.csv and mitbih_test.csv with the same rows."""
+    generator = np.random.default_rng(2)
+    table = generator.random((rows, 188), dtype=np.float32)
+    table[:, 187] = np.arange(rows) % 5
+    root.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "test"):
+        np.savetxt(root / f"mitbih_{split}.csv", table, "%.18e", ",")
+    return table
