@@ -3,6 +3,17 @@
 from .base import ImageDataModule
 from .cifar import CIFAR10, CIFAR100
 from .digits import Digits
+from .imagefolder import ImageFolder, Silkworm
+from .miniimagenet import MiniImageNet
 from .mitbih import MITBIH
 
-__all__ = ["CIFAR10", "CIFAR100", "Digits", "MITBIH", "ImageDataModule"]
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "Digits",
+    "ImageDataModule",
+    "ImageFolder",
+    "MITBIH",
+    "MiniImageNet",
+    "Silkworm",
+]

@@ -121,16 +121,13 @@ class ImageDataModule(LightningDataModule):
         """Read what `stage` needs, once."""
         if stage in ("fit", "validate") and self._train is None:
             data = self.load("train")
-            self.train_indices = self.choose("train", data[1])
-            self.val_indices = self.choose("val", data[1])
+            self.train_indices = self._take("train", data[1])
+            self.val_indices = self._take("val", data[1])
             self._train = data
-            self._tell("train", data[1][self.train_indices])
-            self._tell("val", data[1][self.val_indices])
         if stage in ("test", "predict") and self._test is None:
             data = self.load("test")
-            self.test_indices = self.choose("test", data[1])
+            self.test_indices = self._take("test", data[1])
             self._test = data
-            self._tell("test", data[1][self.test_indices])
 
     @property
     def class_weights(self) -> Tensor | None:
@@ -197,15 +194,21 @@ class ImageDataModule(LightningDataModule):
             device=trainer.strategy.root_device if trainer else "cpu",
         )
 
-    def _tell(self, split: str, labels: Tensor) -> None:
-        counts = labels.bincount(minlength=self.num_classes).tolist()
-        low, high = min(counts), max(counts)
+    def _take(self, split: Split, labels: Tensor) -> Tensor:
+        """The positions of a split; says how many there are of each class."""
+        indices, name = self.choose(split, labels), f"{type(self).__name__} {split}"
+        counts = labels[indices].bincount(minlength=self.num_classes).tolist()
+        present = [count for count in counts if count]
+        if not present:
+            raise ValueError(f"{name}: it is empty; add samples or choose another split")
+        low, high = min(present), max(present)
         each = f"{low}" if low == high else f"{low} to {high}"
-        classes = f"{each} in each of {len(counts)} classes"
-        if low < high and len(counts) <= 15:
+        classes = f"{each} in each of {len(present)} classes"
+        if min(counts) < high and len(counts) <= 15:
             named = zip(self.class_names, counts, strict=True)
             classes = ", ".join(f"{name} {count}" for name, count in named)
-        rank_zero_info(f"{type(self).__name__} {split}: {len(labels)} ({classes})")
+        rank_zero_info(f"{name}: {len(indices)} ({classes})")
+        return indices
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,8 @@ def list_images(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], l
         missing, extra = sorted(set(class_names) - found), sorted(found - set(class_names))
         raise ValueError(
             f"{str(folder)!r} holds {len(found)} class folders, not the {len(class_names)} expected"
-            f" ones: missing {some(missing)}, unexpected {some(extra)}"
+            f" ones: missing {some(missing)}, unexpected {some(extra)}. Every split holds the same "
+            "classes: add, rename or delete folders"
         )
     files, labels = [], []
     for label, name in enumerate(class_names):
@@ -83,14 +84,22 @@ def read_image(file: Path, side: int, *, resize: bool = True) -> np.ndarray:
         raise ValueError(
             f"cannot read the image {str(file)!r} ({error}): replace or delete it"
         ) from error
-    if image.size != (side, side):
-        if not resize:
-            raise ValueError(
-                f"{str(file)!r} is {image.width} x {image.height} pixels, "
-                f"not {side} x {side}: resize or delete it"
-            )
-        image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
-    return np.asarray(image).transpose(2, 0, 1)
+    if not resize and image.size != (side, side):
+        raise ValueError(
+            f"{str(file)!r} is {image.width} x {image.height} pixels, "
+            f"not {side} x {side}: resize or delete it"
+        )
+    return square(np.asarray(image), side)
+
+
+def square(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Pixels (H, W, 3) as (3, side, side): the shorter side is resized, the middle cut out."""
+    from PIL import Image, ImageOps
+
+    if pixels.shape[:2] != (side, side):
+        image = ImageOps.fit(Image.fromarray(pixels), (side, side), Image.Resampling.BILINEAR)
+        pixels = np.asarray(image)
+    return pixels.transpose(2, 0, 1)
 
 
 class Images:

@@ -118,3 +118,45 @@ def write_kaggle(root: Path, rows: int = 40) -> np.ndarray:
     for split in ("train", "test"):
         np.savetxt(root / f"mitbih_{split}.csv", table, "%.18e", ",")
     return table
+
+
+def write_folder(
+    root: Path, per_class: int = 10, names: tuple[str, ...] = ("ant", "bee", "cat")
+) -> None:
+    """`<class>/<n>.jpg`, 24 x 20, every picture another."""
+    generator = np.random.default_rng(len(str(root)))
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for number in range(per_class):
+            pixels = generator.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+            image = Image.fromarray(pixels).resize((24, 20), Image.Resampling.NEAREST)
+            image.save(root / name / f"{number}.jpg")
+
+
+def write_mini(root: Path, form: str, per_class: int = 6) -> dict[str, np.ndarray]:
+    """Mini-ImageNet of 84 x 84 pictures in three of its forms; the pixels by file name."""
+    from datamodules.miniimagenet import CLASSES
+
+    generator = np.random.default_rng(4)
+    pixels = {}
+    for part, names in CLASSES.items():
+        images, rows, lines = [], {}, ["filename,label"]
+        for name in names:
+            for number in range(per_class):
+                color = generator.integers(0, 256, (2, 2, 3), dtype=np.uint8)
+                image = Image.fromarray(color).resize((84, 84), Image.Resampling.NEAREST)
+                file = f"{name}{number:08}.jpg"
+                folder = root / {"tree": name, "flat": "images", "pickle": "."}[form]
+                folder.mkdir(parents=True, exist_ok=True)
+                pixels[file] = np.asarray(image)
+                if form != "pickle":
+                    image.save(folder / file, quality=30)
+                rows.setdefault(name, []).append(len(images))
+                images.append(pixels[file])
+                lines.append(f"{file},{name}")
+        if form == "flat":
+            (root / f"{part}.csv").write_text("\n".join(lines) + "\n")
+        elif form == "pickle":
+            content = {"image_data": np.stack(images), "class_dict": rows}
+            (root / f"mini-imagenet-cache-{part}.pkl").write_bytes(pickle.dumps(content, 2))
+    return pixels
