@@ -43,7 +43,7 @@ class Classifier(LightningModule):
         lr_scheduler: makes the scheduler, stepped once an epoch. By default the learning rate
             falls to 0 along a cosine, step by step over the planned training.
         label_smoothing: of the training loss, from 0 to 1.
-        class_weights: weight of each class in the training loss.
+        class_weights: weight of each class in the training loss; wins over `--data.balance loss`.
         activation_weight_decay: weight decay of the activations' own parameters.
         activation_lr_scale: their learning rate, as a multiple of the weights' one.
 
@@ -93,6 +93,7 @@ class Classifier(LightningModule):
         self.activation_lr_scale = activation_lr_scale
         weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights)
+        self._balance: Tensor | None = None
         metrics = _metrics(num_classes)
         self.train_acc = MulticlassAccuracy(num_classes, average="micro")
         self.val_metrics = metrics.clone(prefix="val/")
@@ -104,15 +105,20 @@ class Classifier(LightningModule):
         """Class scores (logits) of (N, C, H, W) images."""
         return self.backbone(images.contiguous(memory_format=torch.channels_last))
 
+    def on_train_start(self) -> None:
+        """Take the class weights of data that ask for them (`--data.balance loss`)."""
+        weights = getattr(self.trainer.datamodule, "class_weights", None)  # pyright: ignore[reportAttributeAccessIssue]
+        self._balance = None if weights is None else weights.to(self.device)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy, smoothed and weighted as configured, plus the activations' penalties."""
         images, labels, *_ = batch
         scores = self(images)
-        loss = F.cross_entropy(
-            scores, labels, weight=self.class_weights, label_smoothing=self.label_smoothing
-        )
+        weights = self._balance if self.class_weights is None else self.class_weights
+        loss = F.cross_entropy(scores, labels, weight=weights, label_smoothing=self.label_smoothing)
         loss = loss + penalty(self.backbone)
-        self.train_acc.update(scores, labels)
+        # mixed images have a share in several classes
+        self.train_acc.update(scores, labels.argmax(1) if labels.ndim == 2 else labels)
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
         for group in self.trainer.optimizers[0].param_groups:
