@@ -6,6 +6,7 @@ from .digits import Digits
 from .imagefolder import ImageFolder, Silkworm
 from .miniimagenet import MiniImageNet
 from .mitbih import MITBIH
+from .mnist import MNIST
 
 __all__ = [
     "CIFAR10",
@@ -14,6 +15,7 @@ __all__ = [
     "ImageDataModule",
     "ImageFolder",
     "MITBIH",
+    "MNIST",
     "MiniImageNet",
     "Silkworm",
 ]

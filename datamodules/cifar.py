@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from .base import ImageDataModule
+from .base import ImageDataModule, Split
 from .cache import Create, prepare, stamp
 from .images import Images, list_images
 
@@ -18,7 +19,13 @@ class CIFAR10(ImageDataModule):
         root: a folder that holds torchvision's download (`cifar-10-batches-py`), or
             `train/<class>/*.png` and `test/<class>/*.png`.
         download: fetch the official archive into `root` where neither is there.
+        imbalance_factor: how many times more training images the first class has than the last;
+            those between follow a geometric series (Cao et al. 2019, long-tailed CIFAR).
+            Validation and test stay balanced.
         common: see `ImageDataModule`.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
 
     num_classes = 10
@@ -30,9 +37,18 @@ class CIFAR10(ImageDataModule):
     std = (0.2470, 0.2435, 0.2616)
     archive = "cifar-10-batches-py"
 
-    def __init__(self, root: str = "data", download: bool = False, **common: Any) -> None:
+    def __init__(
+        self,
+        root: str = "data",
+        download: bool = False,
+        imbalance_factor: float = 1.0,
+        **common: Any,
+    ) -> None:
         super().__init__(**common)
+        if not imbalance_factor >= 1:
+            raise ValueError(f"imbalance_factor must be >= 1, got {imbalance_factor}")
         self.root, self.download = Path(root).expanduser(), download
+        self.imbalance_factor = imbalance_factor
 
     def prepare_data(self) -> None:
         """Download the archive where that was asked for and nothing is there yet."""
@@ -59,6 +75,19 @@ class CIFAR10(ImageDataModule):
             return {}
 
         return self._prepare(split, stamp(folder, sorted(folder.iterdir())), build)
+
+    def choose(self, split: Split, labels: Tensor) -> Tensor:
+        """As the base has it; of training images, the long tail's."""
+        chosen = super().choose(split, labels)
+        if split != "train" or self.imbalance_factor == 1:
+            return chosen
+        generator = torch.Generator().manual_seed(self.split_seed)
+        chosen = chosen[torch.randperm(len(chosen), generator=generator)]
+        of_class = [chosen[labels[chosen] == number] for number in range(self.num_classes)]
+        decay = self.imbalance_factor ** (-1 / (self.num_classes - 1))
+        counts = [max(1, round(len(some) * decay**c)) for c, some in enumerate(of_class)]
+        kept = [some[:count] for some, count in zip(of_class, counts, strict=True)]
+        return torch.cat(kept).sort().values
 
     def _from_folders(self, split: str) -> tuple[Tensor, Tensor]:
         folder = self.root / split

@@ -3,6 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,9 +69,28 @@ class ImageFolder(ImageDataModule):
             raise ValueError(f"test_fraction must lie between 0 and 1, got {test_fraction}")
         self.root, self.image_size = Path(root).expanduser(), image_size
         self.test_fraction, self.cache_limit = test_fraction, cache_limit
-        self.class_names = self._names()
-        self.num_classes = len(self.class_names)
         self._pool: Data | None = None
+
+    # found when they are asked for, which tells a wrong folder better than a failed construction
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The folders' names, in order."""
+        if not self.root.is_dir():
+            raise FileNotFoundError(
+                f"no folder {str(self.root)!r}: give that of the images with --data.root DIR"
+            )
+        names = class_folders(next(iter(self._folders().values())))
+        if len(names) < 2:
+            raise ValueError(
+                f"{str(self.root)!r} holds {len(names)} class folder(s) ({some(names)}): give the "
+                "folder that holds a folder of images for each class with --data.root DIR"
+            )
+        return tuple(names)
+
+    @property
+    def num_classes(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Their number."""
+        return len(self.class_names)
 
     def files(self) -> tuple[list[Path], Tensor, Tensor]:
         """The image files, their classes, and the part each came in: 0 train, 1 val, 2 test."""
@@ -117,19 +137,6 @@ class ImageFolder(ImageDataModule):
     def describe(self, index: int) -> dict[str, Any]:
         """The file."""
         return {"file": str(self._files[index].relative_to(self.root))}
-
-    def _names(self) -> tuple[str, ...]:
-        if not self.root.is_dir():
-            raise FileNotFoundError(
-                f"no folder {str(self.root)!r}: give that of the images with --data.root DIR"
-            )
-        names = class_folders(next(iter(self._folders().values())))
-        if len(names) < 2:
-            raise ValueError(
-                f"{str(self.root)!r} holds {len(names)} class folder(s) ({some(names)}): give the "
-                "folder that holds a folder of images for each class with --data.root DIR"
-            )
-        return tuple(names)
 
     def _folders(self) -> dict[str, Path]:
         """The parts that are there; a class may be called `train`, but holds images then."""

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import pickle
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -67,8 +68,6 @@ class MiniImageNet(ImageFolder):
         ValueError: classes or files of a form are missing, or one is damaged.
     """
 
-    num_classes = 100
-    class_names = tuple(sorted(_OF_CLASS))
     shares: ClassVar = (0.68, 0.17, 0.15)
 
     def __init__(
@@ -81,6 +80,11 @@ class MiniImageNet(ImageFolder):
     ) -> None:
         super().__init__(root, image_size, test_fraction, **common)
         self.protocol = protocol
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """The WordNet ids, in order."""
+        return tuple(sorted(_OF_CLASS))
 
     def files(self) -> tuple[list[Path], Tensor, Tensor]:
         """The image files, their classes, and the part each came in."""
@@ -122,17 +126,15 @@ class MiniImageNet(ImageFolder):
             index -= rows
         return super().describe(index)
 
-    def _names(self) -> tuple[str, ...]:
-        if (
-            not (self.root / "images").is_dir()
-            and not self._pickles()
-            and not (self.root.is_dir() and class_folders(self.root))
-        ):
+    def _check(self) -> None:
+        if (self.root / "images").is_dir() or self._pickles():
+            return
+        if not self.root.is_dir() or not class_folders(self.root):
             raise FileNotFoundError(
                 f"no mini-ImageNet in {str(self.root)!r}: neither folders of classes, nor images/ "
-                "and its CSV files, nor mini-imagenet-cache-*.pkl. Give its folder with --data.root"
+                "and its CSV files, nor mini-imagenet-cache-*.pkl. Give its folder with "
+                "--data.root DIR"
             )
-        return self.class_names
 
     def _expect(self, names: Any, place: Path, *, all_of_them: bool = True) -> None:
         missing = sorted(set(self.class_names) - set(names)) if all_of_them else []
@@ -172,6 +174,7 @@ class MiniImageNet(ImageFolder):
 
     def read(self) -> tuple[Tensor | Images, Tensor, Tensor, Tensor]:
         """Images, classes, the part each came in, and the first copy of each."""
+        self._check()
         files = self._pickles()
         if not files:
             return super().read()

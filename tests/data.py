@@ -160,3 +160,22 @@ def write_mini(root: Path, form: str, per_class: int = 6) -> dict[str, np.ndarra
             content = {"image_data": np.stack(images), "class_dict": rows}
             (root / f"mini-imagenet-cache-{part}.pkl").write_bytes(pickle.dumps(content, 2))
     return pixels
+
+
+def write_mnist(root: Path) -> np.ndarray:
+    """MNIST's four files with 40 images for each of training and test; the pixels."""
+    import struct
+
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(5).integers(0, 256, (80, 28, 28), dtype=np.uint8)
+    for part, first in (("train", 0), ("t10k", 40)):
+        images = pixels[first : first + 40].tobytes()
+        labels = bytes(i % 10 for i in range(40))
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(
+            struct.pack(">HBBIII", 0, 8, 3, 40, 28, 28) + images
+        )
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">HBBI", 0, 8, 1, 40) + labels
+        )
+    return pixels
