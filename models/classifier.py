@@ -2,20 +2,28 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassF1Score
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
 
 from activations import parameter_groups, penalty, replace_activations
 
 from .backbones import Stem, build_backbone
+from .confusion import class_measures, draw_confusion
 
 Batch = tuple[Tensor, ...]
 
@@ -29,7 +37,9 @@ class Classifier(LightningModule):
 
     Metrics: `val/` and `test/` loss (cross-entropy, neither smoothed nor weighted), acc, f1
     (macro), auroc (macro), and acc_top5 for ten classes or more. Every sample counts once, however
-    many processes there are.
+    many processes there are. For up to ten classes `test` adds each one's `test_sensitivity/`,
+    `test_predictivity/` and `test_f1/`, and the confusion matrix, in TensorBoard and as
+    `confusion.png` in the run's folder.
 
     Args:
         backbone: name of the network; see `models.build_backbone`.
@@ -98,6 +108,7 @@ class Classifier(LightningModule):
         self.train_acc = MulticlassAccuracy(num_classes, average="micro")
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
+        self.confusion = MulticlassConfusionMatrix(num_classes) if num_classes <= 10 else None
         self.val_loss = MeanMetric(nan_strategy="disable")
         self.test_loss = MeanMetric(nan_strategy="disable")
 
@@ -141,7 +152,29 @@ class Classifier(LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the `test/` metrics."""
-        self._evaluate(batch, self.test_metrics, self.test_loss, "test")
+        scores = self._evaluate(batch, self.test_metrics, self.test_loss, "test")
+        if self.confusion is not None:
+            self.confusion.update(scores, batch[1])
+
+    def on_test_epoch_end(self) -> None:
+        """Log what the confusion matrix says of each class, and draw it."""
+        if self.confusion is None:
+            return
+        matrix = self.confusion.compute()
+        self.confusion.reset()
+        datamodule = getattr(self.trainer, "datamodule", None)
+        names = getattr(datamodule, "class_names", tuple(map(str, range(len(matrix)))))
+        for measure, values in class_measures(matrix).items():
+            found = zip(names, values, strict=True)
+            known = {f"test_{measure}/{name}": value for name, value in found if value >= 0}
+            self.log_dict(known, sync_dist=True)  # pyright: ignore[reportArgumentType]
+        folder = self.trainer.log_dir  # every process takes part in finding it
+        if folder and self.loggers and self.trainer.is_global_zero:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            figure = draw_confusion(Path(folder) / "confusion.png", matrix.cpu(), names)
+            for logger in self.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_figure("test/confusion", figure, self.global_step)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Index in the data set, label and class probabilities of each image."""
@@ -150,13 +183,14 @@ class Classifier(LightningModule):
 
     def _evaluate(
         self, batch: Batch, metrics: MetricCollection, mean_loss: MeanMetric, stage: str
-    ) -> None:
+    ) -> Tensor:
         images, labels, *_ = batch
         scores = self(images).float()
         metrics.update(scores, labels)
         mean_loss.update(F.cross_entropy(scores, labels, reduction="none"))
         self.log(f"{stage}/loss", mean_loss)
         self.log_dict(metrics, prog_bar=stage == "val")  # pyright: ignore[reportArgumentType]
+        return scores
 
     def configure_optimizers(self) -> Any:
         """The optimizer over (weights, activations' shapes), and the scheduler."""
