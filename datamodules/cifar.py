@@ -49,6 +49,7 @@ class CIFAR10(ImageDataModule):
             raise ValueError(f"imbalance_factor must be >= 1, got {imbalance_factor}")
         self.root, self.download = Path(root).expanduser(), download
         self.imbalance_factor = imbalance_factor
+        self._files: list[Path] = []
 
     def prepare_data(self) -> None:
         """Download the archive where that was asked for and nothing is there yet."""
@@ -89,9 +90,15 @@ class CIFAR10(ImageDataModule):
         kept = [some[:count] for some, count in zip(of_class, counts, strict=True)]
         return torch.cat(kept).sort().values
 
+    def describe(self, index: int) -> dict[str, Any]:
+        """The file, where images come as files."""
+        return {"file": str(self._files[index].relative_to(self.root))} if self._files else {}
+
     def _from_folders(self, split: str) -> tuple[Tensor, Tensor]:
         folder = self.root / split
         files, labels = list_images(folder, self.class_names)
+        if split == "test":
+            self._files = files
 
         def build(create: Create) -> dict[str, Any]:
             images = create("images", (len(files), 3, 32, 32), np.uint8)
