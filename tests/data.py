@@ -86,7 +86,7 @@ def write_records(root: Path) -> dict[int, list[tuple[int, str]]]:
         generator = np.random.default_rng(record)
         length = 14 * 360
         times = np.arange(length) / 360
-        kinds = "NNNNLRejAaJSVVEFFN" if record not in PACED else "////ffVVN/////"
+        kinds = "NNNNLRejAaJSVVEFFf" if record not in PACED else "////ffVVN/////"
         peaks = np.linspace(50, length - 60, len(kinds)).astype(int)
         peaks[1:-1] += generator.integers(-30, 30, len(kinds) - 2)
         shift = int(generator.integers(len(kinds)))
