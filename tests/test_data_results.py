@@ -110,7 +110,17 @@ def test_beats_are_tested_and_predicted_from_the_command_line(
     assert len(samples) == len(rows)
     for row, (record, sample) in zip(rows, samples, strict=True):
         [symbol] = [symbol for s, symbol in written[record] if s == sample]
-        aami = {"L": "N", "R": "N", "e": "N", "j": "N", "A": "S", "a": "S", "J": "S", "E": "V"}
+        aami = {
+            "L": "N",
+            "R": "N",
+            "e": "N",
+            "j": "N",
+            "A": "S",
+            "a": "S",
+            "J": "S",
+            "E": "V",
+            "f": "Q",
+        }
         assert row["label"] == aami.get(symbol, symbol)
         assert row["lead"] == "MLII"
 
