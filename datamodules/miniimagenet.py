@@ -220,7 +220,9 @@ def read_list(file: Path) -> list[tuple[str, str]]:
         header, *rows = csv.reader(file.read_text().splitlines())
         if header == ["filename", "label"]:
             # a name is a name, never a way to another folder
-            wrong = [n for n, row in enumerate(rows, 2) if len(row) != 2 or "/" in row[0]]
+            wrong = [
+                n for n, row in enumerate(rows, 2) if len(row) != 2 or "/" in row[0] or not all(row)
+            ]
             why = f"line {wrong[0]}" if wrong else "" if rows else "no file in it"
     except (ValueError, csv.Error) as error:
         why = str(error)
