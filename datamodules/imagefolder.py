@@ -94,9 +94,9 @@ class ImageFolder(ImageDataModule):
 
     def files(self) -> tuple[list[Path], Tensor, Tensor]:
         """The image files, their classes, and the part each came in: 0 train, 1 val, 2 test."""
-        files, labels, parts = [], [], []
+        files, labels, parts, names = [], [], [], self.class_names
         for part, folder in self._folders().items():
-            found, classes = list_images(folder, self.class_names)
+            found, classes = list_images(folder, names)
             files += found
             labels += classes
             parts += [_NUMBER[part]] * len(found)

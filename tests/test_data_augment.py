@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
@@ -14,7 +15,7 @@ from torchvision.transforms import v2
 from datamodules import CIFAR10, MNIST
 from datamodules.loader import ImageLoader
 from models import Classifier
-from tests.data import Tiny, write_mnist, write_tree
+from tests.data import Tiny, write_kaggle, write_mnist, write_tree
 
 
 class Draw(nn.Module):
@@ -203,3 +204,19 @@ def test_mnist(tmp_path: Path):
         file.write_bytes(damaged)
         with pytest.raises(RuntimeError, match=r"MNIST in .*raw' cannot be had .*; delete it"):
             MNIST(str(tmp_path)).setup("fit")
+
+
+@pytest.mark.parametrize("representation", ["signal", "spectrogram"])
+def test_a_batch_can_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, representation: str):
+    from datamodules.__main__ import main
+
+    write_kaggle(tmp_path)
+    line = f"x MITBIH {tmp_path} {tmp_path}/p.png protocol=kaggle representation={representation}"
+    monkeypatch.setattr("sys.argv", line.split())
+    main()
+    pixels = np.asarray(Image.open(tmp_path / "p.png").convert("L"))
+    assert pixels.std() > 10
+    assert not list(tmp_path.glob("*.part*"))
+    monkeypatch.setattr("sys.argv", ["x", "CIFAR"])
+    with pytest.raises(SystemExit, match="NAME is one of CIFAR10"):
+        main()
