@@ -11,6 +11,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class PredictionWriter(Callback):
     """Writes what `predict` returns to a CSV file: index, label, predicted class, its probability.
 
+    Between index and label stands what the data know of a sample: an image's file, a heart beat's
+    record, time in seconds and lead.
+
     Args:
         path: the file; `predictions.csv` in the current folder by default. It appears when it is
             complete.
@@ -46,16 +49,18 @@ class PredictionWriter(Callback):
             torch.distributed.all_gather_object(parts, self._rows)
         if not trainer.is_global_zero:
             return
-        names = getattr(trainer.datamodule, "class_names", None)  # pyright: ignore[reportAttributeAccessIssue]
+        datamodule = getattr(trainer, "datamodule", None)
+        names = getattr(datamodule, "class_names", None)
+        describe = getattr(datamodule, "describe", lambda index: {})
+        rows = sorted(row for part in parts for row in part)
         unfinished = self.path.with_name(self.path.name + ".part")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["index", "label", "predicted", "probability"])
-            for index, label, predicted, probability in sorted(
-                row for part in parts for row in part
-            ):
+            known = describe(rows[0][0]) if rows else {}
+            writer.writerow(["index", *known, "label", "predicted", "probability"])
+            for index, label, predicted, probability in rows:
                 named = (names[label], names[predicted]) if names else (label, predicted)
-                writer.writerow([index, *named, f"{probability:.6f}"])
+                writer.writerow([index, *describe(index).values(), *named, f"{probability:.6f}"])
         unfinished.replace(self.path)
         print(f"Predictions: {self.path}")

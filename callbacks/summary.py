@@ -2,9 +2,11 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning.pytorch import Trainer
+from torch import Tensor
 
 from .monitor import ActivationMonitor
 
@@ -22,7 +24,7 @@ def run_summary(trainer: Trainer, stage: str) -> str:
         lines += ["", "What the activations learned", monitor.table()]
     results = {name: trainer.callback_metrics.get(f"{stage}/{name}") for name in _NAMES}
     found = [f"{_NAMES[name]} {value:.4f}" for name, value in results.items() if value is not None]
-    lines += ["", f"{stage:<12} {', '.join(found)}"]
+    lines += ["", f"{stage:<12} {', '.join(found)}", *_classes(trainer.callback_metrics)]
     if trainer.loggers and trainer.log_dir:
         folder = Path(trainer.log_dir)
         lines.append(f"{'run':<12} {folder}")
@@ -34,3 +36,15 @@ def run_summary(trainer: Trainer, stage: str) -> str:
         python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
         lines.append(f"{'TensorBoard':<12} {python} -m tensorboard.main --logdir {folder.parent}")
     return "\n".join(lines)
+
+
+def _classes(metrics: Mapping[str, Tensor]) -> list[str]:
+    """What a test of few classes says of each."""
+    columns = ("sensitivity", "predictivity", "f1")
+    names = {tag.partition("/")[2]: None for tag in metrics if tag.startswith("test_")}
+    lines = [] if not names else [f"{'class':<12} sensitivity  predictivity  F1"]
+    for name in names:
+        values = (metrics.get(f"test_{column}/{name}") for column in columns)
+        cells = ("-" if value is None else f"{value:.4f}" for value in values)
+        lines.append(f"{name:<12} {next(cells):<12} {next(cells):<13} {next(cells)}")
+    return lines

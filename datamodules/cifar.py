@@ -1,14 +1,15 @@
 """CIFAR-10 and CIFAR-100, from torchvision's download or from class folders of PNG files."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .base import ImageDataModule
-
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp"}
+from .base import ImageDataModule, Split
+from .cache import Create, prepare, stamp
+from .images import Images, list_images
 
 
 class CIFAR10(ImageDataModule):
@@ -18,13 +19,13 @@ class CIFAR10(ImageDataModule):
         root: a folder that holds torchvision's download (`cifar-10-batches-py`), or
             `train/<class>/*.png` and `test/<class>/*.png`.
         download: fetch the official archive into `root` where neither is there.
-        batch_size: training images a step and process.
-        eval_batch_size: images a step and process in validation, test and prediction.
-        val_fraction: part of the training images that becomes the validation set.
-        split_seed: seed of that split.
-        seed: of order and augmentation; by default the run's own.
-        crop_padding: pixels of zero padding before the random crop; 0 crops nothing.
-        flip: mirror half of the training images.
+        imbalance_factor: how many times more training images the first class has than the last;
+            those between follow a geometric series (Cao et al. 2019, long-tailed CIFAR).
+            Validation and test stay balanced.
+        common: see `ImageDataModule`.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
 
     num_classes = 10
@@ -40,18 +41,15 @@ class CIFAR10(ImageDataModule):
         self,
         root: str = "data",
         download: bool = False,
-        batch_size: int = 128,
-        eval_batch_size: int = 500,
-        val_fraction: float = 0.1,
-        split_seed: int = 0,
-        seed: int | None = None,
-        crop_padding: int = 4,
-        flip: bool = True,
+        imbalance_factor: float = 1.0,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            batch_size, eval_batch_size, val_fraction, split_seed, seed, crop_padding, flip
-        )
+        super().__init__(**common)
+        if not imbalance_factor >= 1:
+            raise ValueError(f"imbalance_factor must be >= 1, got {imbalance_factor}")
         self.root, self.download = Path(root).expanduser(), download
+        self.imbalance_factor = imbalance_factor
+        self._files: list[Path] = []
 
     def prepare_data(self) -> None:
         """Download the archive where that was asked for and nothing is there yet."""
@@ -62,16 +60,58 @@ class CIFAR10(ImageDataModule):
     def load(self, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
         """Read one split from whichever form `root` holds."""
         if self._has_folders():
-            return read_class_folders(self.root / split, self.class_names, self.image_size)
+            return self._from_folders(split)
         if not self._has_archive():
             raise FileNotFoundError(
                 f"no {type(self).__name__} in {str(self.root)!r}: neither {self.archive}/ nor "
                 "train/<class>/ is there. Give its folder with --data.root DIR, or add "
                 "--data.download true to fetch it"
             )
-        data = self._official(split, download=False)
-        images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
-        return images, torch.tensor(data.targets, dtype=torch.int64)
+        folder = self.root / self.archive
+
+        def build(create: Create) -> dict[str, Any]:
+            data = self._official(split, download=False)
+            create("images", (len(data), 3, 32, 32), np.uint8)[:] = data.data.transpose(0, 3, 1, 2)
+            create("labels", (len(data),), np.int64)[:] = data.targets
+            return {}
+
+        return self._prepare(split, stamp(folder, sorted(folder.iterdir())), build)
+
+    def choose(self, split: Split, labels: Tensor) -> Tensor:
+        """As the base has it; of training images, the long tail's."""
+        chosen = super().choose(split, labels)
+        if split != "train" or self.imbalance_factor == 1:
+            return chosen
+        generator = torch.Generator().manual_seed(self.split_seed)
+        chosen = chosen[torch.randperm(len(chosen), generator=generator)]
+        of_class = [chosen[labels[chosen] == number] for number in range(self.num_classes)]
+        decay = self.imbalance_factor ** (-1 / (self.num_classes - 1))
+        counts = [max(1, round(len(some) * decay**c)) for c, some in enumerate(of_class)]
+        kept = [some[:count] for some, count in zip(of_class, counts, strict=True)]
+        return torch.cat(kept).sort().values
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """The file, where images come as files."""
+        return {"file": str(self._files[index].relative_to(self.root))} if self._files else {}
+
+    def _from_folders(self, split: str) -> tuple[Tensor, Tensor]:
+        folder = self.root / split
+        files, labels = list_images(folder, self.class_names)
+        if split == "test":
+            self._files = files
+
+        def build(create: Create) -> dict[str, Any]:
+            images = create("images", (len(files), 3, 32, 32), np.uint8)
+            Images(files, self.image_size).decode_into(images, resize=False)
+            create("labels", (len(files),), np.int64)[:] = labels
+            return {}
+
+        return self._prepare(split, stamp(folder, files), build)
+
+    def _prepare(self, split: str, files: object, build: Any) -> tuple[Tensor, Tensor]:
+        name = f"{type(self).__name__}-{split}"
+        arrays = prepare(self.cache_dir, name, (str(self.root.resolve()), files), build).arrays
+        return arrays["images"], arrays["labels"]
 
     def _has_folders(self) -> bool:
         return (self.root / "train").is_dir()
@@ -114,55 +154,3 @@ class CIFAR100(CIFAR10):
     mean = (0.5071, 0.4865, 0.4409)
     std = (0.2673, 0.2564, 0.2762)
     archive = "cifar-100-python"
-
-
-def read_class_folders(
-    folder: Path, class_names: tuple[str, ...], side: int
-) -> tuple[Tensor, Tensor]:
-    """Read `folder/<class>/<image>` as RGB: images (M, 3, side, side) in uint8, and labels (M,).
-
-    Raises:
-        FileNotFoundError: `folder` is not there.
-        ValueError: the class folders are not `class_names`, one is empty, or an image is
-            unreadable or of another size.
-    """
-    import numpy as np
-    from PIL import Image
-
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {str(folder)!r}; it should hold one folder a class")
-    found = {path.name for path in folder.iterdir() if path.is_dir()}
-    if found != set(class_names):
-        missing, extra = sorted(set(class_names) - found), sorted(found - set(class_names))
-        raise ValueError(
-            f"{str(folder)!r} holds {len(found)} class folders, not the {len(class_names)} expected"
-            f" ones: missing {_some(missing)}, unexpected {_some(extra)}"
-        )
-    images, labels = [], []
-    for label, name in enumerate(class_names):
-        files = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in _SUFFIXES)
-        if not files:
-            raise ValueError(
-                f"class folder {str(folder / name)!r} holds no image "
-                f"({', '.join(sorted(_SUFFIXES))}): add some"
-            )
-        for file in files:
-            try:
-                with Image.open(file) as image:
-                    pixels = np.asarray(image.convert("RGB"))
-            except (OSError, ValueError, SyntaxError) as error:
-                raise ValueError(
-                    f"cannot read the image {str(file)!r} ({error}): replace or delete it"
-                ) from error
-            if pixels.shape[:2] != (side, side):
-                raise ValueError(
-                    f"{str(file)!r} is {pixels.shape[1]} x {pixels.shape[0]} pixels, "
-                    f"not {side} x {side}: resize or delete it"
-                )
-            images.append(torch.tensor(pixels))
-            labels.append(label)
-    return torch.stack(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if names[5:] else "") if names else "none"

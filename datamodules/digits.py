@@ -1,6 +1,6 @@
 """Scanned digits that ship with scikit-learn: nothing to download."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,12 +17,9 @@ class Digits(ImageDataModule):
     Args:
         image_size: side in pixels that the images are enlarged to, bilinearly.
         batch_size: training images a step and process.
-        eval_batch_size: images a step and process in validation, test and prediction.
-        val_fraction: part of the other images that becomes the validation set.
-        split_seed: seed of that split.
-        seed: of order and augmentation; by default the run's own.
         crop_padding: pixels of zero padding before the random crop; 0 crops nothing.
         flip: mirror half of the training images; digits are not symmetric.
+        common: see `ImageDataModule`.
     """
 
     num_classes = 10
@@ -36,16 +33,11 @@ class Digits(ImageDataModule):
         self,
         image_size: int = 32,
         batch_size: int = 64,
-        eval_batch_size: int = 500,
-        val_fraction: float = 0.1,
-        split_seed: int = 0,
-        seed: int | None = None,
         crop_padding: int = 2,
         flip: bool = False,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            batch_size, eval_batch_size, val_fraction, split_seed, seed, crop_padding, flip
-        )
+        super().__init__(batch_size=batch_size, crop_padding=crop_padding, flip=flip, **common)
         if image_size < 8:
             raise ValueError(f"image_size must be >= 8, the digits' own side, got {image_size}")
         self.image_size = image_size

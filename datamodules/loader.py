@@ -1,10 +1,13 @@
-"""Batches of an image set held in memory: shuffled, cropped, flipped and normalised as tensors."""
+"""Batches of a labelled set: shuffled, cropped, flipped and normalised as whole tensors."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .images import Images
 
 _MIX = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)  # SplitMix64's, as int64
 
@@ -33,15 +36,22 @@ class ImageLoader:
     makes a resumed run see exactly the batches that an interrupted epoch had left.
 
     Args:
-        images: (M, C, H, W), uint8.
+        images: (M, C, H, W) in uint8, or (M, C, *) in a floating dtype, or image files.
         labels: (M,), int64.
         indices: which of the images this loader serves.
         batch_size: images a batch and process.
-        mean: of each channel, in [0, 1].
-        std: of each channel, in [0, 1].
+        mean: of each channel; of uint8 images, as a part of 255.
+        std: of each channel, likewise.
         training: shuffle, augment, drop the incomplete last batch.
         crop_padding: zero pixels added on each side before the random crop.
         flip: mirror half of the training images.
+        augment: further changes of a training image (C, H, W), in uint8, one at a time; what they
+            draw from torch's generator comes from (seed, epoch, index) as well.
+        mix: changes a training batch (normalised images, one-hot labels), such as MixUp; what it
+            draws comes from (seed, epoch, batch).
+        classes: number of classes, for `mix`.
+        balanced: draw the training images, with replacement, so that classes come equally often.
+        view: the last step of every batch, such as a spectrogram.
         seed: of order and augmentation.
         rank: this process.
         world_size: number of processes.
@@ -53,7 +63,7 @@ class ImageLoader:
 
     def __init__(
         self,
-        images: Tensor,
+        images: Tensor | Images,
         labels: Tensor,
         indices: Tensor,
         batch_size: int,
@@ -63,6 +73,11 @@ class ImageLoader:
         training: bool = False,
         crop_padding: int = 0,
         flip: bool = False,
+        augment: Sequence[nn.Module] = (),
+        mix: nn.Module | None = None,
+        classes: int = 0,
+        balanced: bool = False,
+        view: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -71,9 +86,12 @@ class ImageLoader:
         self.images, self.labels, self.indices = images, labels, indices
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.training, self.seed, self.device = training, seed, torch.device(device)
-        self.crop_padding, self.flip = crop_padding, flip
-        self.shift = 255 * torch.tensor(mean, device=self.device).view(-1, 1, 1)
-        self.scale = 1 / (255 * torch.tensor(std, device=self.device).view(-1, 1, 1))
+        self.crop_padding, self.flip, self.balanced = crop_padding, flip, balanced
+        self.augment, self.mix, self.classes, self.view = augment, mix, classes, view
+        whole = 255 if images.dtype == torch.uint8 else 1
+        each = (-1, *[1] * (2 if isinstance(images, Images) else images.ndim - 2))
+        self.shift = whole * torch.tensor(mean, device=self.device).view(each)
+        self.scale = 1 / (whole * torch.tensor(std, device=self.device).view(each))
         self.sampler, self.batch_sampler = self, None  # Lightning calls sampler.set_epoch
         self.epoch = 0
         self.next_batch = 0
@@ -106,28 +124,71 @@ class ImageLoader:
         """The batches of the current epoch; after a resume, those that are left of it."""
         first = self.next_batch if self._resumed_epoch == self.epoch else 0
         self._resumed_epoch = -1
-        order = self.indices
-        if self.training:
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
-            order = order[torch.randperm(len(order), generator=generator)]
+        order = self._order() if self.training else self.indices
         mine = order[self.rank :: self.world_size]
-        for batch in range(first, len(self)):
+        batches = mine[first * self.batch_size : len(self) * self.batch_size].split(self.batch_size)
+        source = self.images
+        pixels = (
+            source.stream(batches)
+            if isinstance(source, Images)
+            else map(source.__getitem__, batches)
+        )
+        for batch, chosen in enumerate(batches, start=first):
+            images = self._images(next(pixels), chosen)
+            labels, index = self.labels[chosen].to(self.device), chosen.to(self.device)
+            if self.training and self.mix is not None:
+                images, labels = self._mix(images, labels, batch)
             self.next_batch = batch + 1
-            chosen = mine[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield self._images(chosen), self.labels[chosen].to(self.device), chosen.to(self.device)
+            yield images if self.view is None else self.view(images), labels, index
 
-    def _images(self, chosen: Tensor) -> Tensor:
-        images = self.images[chosen].to(self.device, non_blocking=True)
+    def _order(self) -> Tensor:
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
+        if self.balanced:
+            labels = self.labels[self.indices]
+            weights = 1 / labels.bincount()[labels].float()
+            drawn = torch.multinomial(weights, len(weights), True, generator=generator)
+            return self.indices[drawn]
+        return self.indices[torch.randperm(len(self.indices), generator=generator)]
+
+    def _images(self, images: Tensor, chosen: Tensor) -> Tensor:
+        if self.device.type == "cuda":
+            images = images.pin_memory()
+        images = images.to(self.device, non_blocking=True)
         if self.training:
             side = 2 * self.crop_padding + 1
-            top, left, mirrored = uniform(self.seed, self.epoch, chosen, (side, side, 2))
+            bounds = (side, side, 2, 2**31)
+            top, left, mirrored, seeds = uniform(self.seed, self.epoch, chosen, bounds)
             if self.crop_padding:
                 images = crop(images, self.crop_padding, top, left)
             if self.flip:
                 images = torch.where(
                     mirrored.to(self.device).bool().view(-1, 1, 1, 1), images.flip(3), images
                 )
+            if self.augment:
+                images = torch.stack(
+                    [self._augment(*one) for one in zip(images, seeds.tolist(), strict=True)]
+                )
         return (images.float() - self.shift) * self.scale
+
+    def _augment(self, image: Tensor, seed: int) -> Tensor:
+        with self._drawing(seed):
+            for transform in self.augment:
+                image = transform(image)
+        return image
+
+    def _mix(self, images: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        assert self.mix is not None
+        number = torch.tensor(batch * self.world_size + self.rank)
+        [seed] = uniform(self.seed, self.epoch, number, (2**31,))
+        with self._drawing(int(seed)):
+            return self.mix(images, F.one_hot(labels, self.classes).float())
+
+    @contextmanager
+    def _drawing(self, seed: int) -> Iterator[None]:
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            yield
 
 
 def crop(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:

@@ -2,20 +2,28 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassF1Score
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
 
 from activations import SwapReport, gain, parameter_groups, penalty, replace_activations
 
 from .backbones import Stem, build_backbone
+from .confusion import class_measures, draw_confusion
 from .weights import kaiming_, load_weights, read_weights
 
 Batch = tuple[Tensor, ...]
@@ -30,7 +38,9 @@ class Classifier(LightningModule):
 
     Metrics: `val/` and `test/` loss (cross-entropy, neither smoothed nor weighted), acc, f1
     (macro), auroc (macro), and acc_top5 for ten classes or more. Every sample counts once, however
-    many processes there are.
+    many processes there are. For up to ten classes `test` adds each one's `test_sensitivity/`,
+    `test_predictivity/` and `test_f1/`, and the confusion matrix, in TensorBoard and as
+    `confusion.png` in the run's folder.
 
     Args:
         backbone: name of the network; see `models.build_backbone`.
@@ -56,7 +66,7 @@ class Classifier(LightningModule):
         lr_scheduler: makes the scheduler, stepped once an epoch. By default the learning rate
             falls to 0 along a cosine, step by step over the planned training.
         label_smoothing: of the training loss, from 0 to 1.
-        class_weights: weight of each class in the training loss.
+        class_weights: weight of each class in the training loss; wins over `--data.balance loss`.
         activation_weight_decay: weight decay of the activations' own parameters.
         activation_lr_scale: their learning rate, as a multiple of the weights' one.
 
@@ -144,10 +154,12 @@ class Classifier(LightningModule):
         self.activation_lr_scale = activation_lr_scale
         weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights)
+        self._balance: Tensor | None = None
         metrics = _metrics(num_classes)
         self.train_acc = MulticlassAccuracy(num_classes, average="micro")
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
+        self.confusion = MulticlassConfusionMatrix(num_classes) if num_classes <= 10 else None
         self.val_loss = MeanMetric(nan_strategy="disable")
         self.test_loss = MeanMetric(nan_strategy="disable")
 
@@ -168,15 +180,20 @@ class Classifier(LightningModule):
         """Class scores (logits) of (N, C, H, W) images."""
         return self.backbone(images.contiguous(memory_format=torch.channels_last))
 
+    def on_train_start(self) -> None:
+        """Take the class weights of data that ask for them (`--data.balance loss`)."""
+        weights = getattr(self.trainer.datamodule, "class_weights", None)  # pyright: ignore[reportAttributeAccessIssue]
+        self._balance = None if weights is None else weights.to(self.device)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy, smoothed and weighted as configured, plus the activations' penalties."""
         images, labels, *_ = batch
         scores = self(images)
-        loss = F.cross_entropy(
-            scores, labels, weight=self.class_weights, label_smoothing=self.label_smoothing
-        )
+        weights = self._balance if self.class_weights is None else self.class_weights
+        loss = F.cross_entropy(scores, labels, weight=weights, label_smoothing=self.label_smoothing)
         loss = loss + penalty(self.backbone)
-        self.train_acc.update(scores, labels)
+        # mixed images have a share in several classes
+        self.train_acc.update(scores, labels.argmax(1) if labels.ndim == 2 else labels)
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
         for group in self.trainer.optimizers[0].param_groups:
@@ -199,7 +216,29 @@ class Classifier(LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the `test/` metrics."""
-        self._evaluate(batch, self.test_metrics, self.test_loss, "test")
+        scores = self._evaluate(batch, self.test_metrics, self.test_loss, "test")
+        if self.confusion is not None:
+            self.confusion.update(scores, batch[1])
+
+    def on_test_epoch_end(self) -> None:
+        """Log what the confusion matrix says of each class, and draw it."""
+        if self.confusion is None:
+            return
+        matrix = self.confusion.compute()
+        self.confusion.reset()
+        datamodule = getattr(self.trainer, "datamodule", None)
+        names = getattr(datamodule, "class_names", tuple(map(str, range(len(matrix)))))
+        for measure, values in class_measures(matrix).items():
+            found = zip(names, values, strict=True)
+            known = {f"test_{measure}/{name}": value for name, value in found if value >= 0}
+            self.log_dict(known, sync_dist=True)  # pyright: ignore[reportArgumentType]
+        folder = self.trainer.log_dir  # every process takes part in finding it
+        if folder and self.loggers and self.trainer.is_global_zero:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            figure = draw_confusion(Path(folder) / "confusion.png", matrix.cpu(), names)
+            for logger in self.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_figure("test/confusion", figure, self.global_step)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Index in the data set, label and class probabilities of each image."""
@@ -208,13 +247,14 @@ class Classifier(LightningModule):
 
     def _evaluate(
         self, batch: Batch, metrics: MetricCollection, mean_loss: MeanMetric, stage: str
-    ) -> None:
+    ) -> Tensor:
         images, labels, *_ = batch
         scores = self(images).float()
         metrics.update(scores, labels)
         mean_loss.update(F.cross_entropy(scores, labels, reduction="none"))
         self.log(f"{stage}/loss", mean_loss)
         self.log_dict(metrics, prog_bar=stage == "val")  # pyright: ignore[reportArgumentType]
+        return scores
 
     def configure_optimizers(self) -> Any:
         """The optimizer over (weights, activations' shapes), and the scheduler."""

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OURS = {"activations", "callbacks", "datamodules", "models", "train", "tests"}
+OURS = {"activations", "bench", "callbacks", "datamodules", "models", "train", "tests"}
 ALLOWED = {
     "activations": set(),
     "datamodules": set(),
     "models": {"activations"},
     "callbacks": {"activations"},
+    "bench": {"activations", "datamodules", "models"},
 }
 
 

@@ -1,0 +1,56 @@
+"""The confusion matrix as numbers for each class and as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def class_measures(matrix: Tensor) -> dict[str, Tensor]:
+    """Sensitivity, positive predictivity and F1 of each class; NaN where there is nothing to count.
+
+    Args:
+        matrix: (C, C) counts, a row for each true class, a column for each predicted one.
+    """
+    hits, true, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
+    return {
+        "sensitivity": hits / true,
+        "predictivity": hits / predicted,
+        "f1": 2 * hits / (true + predicted),
+    }
+
+
+def draw_confusion(path: Path, matrix: Tensor, names: Sequence[str]) -> "Figure":
+    """Draw the counts, coloured by their share of the true class, into a PNG.
+
+    Args:
+        path: the PNG; it appears when it is complete.
+        matrix: (C, C) counts, a row for each true class.
+        names: of the classes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shares = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
+    side = 2.2 + 0.55 * len(names)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    image = axes.imshow(shares.tolist(), cmap="Blues", vmin=0, vmax=1)
+    for row, column in ((r, c) for r in range(len(names)) for c in range(len(names))):
+        color = "white" if shares[row, column] > 0.6 else "black"
+        text = str(int(matrix[row, column]))
+        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
+    turned = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 3 else {}
+    axes.set_xticks(range(len(names)), names, **turned)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted", ylabel="true")
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    unfinished = path.with_suffix(".part")
+    figure.savefig(unfinished, dpi=110, format="png")
+    unfinished.replace(path)
+    return figure

@@ -1,0 +1,136 @@
+"""Prepared data: built once, whole, by one process, and again when damaged."""
+
+import multiprocessing
+import os
+import stat
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules import CIFAR10
+from datamodules.cache import Create, default_cache_dir, prepare
+from tests.data import write_tree
+
+
+def builder(log: Path, value: int = 7):
+    def build(create: Create) -> dict:
+        with log.open("a") as file:
+            file.write("built\n")
+        create("numbers", (50, 3), np.float32)[:] = np.arange(150).reshape(50, 3) + value
+        create("bytes", (9,), np.uint8)[:] = value
+        return {"value": value}
+
+    return build
+
+
+def expected(value: int = 7) -> torch.Tensor:
+    return torch.arange(150.0).view(50, 3) + value
+
+
+def test_built_once_and_keyed(tmp_path: Path):
+    log = tmp_path / "log"
+    for _ in range(3):
+        found = prepare(tmp_path / "c", "set", ("key", 1), builder(log))
+        assert torch.equal(found.arrays["numbers"], expected())
+        assert found.arrays["bytes"].tolist() == [7] * 9
+        assert found.notes == {"value": 7}
+    other = prepare(tmp_path / "c", "set", ("key", 2), builder(log, 8))
+    assert torch.equal(other.arrays["numbers"], expected(8))
+    assert log.read_text().count("built") == 2
+
+
+@pytest.mark.parametrize("damage", range(24))
+def test_damage_is_seen_and_repaired(tmp_path: Path, damage: int):
+    log = tmp_path / "log"
+    prepare(tmp_path / "c", "set", 1, builder(log))
+    [place] = [path for path in (tmp_path / "c").iterdir() if path.is_dir()]
+    files = sorted(place.iterdir())
+    assert [file.name for file in files] == ["about.json", "bytes.npy", "numbers.npy"]
+    file, kind = files[damage % 3], damage // 3
+    content = bytearray(file.read_bytes())
+    if kind == 0:
+        file.unlink()
+    elif kind == 1:
+        file.write_bytes(b"")
+    elif kind == 2:
+        file.write_bytes(content[: len(content) // 2])
+    else:  # one changed byte, at another place each time
+        content[len(content) * (kind - 2) // 6 - 1] ^= 0x55
+        file.write_bytes(content)
+    found = prepare(tmp_path / "c", "set", 1, builder(log))
+    assert torch.equal(found.arrays["numbers"], expected())
+    assert found.arrays["bytes"].tolist() == [7] * 9
+    assert found.notes == {"value": 7}
+    assert log.read_text().count("built") == 2
+
+
+def test_a_failed_build_leaves_nothing(tmp_path: Path):
+    def fail(create: Create) -> dict:
+        create("numbers", (5,), np.float32)[:] = 1
+        raise ValueError("half-way")
+
+    with pytest.raises(ValueError, match="half-way"):
+        prepare(tmp_path, "set", 1, fail)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+    (tmp_path / "set-x.part").mkdir()
+    found = prepare(tmp_path, "set", 1, builder(tmp_path / "log"))
+    assert torch.equal(found.arrays["numbers"], expected())
+
+
+def start(folder: Path) -> float:
+    def slow(create: Create) -> dict:
+        time.sleep(0.3)
+        return builder(folder / "log")(create)
+
+    return prepare(folder / "c", "set", 1, slow).arrays["numbers"].sum().item()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_processes_that_start_together_build_once(tmp_path: Path):
+    with ProcessPoolExecutor(3, multiprocessing.get_context("fork")) as pool:
+        sums = list(pool.map(start, [tmp_path] * 3))
+    assert sums == [expected().sum().item()] * 3
+    assert (tmp_path / "log").read_text().count("built") == 1
+
+
+def test_a_read_only_data_folder_is_enough(tmp_path: Path):
+    write_tree(tmp_path / "cifar")
+    before = sorted(tmp_path.rglob("*"))
+    for path in (tmp_path / "cifar").rglob("*"):
+        path.chmod(stat.S_IREAD | stat.S_IEXEC)
+    try:
+        data = CIFAR10(str(tmp_path / "cifar"))
+        data.setup("fit")
+        assert data.cache_dir == default_cache_dir() == Path(os.environ["XDG_CACHE_HOME"], "supple")
+        assert sorted(tmp_path.rglob("*")) == before
+    finally:
+        for path in (tmp_path / "cifar").rglob("*"):
+            path.chmod(stat.S_IRWXU)
+
+
+def test_no_place_to_keep_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot keep prepared data in .*file.*--data.cache_dir DIR"):
+        prepare(tmp_path / "file" / "c", "set", 1, builder(tmp_path / "log"))
+    monkeypatch.setattr("datamodules.cache._free", lambda folder: 100)
+    with pytest.raises(OSError, match=r"do not fit in .*--data.cache_dir DIR"):
+        prepare(tmp_path / "c", "set", 1, builder(tmp_path / "log"))
+    assert [path.suffix for path in (tmp_path / "c").iterdir()] == [".lock"]
+
+
+def test_changed_files_are_read_again(tmp_path: Path):
+    from PIL import Image
+
+    write_tree(tmp_path)
+    for color in (10, 200):
+        Image.new("RGB", (32, 32), (color,) * 3).save(tmp_path / "train/airplane/0.png")
+        os.utime(tmp_path / "train/airplane/0.png", (color, color))
+        data = CIFAR10(str(tmp_path))
+        data.setup("fit")
+        assert data._train is not None
+        assert isinstance(data._train[0], torch.Tensor)
+        assert data._train[0][0].unique().tolist() == [color]

@@ -1,0 +1,410 @@
+"""Image files, folders of classes and mini-ImageNet: what is read, and what never leaks."""
+
+import itertools
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from datamodules import CIFAR10, ImageFolder, MiniImageNet, Silkworm
+from datamodules.images import Images, read_image
+from datamodules.miniimagenet import CLASSES
+from tests.data import write_folder, write_mini, write_tree
+
+
+def ready(cls: Any, root: Path, **options: Any) -> Any:
+    data = cls(str(root), **options)
+    data.setup("fit")
+    data.setup("test")
+    return data
+
+
+def splits(data: Any) -> dict[str, list[str]]:
+    index = {"train": data.train_indices, "val": data.val_indices, "test": data.test_indices}
+    return {name: [data.describe(int(i))["file"] for i in i_s] for name, i_s in index.items()}
+
+
+def grey_ramp() -> np.ndarray:
+    return np.tile(np.arange(0, 256, 16, dtype=np.uint8), (16, 1))
+
+
+KINDS = {
+    "grey": lambda ramp: Image.fromarray(ramp),
+    "16 bits": lambda ramp: Image.fromarray(ramp.astype(np.uint16) * 257),
+    "RGBA": lambda ramp: Image.fromarray(np.stack([ramp, ramp, ramp, 255 - ramp], 2)),
+    "grey with alpha": lambda ramp: Image.fromarray(np.stack([ramp, ramp], 2)),
+    "palette": lambda ramp: Image.fromarray(ramp).convert("P"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_picture_keeps_its_brightness(tmp_path: Path, kind: str):
+    KINDS[kind](grey_ramp()).save(tmp_path / "x.png")
+    pixels = read_image(tmp_path / "x.png", 16)
+    assert pixels.shape == (3, 16, 16)
+    assert pixels.dtype == np.uint8
+    for channel in pixels:
+        np.testing.assert_array_equal(channel, grey_ramp())
+
+
+def test_bits_palettes_cmyk_and_rotation(tmp_path: Path):
+    Image.fromarray(grey_ramp() > 100).save(tmp_path / "1bit.png")
+    assert set(np.unique(read_image(tmp_path / "1bit.png", 16))) == {0, 255}
+    image = Image.fromarray(grey_ramp()).convert("P")
+    image.save(tmp_path / "clear.png", transparency=bytes([0] * 128 + [255] * 128))
+    assert read_image(tmp_path / "clear.png", 16).shape == (3, 16, 16)
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg")
+    red = read_image(tmp_path / "cmyk.jpg", 16).mean((1, 2))
+    assert red[0] > 200 > 60 > max(red[1:])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: left in the file is at the top
+    Image.fromarray(grey_ramp()).save(tmp_path / "turned.jpg", exif=exif)
+    turned = read_image(tmp_path / "turned.jpg", 16)[0].astype(int)
+    assert np.abs(turned - grey_ramp().T).max() < 12
+
+
+def test_resizing_is_torchvisions(tmp_path: Path):
+    from torchvision.transforms import v2
+
+    generator = np.random.default_rng(0)
+    for height, width in ((90, 130), (130, 90), (20, 33), (64, 64)):
+        pixels = generator.integers(0, 256, (3, 4, 3), dtype=np.uint8)
+        image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+        image.save(tmp_path / "x.png")
+        expected = np.asarray(v2.Compose([v2.Resize(48), v2.CenterCrop(48)])(image))
+        found = read_image(tmp_path / "x.png", 48).transpose(1, 2, 0)
+        # the middle of an odd number of rows is half a pixel's choice
+        assert np.abs(found.astype(int) - expected).mean() < 3
+
+
+def test_a_pool_is_split_by_class(tmp_path: Path):
+    root = tmp_path / "with space é"
+    write_folder(root, per_class=20)
+    (root / "ant" / "notes.txt").write_text("not an image")
+    (root / "ant" / ".hidden.jpg").write_text("not an image")
+    (root / ".git").mkdir()
+    (root / "cat" / "deep" / "er").mkdir(parents=True)
+    shutil.move(root / "cat" / "3.jpg", root / "cat" / "deep" / "er" / "3.JPG")
+    data = ready(ImageFolder, root, image_size=16, test_fraction=0.25, val_fraction=0.2)
+    assert (data.num_classes, data.class_names) == (3, ("ant", "bee", "cat"))
+    assert (data.in_channels, data.image_size, data.dims) == (3, 16, 2)
+    found = splits(data)
+    assert sorted(itertools.chain(*found.values())) == sorted(
+        str(p.relative_to(root)) for p in root.rglob("*.[jJ]*") if not p.name.startswith(".")
+    )
+    for name, count in (("train", 12), ("val", 3), ("test", 5)):
+        for class_name in data.class_names:
+            assert sum(file.startswith(class_name) for file in found[name]) == count
+    images, labels, index = next(iter(data.test_dataloader()))
+    mean, std = torch.tensor(data.mean).view(3, 1, 1), torch.tensor(data.std).view(3, 1, 1)
+    for image, label, i in zip(images, labels, index, strict=True):
+        file = data.describe(int(i))["file"]
+        assert file.startswith(data.class_names[label])
+        pixels = torch.from_numpy(read_image(root / file, 16).copy()) / 255
+        torch.testing.assert_close(image, (pixels - mean) / std, rtol=1e-4, atol=1e-4)
+
+
+def test_copies_stay_in_one_split_and_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    write_folder(tmp_path, per_class=20)
+    for number in range(8):
+        shutil.copy(tmp_path / f"ant/{number}.jpg", tmp_path / f"ant/copy {number}.jpg")
+        shutil.copy(tmp_path / f"bee/{number}.jpg", tmp_path / f"cat/bee {number}.jpg")
+    for seed in range(4):
+        data = ready(ImageFolder, tmp_path, image_size=16, split_seed=seed)
+        where = {file: name for name, files in splits(data).items() for file in files}
+        assert len(where) == 76
+        for number in range(8):
+            assert where[f"ant/{number}.jpg"] == where[f"ant/copy {number}.jpg"]
+            assert where[f"bee/{number}.jpg"] == where[f"cat/bee {number}.jpg"]
+    assert "16 of 76 images are copies of another, such as 'ant/copy 0.jpg'" in caplog.text
+    assert "8 copies have another class" in caplog.text
+
+
+def test_training_loses_what_the_makers_split_tests_on(tmp_path: Path, caplog: Any):
+    for part in ("train", "val", "test"):
+        write_folder(tmp_path / part, per_class=8)
+    shutil.copy(tmp_path / "test/ant/0.jpg", tmp_path / "train/ant/99.jpg")
+    shutil.copy(tmp_path / "test/bee/1.jpg", tmp_path / "val/bee/98.jpg")
+    shutil.copy(tmp_path / "val/cat/2.jpg", tmp_path / "train/cat/97.jpg")
+    data = ready(ImageFolder, tmp_path, image_size=16)
+    found = splits(data)
+    for name, count in (("train", 24), ("val", 24), ("test", 24)):
+        assert len(found[name]) == count
+        assert all(file.startswith(f"{name}/") for file in found[name])
+    assert "3 of 75 images are copies" in caplog.text
+    assert ": 3 images left out" in caplog.text
+
+
+@pytest.mark.parametrize("heldout", ["val", "test", "Validation"])
+def test_one_held_out_folder_is_the_test_set(tmp_path: Path, heldout: str):
+    write_folder(tmp_path / "train", per_class=10)
+    write_folder(tmp_path / heldout, per_class=4)
+    shutil.copy(tmp_path / heldout / "ant" / "0.jpg", tmp_path / "train" / "ant" / "99.jpg")
+    found = splits(ready(ImageFolder, tmp_path, image_size=16, val_fraction=0.2))
+    assert {len(files) for files in found.values()} == {24, 6, 12}
+    assert all(file.startswith(heldout) for file in found["test"])
+    assert all(file.startswith("train/") for file in found["train"] + found["val"])
+    assert "train/ant/99.jpg" not in found["train"] + found["val"]
+
+
+def test_a_class_may_be_called_train(tmp_path: Path):
+    write_folder(tmp_path, names=("train", "tram"))
+    assert ready(Silkworm, tmp_path, image_size=16).class_names == ("train", "tram")
+
+
+def test_streamed_images_equal_cached_ones(tmp_path: Path):
+    write_folder(tmp_path)
+    options = {"image_size": 16, "batch_size": 5, "eval_batch_size": 4, "seed": 3}
+    cached = ready(ImageFolder, tmp_path, **options)
+    streamed = ready(ImageFolder, tmp_path, cache_limit=0, **options)
+    assert isinstance(cached._train[0], Tensor)
+    assert isinstance(streamed._train[0], Images)
+    for name in ("train", "val", "test"):
+        one, other = (getattr(data, f"{name}_dataloader")() for data in (cached, streamed))
+        assert len(one) == len(other) > 0
+        for first, second in zip(one, other, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    loader = streamed.train_dataloader()
+    expected = [index.tolist() for _, _, index in loader]
+    for _ in zip(range(2), loader, strict=False):
+        pass
+    resumed = streamed.train_dataloader()
+    resumed.load_state_dict(loader.state_dict())
+    assert [index.tolist() for _, _, index in resumed] == expected[2:]
+
+
+def break_image(root: Path) -> str:
+    file = root / "bee" / "4.jpg"
+    file.write_bytes(file.read_bytes()[:-200])
+    return r"cannot read the image .*bee/4.jpg.*replace or delete"
+
+
+def break_text(root: Path) -> str:
+    (root / "bee" / "5.png").write_text("words")
+    return r"cannot read the image .*bee/5.png.*replace or delete"
+
+
+def break_class(root: Path) -> str:
+    shutil.rmtree(root / "bee")
+    (root / "bee").mkdir()
+    return r"class folder .*bee' holds no image .*: add some"
+
+
+def break_root(root: Path) -> str:
+    shutil.rmtree(root)
+    return r"no folder .*--data.root DIR"
+
+
+def break_flat(root: Path) -> str:
+    shutil.rmtree(root / "bee")
+    shutil.rmtree(root / "cat")
+    return r"holds 1 class folder\(s\) \(ant\).*--data.root DIR"
+
+
+def break_split(root: Path) -> str:
+    write_folder(root / "train")
+    write_folder(root / "test", names=("ant", "bee"))
+    return r"test' holds 2 class folders, not the 3 expected ones: missing cat.*rename or delete"
+
+
+def break_small(root: Path) -> str:
+    for file in list((root / "cat").iterdir())[2:]:
+        file.unlink()
+    return r"class 2 has 1 image\(s\), too few to hold out"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [break_image, break_text, break_class, break_root, break_flat, break_split, break_small],
+)
+@pytest.mark.parametrize("cache_limit", [20.0, 0.0])
+def test_a_bad_folder_is_named_with_its_remedy(tmp_path: Path, damage: Any, cache_limit: float):
+    root = tmp_path / "images"
+    write_folder(root)
+    message = damage(root)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read_all(root, cache_limit)
+
+
+def read_all(root: Path, cache_limit: float) -> None:
+    data = ready(ImageFolder, root, image_size=16, cache_limit=cache_limit, batch_size=4)
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        list(loader)
+
+
+def test_an_empty_split_is_refused(tmp_path: Path):
+    write_folder(tmp_path / "train")
+    shutil.copytree(tmp_path / "train", tmp_path / "val")
+    shutil.copytree(tmp_path / "train", tmp_path / "test")
+    with pytest.raises(ValueError, match="ImageFolder train: it is empty"):
+        ready(ImageFolder, tmp_path, image_size=16)
+
+
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory: pytest.TempPathFactory):
+    root = tmp_path_factory.mktemp("mini")
+    return {
+        form: (root / form, write_mini(root / form, form)) for form in ("tree", "flat", "pickle")
+    }
+
+
+@pytest.mark.parametrize("form", ["tree", "flat", "pickle"])
+def test_the_forms_of_mini_imagenet(mini: Any, form: str):
+    root, pixels = mini[form]
+    data = ready(MiniImageNet, root, image_size=84 if form == "tree" else 32)
+    images, labels = data._train
+    assert data.num_classes == len(data.class_names) == 100
+    assert images.shape == (600, 3, data.image_size, data.image_size)
+    counts = [labels[i].bincount(minlength=100).unique().tolist()
+              for i in (data.train_indices, data.val_indices, data.test_indices)]  # fmt: skip
+    assert counts == [[4], [1], [1]]
+    index = [*data.train_indices.tolist(), *data.val_indices.tolist(), *data.test_indices.tolist()]
+    assert sorted(index) == list(range(600))
+    for i in range(0, 600, 37):
+        about = data.describe(i)
+        if form == "pickle":
+            part = about["file"].removeprefix("mini-imagenet-cache-").removesuffix(".pkl")
+            name = f"{CLASSES[part][about['row'] // 6]}{about['row'] % 6:08}.jpg"
+        else:
+            name = Path(about["file"]).name
+        assert data.class_names[labels[i]] == name[:9]
+        mean = images[i].float().mean((1, 2)).numpy()
+        np.testing.assert_allclose(mean, pixels[name].mean((0, 1)), atol=6)
+
+
+@pytest.mark.parametrize("form", ["tree", "flat", "pickle"])
+def test_protocols_of_mini_imagenet(mini: Any, form: str):
+    root, _ = mini[form]
+    data = ready(MiniImageNet, root, protocol="ravi", image_size=16)
+    labels = data._train[1]
+    for name, index in (
+        ("train", data.train_indices),
+        ("val", data.val_indices),
+        ("test", data.test_indices),
+    ):
+        assert {data.class_names[label] for label in labels[index]} == set(CLASSES[name])
+        assert len(index) == 6 * len(CLASSES[name])
+    data = ready(MiniImageNet, root, protocol="dsrelu", image_size=16)
+    parts = [data.train_indices, data.val_indices, data.test_indices]
+    assert [len(part) for part in parts] == [408, 102, 90]
+    assert torch.cat(parts).unique().numel() == 600
+    other = ready(MiniImageNet, root, protocol="dsrelu", image_size=16, split_seed=1)
+    assert not torch.equal(other.test_indices, data.test_indices)
+
+
+def test_mini_imagenet_in_train_and_val_folders(mini: Any, tmp_path: Path):
+    root, _ = mini["tree"]
+    for folder in root.iterdir():
+        for part, numbers in (("train", range(4)), ("val", (4, 5))):
+            (tmp_path / part / folder.name).mkdir(parents=True)
+            for number in numbers:
+                file = f"{folder.name}{number:08}.jpg"
+                (tmp_path / part / folder.name / file).symlink_to(folder / file)
+    found = splits(ready(MiniImageNet, tmp_path, image_size=16, val_fraction=0.25))
+    assert {name: len(files) for name, files in found.items()} == {
+        "train": 300,
+        "val": 100,
+        "test": 200,
+    }
+    assert all(file.startswith("val/") for file in found["test"])
+    # a few-shot tree, whose folders have classes of their own, is one pool
+    for part, names in CLASSES.items():
+        for name in names:
+            (tmp_path / "few" / part).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "few" / part / name).symlink_to(root / name)
+    few = ready(MiniImageNet, tmp_path / "few", image_size=16)
+    assert few._train[1][few.test_indices].bincount().tolist() == [1] * 100
+
+
+def spoil_nothing(root: Path) -> str:
+    for file in root.iterdir():
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    return r"no mini-ImageNet in .*--data.root"
+
+
+def spoil_list(root: Path) -> str:
+    file = root / "val.csv"
+    file.write_text(file.read_text().replace(",", ";", 3))
+    return r"val.csv' is damaged .*unpack it again"
+
+
+def spoil_path(root: Path) -> str:
+    file = root / "val.csv"
+    file.write_text(file.read_text().replace("n0", "../n0", 1))
+    return r"val.csv' is damaged \(line 2\)"
+
+
+def spoil_label(root: Path) -> str:
+    file = root / "val.csv"
+    file.write_text(file.read_text().replace(",n01855672", ",n99999999"))
+    return r"100 classes of mini-ImageNet: missing n01855672, unexpected n99999999"
+
+
+def spoil_file(root: Path) -> str:
+    (root / "images" / "n0185567200000002.jpg").unlink()
+    return r"1 of the 600 files that the lists name.*n0185567200000002.jpg"
+
+
+def spoil_lists(root: Path) -> str:
+    (root / "test.csv").unlink()
+    return r"no test.csv beside"
+
+
+@pytest.mark.parametrize(
+    "spoil", [spoil_nothing, spoil_list, spoil_path, spoil_label, spoil_file, spoil_lists]
+)
+def test_a_bad_flat_mini_imagenet_is_named(mini: Any, tmp_path: Path, spoil: Any):
+    shutil.copytree(mini["flat"][0], tmp_path / "mini")
+    message = spoil(tmp_path / "mini")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        ready(MiniImageNet, tmp_path / "mini", image_size=16)
+
+
+def test_a_pickle_may_hold_arrays_alone(mini: Any, tmp_path: Path):
+    shutil.copytree(mini["pickle"][0], tmp_path / "mini")
+    file = tmp_path / "mini" / "mini-imagenet-cache-val.pkl"
+
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "touched",))
+
+    good = file.read_bytes()
+    for content in (
+        pickle.dumps({"image_data": Evil(), "class_dict": {}}),
+        good[: len(good) // 2],
+        b"",
+    ):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"cannot read .*cache-val.pkl.*unpack it again"):
+            ready(MiniImageNet, tmp_path / "mini", image_size=16)
+    assert not (tmp_path / "touched").exists()
+    file.unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"some of mini-ImageNet's pickles, but not mini-imagenet-cache-val"
+    ):
+        ready(MiniImageNet, tmp_path / "mini", image_size=16)
+
+
+def test_cifar_archives_are_checked_before_they_are_unpacked(tmp_path: Path, monkeypatch: Any):
+    """A tar that is not the official one, such as one with members in `../`, is never opened."""
+    import io
+    import tarfile
+
+    from torchvision import datasets
+
+    archive = tmp_path / "root" / datasets.CIFAR10.filename
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("../outside"), io.BytesIO(b""))
+    monkeypatch.setattr(datasets.CIFAR10, "url", (tmp_path / "nowhere").as_uri())
+    with pytest.raises(RuntimeError, match="cannot be had"):
+        CIFAR10(str(tmp_path / "root"), download=True).prepare_data()
+    assert not (tmp_path / "outside").exists()
+    write_tree(tmp_path / "root")
+    assert len(ready(CIFAR10, tmp_path / "root")._train[1]) == 40
