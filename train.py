@@ -70,7 +70,7 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link what the data know to the model, and add the callbacks that are always on."""
-        for name in ("num_classes", "in_channels", "image_size"):
+        for name in ("num_classes", "in_channels", "image_size", "dims"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .activation import Activation
+from .activation import Activation, Scheduled
 from .rewrite import Place, locate
 
 _LIBRARIES = ("torch.nn.modules.activation", "timm.layers.activations")
@@ -64,7 +64,8 @@ def kind_of(module: nn.Module) -> str | None:
     """`"activation"`, `"gate"`, or None for every other module.
 
     Activations are ours, those of `torch.nn` and timm, and any module without children that is
-    named like one (`QuickGELU`, `MySwish`). Sigmoid, Hardsigmoid, Softmax and GLU are gates.
+    named like one (`QuickGELU`, `MySwish`). Sigmoid, Hardsigmoid, Softmax, GLU and what follows a
+    schedule of the network's own are gates.
     """
     if isinstance(module, Activation):
         return "activation"
@@ -72,6 +73,8 @@ def kind_of(module: nn.Module) -> str | None:
     of_a_library = type(module).__module__.startswith(_LIBRARIES) and "attention" not in name
     if not of_a_library and next(module.children(), None) is not None:
         return None
+    if isinstance(module, Scheduled):  # the network's own, such as VanillaNet's fading slopes
+        return "gate"
     if _GATE.search(name):
         return "gate" if of_a_library or name.endswith(("sigmoid", "softmax")) else None
     return "activation" if of_a_library or _NAMED.search(name) else None

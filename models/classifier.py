@@ -12,18 +12,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassAUROC,
-    MulticlassConfusionMatrix,
-    MulticlassF1Score,
-)
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from activations import SwapReport, gain, parameter_groups, penalty, replace_activations
 
-from .backbones import Stem, build_backbone
-from .confusion import class_measures, draw_confusion
+from .backbones import Stem, build_backbone, check_input
+from .metrics import class_measures, classification_metrics, draw_confusion
 from .weights import kaiming_, load_weights, read_weights
 
 Batch = tuple[Tensor, ...]
@@ -46,7 +41,9 @@ class Classifier(LightningModule):
         backbone: name of the network; see `models.build_backbone`.
         num_classes: size of the output; the data set's in train.py.
         in_channels: channels of the images; the data set's in train.py.
-        image_size: side of the images in pixels; the data set's in train.py.
+        image_size: side of the images in pixels, or length of the signals; the data set's in
+            train.py.
+        dims: 2 for images, 1 for signals; the data set's in train.py.
         activation: makes one activation a call; by default the network keeps its own.
         activation_by_site: other factories for globs over the calls' names (`layer4.*`), which win.
         share: channel, site, stage or model: how widely an activation's parameters are shared; see
@@ -59,12 +56,14 @@ class Classifier(LightningModule):
         stem: small, imagenet or auto; see `models.build_backbone`, also for the next two.
         pretrained: start from the library's weights.
         checkpoint_path: start from weights in a file; those of swapped networks too.
+        backbone_kwargs: further arguments of the network's constructor.
         init: library keeps the network's own initialisation; kaiming draws the weights anew with
             the gain of the activation.
         optimizer: makes the optimizer from its parameter groups; SGD (0.1, momentum 0.9, weight
             decay 1e-4) by default.
         lr_scheduler: makes the scheduler, stepped once an epoch. By default the learning rate
             falls to 0 along a cosine, step by step over the planned training.
+        loss: of training: cross_entropy, or bce, the binary cross-entropy of each class.
         label_smoothing: of the training loss, from 0 to 1.
         class_weights: weight of each class in the training loss; wins over `--data.balance loss`.
         activation_weight_decay: weight decay of the activations' own parameters.
@@ -83,6 +82,7 @@ class Classifier(LightningModule):
         num_classes: int = 10,
         in_channels: int = 3,
         image_size: int = 32,
+        dims: int = 2,
         activation: Callable[[], nn.Module] | None = None,
         activation_by_site: dict[str, Callable[[], nn.Module]] | None = None,
         share: Literal["channel", "site", "stage", "model"] = "site",
@@ -93,9 +93,11 @@ class Classifier(LightningModule):
         stem: Stem = "auto",
         pretrained: bool = False,
         checkpoint_path: str | None = None,
+        backbone_kwargs: dict[str, Any] | None = None,
         init: Literal["library", "kaiming"] = "library",
         optimizer: OptimizerCallable = _sgd,
         lr_scheduler: LRSchedulerCallable | None = None,
+        loss: Literal["cross_entropy", "bce"] = "cross_entropy",
         label_smoothing: float = 0.0,
         class_weights: list[float] | None = None,
         activation_weight_decay: float = 0.0,
@@ -116,18 +118,21 @@ class Classifier(LightningModule):
         for name, value in list(self.hparams.items()):
             values = value.values() if isinstance(value, dict) else [value]
             if any(callable(each) for each in values):
-                del self.hparams[
-                    name
-                ]  # a checkpoint holds data alone; train.py stores them as data
+                # a checkpoint holds data alone; train.py stores them as data
+                del self.hparams[name]
         self.stem: Stem = "imagenet" if stem == "auto" and pretrained else stem
         self.backbone = build_backbone(
             backbone,
             num_classes,
             in_channels,
+            dims,
+            self.stem,
+            pretrained,
             image_size=image_size,
-            stem=self.stem,
-            pretrained=pretrained,
+            **(backbone_kwargs or {}),
         ).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        example = torch.zeros(2, in_channels, *[image_size] * dims)
+        check_input(self.backbone, example)
         factories = {**(activation_by_site or {}), **({"*": activation} if activation else {})}
         self.match, self.swapped = match, SwapReport()
         if init == "kaiming":
@@ -136,7 +141,7 @@ class Classifier(LightningModule):
             self.swapped = replace_activations(
                 self.backbone,
                 factories,
-                example_input=torch.zeros(2, in_channels, image_size, image_size),
+                example_input=example,
                 include=include,
                 exclude=exclude or (),
                 include_kinds=include_kinds or (),
@@ -149,13 +154,13 @@ class Classifier(LightningModule):
                 self.backbone, read_weights(checkpoint_path), source=checkpoint_path, fresh=new
             )
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.label_smoothing = label_smoothing
+        self.loss, self.label_smoothing = loss, label_smoothing
         self.activation_weight_decay = activation_weight_decay
         self.activation_lr_scale = activation_lr_scale
         weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights)
         self._balance: Tensor | None = None
-        metrics = _metrics(num_classes)
+        metrics = classification_metrics(num_classes)
         self.train_acc = MulticlassAccuracy(num_classes, average="micro")
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
@@ -177,8 +182,10 @@ class Classifier(LightningModule):
             known.update(stem=self.stem, pretrained=False, checkpoint_path=None)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class scores (logits) of (N, C, H, W) images."""
-        return self.backbone(images.contiguous(memory_format=torch.channels_last))
+        """Class scores (logits) of (N, C, H, W) images or (N, C, L) signals."""
+        if images.dim() == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return self.backbone(images)
 
     def on_train_start(self) -> None:
         """Take the class weights of data that ask for them (`--data.balance loss`)."""
@@ -190,7 +197,13 @@ class Classifier(LightningModule):
         images, labels, *_ = batch
         scores = self(images)
         weights = self._balance if self.class_weights is None else self.class_weights
-        loss = F.cross_entropy(scores, labels, weight=weights, label_smoothing=self.label_smoothing)
+        smoothing = self.label_smoothing
+        if self.loss == "bce":
+            shares = labels if labels.ndim == 2 else F.one_hot(labels, scores.shape[1])
+            shares = shares * (1 - smoothing) + smoothing / scores.shape[1]
+            loss = F.binary_cross_entropy_with_logits(scores, shares.to(scores), weight=weights)
+        else:
+            loss = F.cross_entropy(scores, labels, weight=weights, label_smoothing=smoothing)
         loss = loss + penalty(self.backbone)
         # mixed images have a share in several classes
         self.train_acc.update(scores, labels.argmax(1) if labels.ndim == 2 else labels)
@@ -281,15 +294,3 @@ class Classifier(LightningModule):
         plateau = isinstance(scheduler, ReduceLROnPlateau)
         monitor = {"monitor": scheduler.monitor} if plateau else {}
         return [optimizer], [{"scheduler": scheduler, "interval": "epoch", **monitor}]
-
-
-def _metrics(num_classes: int) -> MetricCollection:
-    metrics: dict[str, Metric | MetricCollection] = {
-        "acc": MulticlassAccuracy(num_classes, average="micro"),
-        "f1": MulticlassF1Score(num_classes, average="macro"),
-        # exact for small problems; beyond, 200 thresholds instead of every score in memory
-        "auroc": MulticlassAUROC(num_classes, thresholds=None if num_classes <= 100 else 200),
-    }
-    if num_classes >= 10:
-        metrics["acc_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
-    return MetricCollection(metrics)

@@ -1,9 +1,12 @@
 """Backbones against published sizes and an independent forward pass; the classifier's parts."""
 
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from torch.nn import functional as F
 
@@ -132,3 +135,75 @@ def test_bad_numbers():
 def test_no_top5_below_ten_classes():
     assert "val/acc_top5" in Classifier("resnet8").val_metrics.keys()  # noqa: SIM118
     assert "val/acc_top5" not in Classifier("resnet8", num_classes=9).val_metrics.keys()  # noqa: SIM118
+
+
+OVERLAYS = sorted((Path(__file__).parents[1] / "configs/backbone").glob("*.yaml"))
+SIDES = {"swin_tiny": 32, "densenet121": 32, "resnet34_1d": 70}
+
+
+@pytest.mark.parametrize("file", OVERLAYS, ids=lambda file: file.stem)
+def test_every_overlay_builds_swaps_steps_and_predicts(file: Path):
+    torch.manual_seed(0)
+    options = yaml.safe_load(file.read_text())["model"]
+    options.pop("optimizer", None)
+    side, dims = SIDES.get(file.stem, 32), options.get("dims", 2)
+    if file.stem == "vanillanet5":
+        options["backbone_kwargs"] = {"width": 16}
+    model = Classifier(num_classes=5, in_channels=1, image_size=side, activation=CosLU, **options)
+    assert len(model.swapped) >= 4
+    model.trainer = SimpleNamespace(optimizers=[SimpleNamespace(param_groups=[])])
+    model.log = lambda *arguments, **options: None
+    model._balance = None
+    images, labels = torch.randn(2, 1, *[side] * dims), torch.tensor([3, 1])
+    loss = model.training_step((images, labels), 0)
+    loss.backward()
+    learned = [model.backbone.get_submodule(call.name).alpha for call in model.swapped]
+    assert all(alpha.grad is not None and alpha.grad.isfinite().all() for alpha in learned)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    optimizer.step()
+    probability = model.eval().predict_step((images, labels, labels), 0)["probability"]
+    assert probability.shape == (2, 5)
+
+
+def test_networks_in_one_dimension():
+    for name in ("resnet20", "timm/resnet18", "torchvision/resnet18"):
+        model = build_backbone(name, 4, 2, 1, image_size=187).eval()
+        assert model(torch.randn(3, 2, 187)).shape == (3, 4)
+    signal = Classifier("resnet8", 5, 1, 187, dims=1, activation=LSLU)
+    assert signal(torch.randn(3, 1, 187)).shape == (3, 5)
+    with pytest.raises(ValueError, match="dims must be 1"):
+        build_backbone("resnet20", 4, dims=3)
+
+
+def test_vanillanet_by_name_in_both_stems():
+    small = build_backbone("vanillanet5", 4, image_size=32, width=8).eval()
+    assert small(torch.randn(2, 3, 32, 32)).shape == (2, 4)
+    large = build_backbone("vanillanet5", 4, image_size=224, width=8)
+    assert large.smallest == 32
+    model = Classifier("vanillanet5", 4, activation=LSLU, backbone_kwargs={"width": 8})
+    assert [call.old for call in model.swapped] == ["SeriesReLU"] * 4
+
+
+def test_arguments_and_inputs_that_do_not_fit():
+    with pytest.raises(
+        ValueError, match=r"timm/resnet18 does not take \{'wdith': 3\} \(backbone_kwargs\)"
+    ):
+        build_backbone("timm/resnet18", 4, wdith=3)
+    with pytest.raises(
+        ValueError,
+        match=r"AlexNet does not take an input of shape \(2, 3, 16, 16\): .*larger data.image_size",
+    ):
+        Classifier("torchvision/alexnet", 4, image_size=16)
+
+
+def test_binary_cross_entropy_of_each_class():
+    model = Classifier("resnet8", 3, loss="bce", label_smoothing=0.1)
+    model.trainer = SimpleNamespace(optimizers=[SimpleNamespace(param_groups=[])])
+    model.log = lambda *arguments, **options: None
+    model._balance = None
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 2, 1, 1])
+    loss = model.training_step((images, labels), 0)
+    scores = model(images).sigmoid()
+    shares = torch.eye(3)[labels] * 0.9 + 0.1 / 3
+    expected = -(shares * scores.log() + (1 - shares) * (1 - scores).log()).mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)

@@ -1,13 +1,28 @@
-"""The confusion matrix as numbers for each class and as a picture."""
+"""What tells how good a classifier is: metrics, numbers for each class, the confusion matrix."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassF1Score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+def classification_metrics(num_classes: int) -> MetricCollection:
+    """Accuracy, macro-F1, macro-AUROC and, for ten classes or more, top-5 accuracy."""
+    metrics: dict[str, Metric | MetricCollection] = {
+        "acc": MulticlassAccuracy(num_classes, average="micro"),
+        "f1": MulticlassF1Score(num_classes, average="macro"),
+        # exact for small problems; beyond, 200 thresholds instead of every score in memory
+        "auroc": MulticlassAUROC(num_classes, thresholds=None if num_classes <= 100 else 200),
+    }
+    if num_classes >= 10:
+        metrics["acc_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
+    return MetricCollection(metrics)
 
 
 def class_measures(matrix: Tensor) -> dict[str, Tensor]:
