@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .activation import Activation, inside
+from .compile import Expression
 
 
 def coslu(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
@@ -54,9 +55,9 @@ class CosLU(Activation):
         self.alpha = self.learned("alpha", alpha)
         self.beta = self.learned("beta", beta)
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return coslu(x, self.shaped(self.alpha, x), self.shaped(self.beta, x))
+        return Expression(coslu, (self.alpha, self.beta))
 
 
 class SinLU(Activation):
@@ -96,6 +97,6 @@ class SinLU(Activation):
         self.alpha = self.learned("alpha", alpha)
         self.beta = self.learned("beta", beta)
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return sinlu(x, self.shaped(self.alpha, x), self.shaped(self.beta, x))
+        return Expression(sinlu, (self.alpha, self.beta))

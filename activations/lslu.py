@@ -1,17 +1,19 @@
 """LSLU: repeated learned shift-and-scale ReLUs ahead of a depthwise convolution."""
 
 import copy
+from collections.abc import Iterable
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from .activation import Activation, finite, integer
+from .compile import Expression
 
 
-def lslu(x: Tensor, theta: Tensor, omega: Tensor) -> Tensor:
+def lslu(x: Tensor, theta: Iterable[Tensor], omega: Iterable[Tensor]) -> Tensor:
     """Repeat `x <- theta_i relu(x) + omega_i` for i = 1..N, then a last relu."""
-    for scale, shift in zip(theta.unbind(), omega.unbind(), strict=True):
+    for scale, shift in zip(theta, omega, strict=True):
         x = scale * x.relu() + shift
     return x.relu()
 
@@ -103,9 +105,9 @@ class LSLU(Activation):
                 f"got an input of shape {tuple(x.shape)}"
             )
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """The repeats, ahead of the convolution."""
-        return lslu(x, self.theta, self.omega)
+        return Expression(lslu, (self.theta[None], self.omega[None]))
 
     def forward(self, x: Tensor) -> Tensor:
         """The repeats, the depthwise convolution and the batch normalisation."""

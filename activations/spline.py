@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .activation import Activation, finite, integer
+from .compile import Expression
 
 
 def interpolate(
@@ -83,6 +84,6 @@ class BSpline(Activation):
         knots = torch.linspace(low, high, integer("pieces", pieces) + 1, dtype=torch.float64)
         self.values = self.learned("values", knots.relu().tolist())
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """The spline with the current values."""
-        return linear_spline(x, self.values, self.low, self.high, self.channel_dim)
+        return Expression(linear_spline, (), (self.low, self.high), (self.values,))
