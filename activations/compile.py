@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-Leaves = list[Tensor]
-
 _BACKEND = "inductor"
 _ON = False
 
@@ -115,53 +113,53 @@ def _has_compiler(device: str) -> bool:
 def fused(expression: Expression, x: Tensor, num_parameters: int, channel_dim: int) -> Tensor:
     """`expression` of `x` by its kernels; dtype, shape and memory order of `x` are kept."""
     per_channel = num_parameters > 1
-    shape, stride = _arrange(x, channel_dim if per_channel else None)
-    if not shape:
+    view = _view(x, channel_dim if per_channel else None)
+    if view is None:
         x = x.contiguous()
-        shape, stride = _arrange(x, channel_dim if per_channel else None)
+        view = _view(x, channel_dim if per_channel else None)
     formula, values, constants, tables = expression
-    key = (formula, constants, len(tables), per_channel, x.device.type)
-    result: Any = _Fused.apply(key, (shape, stride), x, *values, *tables)
+    kernel = functools.partial(
+        _kernel, formula, constants, len(values), len(tables), per_channel, x.device.type
+    )
+    result: Any = _Fused.apply(kernel, view, x, *values, *tables)
     return result
 
 
-def _arrange(x: Tensor, channel_dim: int | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Sizes and strides of a view of all of `x`; empty where its elements are not packed.
+def _view(x: Tensor, channel_dim: int | None) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Sizes and strides of a view of all of `x`; None where its elements are not packed.
 
-    (numel,) without channels. Else (groups, C, block), whatever the layout: a parameter's gradient
-    is summed over the block within the kernel's loop, then over the groups.
+    (numel,) without channels. Else (groups, C, pieces, block), whatever the layout: a parameter's
+    gradient is summed over a block within the kernel's loop, then over the groups and pieces.
     """
-    packed = x.is_contiguous()
-    if not packed:
-        expected = 1
+    if not x.is_contiguous():
+        packed = 1
         for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
-            if size > 1 and stride != expected:
-                return (), ()
-            expected *= size
+            if size > 1 and stride != packed:
+                return None
+            packed *= size
     if channel_dim is None:
         return (x.numel(),), (1,)
-    channels = x.shape[channel_dim]
-    inner = x.stride(channel_dim)
+    channels, inner = x.shape[channel_dim], x.stride(channel_dim)
     outer = x.numel() // (channels * inner)
     if inner == 1:
         block = _divisor(outer, _BLOCK)
-        return (outer // block, channels, block), (channels * block, 1, channels)
+        return (outer // block, channels, 1, block), (block * channels, 1, 1, channels)
     row = inner if inner <= _ROW else _divisor(inner, _ROW)
-    return (outer, x.numel() // (outer * row), row), (channels * inner, row, 1)
+    return (outer, channels, inner // row, row), (channels * inner, inner, row, 1)
 
 
 @functools.cache
 def _divisor(number: int, most: int) -> int:
-    """The largest divisor of `number` up to `most` and below `number`, or `number` if prime."""
+    """The largest divisor of `number` in 2 ... `most` that leaves 2 or more; `number` if none."""
     return next((d for d in range(min(most, number // 2), 1, -1) if number % d == 0), number)
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, key: tuple, view: tuple, x: Tensor, *values: Tensor) -> Tensor:
-        ctx.key, ctx.view = key, view
+    def forward(ctx: Any, kernel: Callable, view: tuple, x: Tensor, *values: Tensor) -> Tensor:
+        ctx.kernel, ctx.view = kernel, view
         ctx.save_for_backward(x, *values)
-        y = _kernel(*key, None)(_flat(x, view), *_repeated(values, key, view))
+        y = kernel(None)(_flat(x, view), *(value.data for value in values))
         return y.as_strided(x.shape, x.stride()).data
 
     @staticmethod
@@ -176,100 +174,79 @@ class _Fused(torch.autograd.Function):
         needed = ctx.needs_input_grad[2:]
         if grad.stride() != x.stride():
             grad = torch.empty_like(x).copy_(grad)
-        kernel = _kernel(*ctx.key, needed)
-        inputs = _flat(x, ctx.view), _flat(grad, ctx.view), *_repeated(values, ctx.key, ctx.view)
-        found = iter(kernel(*inputs))
-        result = [next(found) if need else None for need in needed]
-        if result[0] is not None:
-            result[0] = result[0].as_strided(x.shape, x.stride()).data
-        for k, value in enumerate(values, start=1):
-            if (sums := result[k]) is not None:
-                # rows longer than _ROW were split: several sums a channel
-                sums = sums if sums.shape == value.shape else _folded(sums, value)
-                result[k] = sums.to(value.dtype)
-        return None, None, *result
+        inputs = _flat(x, ctx.view), _flat(grad, ctx.view), *(value.data for value in values)
+        found = iter(ctx.kernel(needed)(*inputs))
+        of_x, *rest = (next(found) if need else None for need in needed)
+        if of_x is not None:
+            of_x = of_x.as_strided(x.shape, x.stride()).data
+        return None, None, of_x, *rest
 
 
 def _flat(x: Tensor, view: tuple) -> Tensor:
-    # .data: of a view Dynamo would compile the base's layout in
+    # .data has no base, whose layout Dynamo would compile in
     return x.as_strided(*view, x.storage_offset()).data
-
-
-def _repeated(values: Sequence[Tensor], key: tuple, view: tuple) -> Leaves:
-    """Values with a row for each of the view's channels, base-less for Dynamo."""
-    if not key[3]:
-        return [value.data for value in values]
-    rows = view[0][1]
-    return [
-        value.data.repeat_interleave(rows // len(value), 0)
-        if value.dim() and 1 < len(value) < rows
-        else value.data
-        for value in values
-    ]
-
-
-def _folded(sums: Tensor, value: Tensor) -> Tensor:
-    return sums.view(len(value), -1, *value.shape[1:]).sum(1)
 
 
 @functools.cache
 def _kernel(
     formula: Callable[..., Tensor],
     constants: tuple,
-    tables: int,
+    number_of_values: int,
+    number_of_tables: int,
     per_channel: bool,
     device: str,
     needed: tuple[bool, ...] | None,
 ) -> Callable[..., Any]:
     """The forward (needed is None) or the backward of `formula`, compiled at its first call."""
+    place = {"channel_dim": 1} if number_of_tables else {}
+    is_value = [True] * number_of_values + [False] * number_of_tables
 
-    def call(x: Tensor, values: Sequence[Leaves], whole: Sequence[Tensor]) -> Tensor:
-        listed = [columns if more else columns[0] for columns, more in values]
-        extra = {"channel_dim": 1} if whole else {}
-        y = formula(_wide(x), *listed, *whole, *constants, **extra)
-        return y.to(x.dtype)
+    def spread(tensors: Sequence[Tensor], groups: int, pieces: int) -> list[Tensor]:
+        """Each value once for every partial sum of its gradient, in float32 or better."""
+        found = []
+        for tensor, value in zip(map(_wide, tensors), is_value, strict=True):
+            if value and per_channel and tensor.dim():
+                rows = tensor[None, :, None, None]
+                tensor = rows.expand(groups, -1, pieces, 1, *tensor.shape[1:])
+            elif value:
+                tensor = tensor.view(tensor.shape[1:])
+            found.append(tensor)
+        return found
 
-    def split(values: Sequence[Tensor], groups: int) -> list[tuple[Leaves, bool]]:
-        return [_columns(_wide(value), groups, per_channel) for value in values]
+    def call(x: Tensor, spread: Sequence[Tensor], tensors: Sequence[Tensor]) -> Tensor:
+        arguments = [
+            wide.unbind(-1) if value and tensor.dim() == 2 else wide
+            for wide, tensor, value in zip(spread, tensors, is_value, strict=True)
+        ]
+        return formula(_wide(x), *arguments, *constants, **place).to(x.dtype)
 
     def forward(x: Tensor, *tensors: Tensor) -> Tensor:
-        count = len(tensors) - tables
-        return call(x, split(tensors[:count], 1), [_wide(table) for table in tensors[count:]])
+        return call(x, spread(tensors, 1, 1), tensors)
 
-    def backward(x: Tensor, grad: Tensor, *tensors: Tensor) -> Leaves:
-        count = len(tensors) - tables
-        values = split(tensors[:count], x.shape[0])
-        leaves = [[x], *(columns for columns, _ in values)]
-        leaves += [[_wide(table)] for table in tensors[count:]]
+    def backward(x: Tensor, grad: Tensor, *tensors: Tensor) -> list[Tensor]:
         assert needed is not None
-        wanted = [leaf for group, need in zip(leaves, needed, strict=True) if need for leaf in group]
+        inputs = [x, *spread(tensors, x.shape[0], x.shape[-2] if per_channel else 1)]
 
         def function(*chosen: Tensor) -> Tensor:
             rest = iter(chosen)
-            now = [
-                [next(rest) for _ in group] if need else group
-                for group, need in zip(leaves, needed, strict=True)
-            ]
-            listed = [
-                (group, more) for group, (_, more) in zip(now[1 : count + 1], values, strict=True)
-            ]
-            return call(now[0][0], listed, [group[0] for group in now[count + 1 :]])
+            now = [next(rest) if need else i for i, need in zip(inputs, needed, strict=True)]
+            return call(now[0], now[1:], tensors)
 
-        grads = iter(torch.func.vjp(function, *wanted)[1](grad))
+        wanted = [i for i, need in zip(inputs, needed, strict=True) if need]
+        of_wanted = iter(torch.func.vjp(function, *wanted)[1](grad))
         found = []
-        for k, (group, need) in enumerate(zip(leaves, needed, strict=True)):
+        for k, need in enumerate(needed):
             if not need:
                 continue
-            parts = [next(grads) for _ in group]
-            if 0 < k <= count:
-                parts = [_summed(part, tensors[k - 1], per_channel) for part in parts]
-                found.append(torch.stack(parts, -1) if values[k - 1][1] else parts[0])
-            else:
-                found.append(parts[0])
+            found.append(next(of_wanted))
+            if k > 0:
+                if is_value[k - 1] and per_channel and tensors[k - 1].dim():
+                    found[-1] = found[-1].sum((0, 2, 3))
+                found[-1] = found[-1].view(tensors[k - 1].shape).to(tensors[k - 1].dtype)
         return found
 
-    options = _KEEP_NOTHING if needed is None or device == "cuda" else _ONE_WALK
-    chosen = forward if needed is None else backward
+    one_walk = needed is not None and device == "cpu"
+    chosen: Any = forward if needed is None else backward
     name = f"{getattr(formula, '__name__', 'activation')}_{chosen.__name__}"
     # Dynamo counts recompilations by code object: each kernel has its own
     chosen = types.FunctionType(
@@ -282,26 +259,9 @@ def _kernel(
         recompile_limit=64,
         isolate_recompiles=True,
         backend=_BACKEND,
-        options=options if _BACKEND == "inductor" else None,
+        options=(_ONE_WALK if one_walk else _KEEP_NOTHING) if _BACKEND == "inductor" else None,
     )
 
 
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _columns(value: Tensor, groups: int, per_channel: bool) -> tuple[Leaves, bool]:
-    """The broadcastable tensors that `value` stands for, and whether they arrive as a list."""
-    if value.dim() == 0:
-        return [value], False
-    several = value.dim() == 2
-    columns = value.unbind(-1) if several else (value,)
-    if not per_channel:
-        return [column.view(()) for column in columns], several
-    return [column[None, :, None].expand(groups, -1, 1) for column in columns], several
-
-
-def _summed(grad: Tensor, value: Tensor, per_channel: bool) -> Tensor:
-    if value.dim() == 0:
-        return grad
-    return grad.sum((0, 2)) if per_channel else grad.view(1)
