@@ -262,7 +262,11 @@ def main() -> None:
     )
     print(title, show(rows), sep="\n")
     name = "-".join(
-        ["activations", *(["per_channel"] * options.per_channel), *(["nhwc"] * options.channels_last)]
+        [
+            "activations",
+            *(["per_channel"] * options.per_channel),
+            *(["nhwc"] * options.channels_last),
+        ]
     )
     write(options.out, name, about, rows)
     draw(rows, title, options.out / f"{name}.png")

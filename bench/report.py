@@ -33,9 +33,7 @@ def machine() -> dict[str, Any]:
 def write(folder: Path, name: str, about: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
     """Write `name`.json (all of it) and `name`.csv (the rows) into `folder`, each at once."""
     folder.mkdir(parents=True, exist_ok=True)
-    _whole(
-        folder / f"{name}.json", lambda file: json.dump({**about, "rows": rows}, file, indent=1)
-    )
+    _whole(folder / f"{name}.json", lambda file: json.dump({**about, "rows": rows}, file, indent=1))
 
     def table(file: TextIO) -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")

@@ -2,10 +2,12 @@
 
 import copy
 import itertools
+import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,8 @@ from activations.compile import fuse_kernels
 from tests.cases import CASES, Case
 
 FUSED = [case for case in CASES if case.kind is not A.DynamicReLU]
-quick = {"backend": "aot_eager"}
+# torch 2.14's own forward-mode differentiation, which only the tests use
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
 fused_rows = pytest.mark.parametrize("case", FUSED, ids=str)
 
 
@@ -137,6 +140,25 @@ def check(case: Case, shape: tuple[int, ...], dtype: torch.dtype, **more: Any) -
 def test_fused_values_and_gradients(case: Case, counter: Counter):
     check(case, case.shape, torch.float32)
     assert counter.ran == 2
+    if case.scalar:
+        assert_only_the_input_is_kept(case)
+
+
+def assert_only_the_input_is_kept(case: Case) -> None:
+    module = case.make()
+    own = {p.untyped_storage().data_ptr() for p in [*module.parameters(), *module.buffers()]}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    x = torch.randn(40, 4, 25, 10, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        module(x)
+    assert kept.pop(x.untyped_storage().data_ptr()) == x.nbytes
+    assert sum(kept.values()) < 0.05 * x.nbytes  # values and tables made from parameters
 
 
 @fused_rows
@@ -160,70 +182,84 @@ def test_inductor_makes_the_same_numbers(kind: type[A.Activation], inductor: Non
         check(case, (8, 4, 6, 10), dtype)
 
 
-COSLU = CASES[0]
+FRELU = next(case for case in CASES if case.kind is A.FReLU)
 LAYOUTS = {
     "contiguous": lambda t: t.contiguous(),
     "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
     "transposed": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
     "sliced": lambda t: t.repeat_interleave(2, -1)[..., ::2],
 }
+SHAPES = {
+    None: [(7,), (6, 4), (3, 5, 4), (2, 4, 3, 5), (2, 4, 3, 2, 5)],
+    1: [(6, 4), (3, 4, 5), (2, 4, 3, 5), (2, 4, 3, 2, 5)],
+    -1: [(6, 4), (3, 5, 4), (2, 3, 5, 4), (2, 3, 2, 5, 4)],
+}
 
 
-@pytest.mark.parametrize("channels", [None, 1, -1], ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_combination_is_one_graph_each_way(channels: int | None, layout: str, counter: Counter):
-    shapes = [(6, 4), (3, 5, 4), (2, 4, 3, 5), (2, 4, 3, 2, 5)]
-    if channels == 1:
-        shapes[1] = (3, 4, 5)
-    if channels == -1:
-        shapes[2:] = [(2, 3, 5, 4), (2, 3, 2, 5, 4)]
-    if layout == "channels_last":
-        shapes = [shape for shape in shapes if len(shape) == 4]
-    combinations = itertools.product(
-        shapes,
-        (torch.float32, torch.bfloat16, torch.float16, torch.float64),
-        ("all", "input", "parameters", "frozen alpha", "none"),
-        (False, True),
-    )
-    for shape, dtype, gradient, autocast in combinations:
-        if gradient != "all" and (dtype == torch.float16 or autocast):
-            continue
-        arguments = {} if channels is None else {"num_parameters": 4, "channel_dim": channels}
-        module, twin = COSLU.make(**arguments), COSLU.make(**arguments).double()
-        module.requires_grad_(gradient in ("all", "parameters", "frozen alpha"))
-        module.alpha.requires_grad_(gradient in ("all", "parameters"))
-        x = LAYOUTS[layout](numbers(COSLU, shape).to(dtype))
-        x.requires_grad_(gradient in ("all", "input", "frozen alpha"))
-        ran = counter.ran
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            y = module(x)
-        assert counter.ran == ran + 1, "the forward did not run as one graph"
-        wide = x.detach().double().requires_grad_()
-        with fuse_kernels(False):
-            expected = twin(wide)
-        tolerance = 8 * torch.finfo(dtype).eps
-        torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
-        assert y.dtype == dtype
-        if layout != "sliced":
-            assert y.stride() == x.stride()
-        if gradient == "none":
-            assert not y.requires_grad
-            continue
-        grad = numbers(COSLU, shape, seed=3).to(dtype)  # contiguous, whatever x is
-        y.backward(grad)
-        assert counter.ran == ran + 2, "the backward did not run as one graph"
-        expected.backward(grad.double())
-        pairs = [(x, wide), *zip(module.parameters(), twin.parameters(), strict=True)]
-        for tensor, other in pairs:
-            if not tensor.requires_grad:
-                assert tensor.grad is None
-                continue
-            assert tensor.grad is not None
-            assert other.grad is not None
-            loose = tolerance if tensor is x else 1e-4
+def one_graph_each_way(
+    counter: Counter, x: Tensor, gradient: str, autocast: bool = False, **arguments: Any
+) -> None:
+    """Fail on eager, or on other numbers than the plain module's in float64."""
+    module, twin = FRELU.make(**arguments), FRELU.make(**arguments).double()
+    module.b.requires_grad_(gradient in ("all", "parameters", "input and b"))
+    module.a.requires_grad_(gradient in ("all", "parameters"))
+    wide = x.detach().double().requires_grad_()
+    x.requires_grad_(gradient in ("all", "input", "input and b"))
+    ran = counter.ran
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = module(x)
+    assert counter.ran == ran + 1, "the forward did not run as one graph"
+    with fuse_kernels(False):
+        expected = twin(wide)
+    eps = torch.finfo(x.dtype).eps
+    torch.testing.assert_close(y.double(), expected, rtol=4 * eps, atol=0)
+    assert y.dtype == x.dtype
+    if 1 not in x.shape and x.is_contiguous(memory_format=torch.preserve_format):
+        assert y.stride() == x.stride()
+    assert y.requires_grad == (gradient != "none")
+    if gradient == "none":
+        return
+    grad = numbers(FRELU, tuple(x.shape), seed=3).to(x.dtype)  # contiguous, whatever x is
+    y.backward(grad)
+    assert counter.ran == ran + 2, "the backward did not run as one graph"
+    expected.backward(grad.double())
+    pairs = [(x, wide), *zip(module.parameters(), twin.parameters(), strict=True)]
+    for tensor, other in pairs:
+        assert (tensor.grad is not None) == tensor.requires_grad
+        if tensor.grad is not None and other.grad is not None:
+            loose = 4 * eps if tensor is x else 1e-5
+            size = (grad.double() * wide.detach()).abs().sum().item()
             torch.testing.assert_close(
-                tensor.grad.double(), other.grad, rtol=4 * loose, atol=4 * loose
+                tensor.grad.double(),
+                other.grad,
+                rtol=loose,
+                atol=0 if tensor is x else loose * size,
             )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_every_rank_dtype_gradient_and_autocast_is_one_graph_each_way(
+    dtype: torch.dtype, counter: Counter
+):
+    gradients = ("all", "input", "parameters", "input and b", "none")
+    for shape, gradient, autocast in itertools.product(SHAPES[None], gradients, (False, True)):
+        x = numbers(FRELU, shape).to(dtype)
+        one_graph_each_way(counter, x, gradient, autocast)
+
+
+@pytest.mark.parametrize("channel_dim", [1, -1])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_one_graph_each_way(channel_dim: int, layout: str, counter: Counter):
+    for shape, dtype in itertools.product(SHAPES[channel_dim], (torch.float32, torch.bfloat16)):
+        if layout != "channels_last" or len(shape) == 4:
+            x = LAYOUTS[layout](numbers(FRELU, shape).to(dtype))
+            one_graph_each_way(counter, x, "all", num_parameters=4, channel_dim=channel_dim)
+    for shape in ((1, 4, 6, 5), (3, 4, 1, 1), (13, 4, 1, 1), (1, 4, 1, 1)):
+        x = LAYOUTS[layout](numbers(FRELU, shape).float())
+        if channel_dim == 1:
+            one_graph_each_way(counter, x, "all", num_parameters=4)
+    x = LAYOUTS[layout](numbers(FRELU, (2, 5, 3, 4)).float())
+    one_graph_each_way(counter, x, "all")
 
 
 @pytest.mark.parametrize("arguments", [{}, {"num_parameters": 4}], ids=str)
@@ -261,27 +297,6 @@ def test_instances_share_their_kernels(counter: Counter):
     A.EELU(1)(torch.randn(5, 3))
     A.EELU(3)(torch.randn(5, 3))
     assert counter.compiled == 4
-
-
-@fused_rows
-def test_only_the_input_is_kept(case: Case, counter: Counter):
-    if not case.scalar:
-        pytest.skip("its convolution keeps more")
-    module = case.make()
-    own = {p.untyped_storage().data_ptr() for p in [*module.parameters(), *module.buffers()]}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in own:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    x = torch.randn(40, 4, 25, 10, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        module(x)
-    assert kept.pop(x.untyped_storage().data_ptr()) == x.nbytes
-    assert sum(kept.values()) < 0.2 * x.nbytes  # DiTAC's table
-    assert all(size < x.nbytes / 4 for size in kept.values())
 
 
 def test_long_sums_are_exact(inductor: None):
@@ -324,8 +339,7 @@ def test_plain_where_something_looks_at_operations(counter: Counter):
     torch.func.jacrev(module)(x)
     torch.func.jvp(module, (x,), (x,))
     module(nn.Parameter(x))
-    module(x.to("meta")) if False else module.to("meta")(x.to("meta"))
-    assert counter.ran == 1
+    copy.deepcopy(module).to("meta")(x.to("meta"))
     assert A.CosLU()(torch.randn(0, 4)).shape == (0, 4)
     assert counter.ran == 1
 
@@ -371,19 +385,16 @@ def test_the_switch_is_a_statement_and_a_context():
 
 
 def test_without_a_compiler_plain_and_said_once(monkeypatch: pytest.MonkeyPatch):
-    from torch._inductor import config, cpp_builder
+    from torch._inductor import config
 
     monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    cpp_builder.get_cpp_compiler.cache_clear() if hasattr(
-        cpp_builder.get_cpp_compiler, "cache_clear"
-    ) else None
     fusion._has_compiler.cache_clear()
     module, x = A.CosLU(), torch.randn(3, 4)
     y = module(x)
-    with fuse_kernels():
-        with pytest.warns(UserWarning, match=r"stay plain.*install g\+\+.*`compile: off`") as said:
-            assert torch.equal(module(x), y)
-            assert torch.equal(module(x), y)
+    expected = pytest.warns(UserWarning, match=r"stay plain.*install g\+\+.*`compile: off`")
+    with fuse_kernels(), expected as said:
+        assert torch.equal(module(x), y)
+        assert torch.equal(module(x), y)
     assert len(said) == 1
     fusion._has_compiler.cache_clear()
 
@@ -470,7 +481,11 @@ def test_two_processes(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False,
-        env={**__import__("os").environ, "PYTHONPATH": "."},
-    )  # fmt: skip
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
     assert "same gradients" in done.stdout, done.stderr[-2000:]
