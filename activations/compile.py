@@ -37,7 +37,8 @@ class Expression(NamedTuple):
         values: 0-dim tensors; (P,), which arrive shaped to broadcast against x; or (P, k), which
             arrive as a list of k such tensors. P is 1 or the number of channels.
         constants: numbers and other hashable things; each set of them is compiled by itself.
-        tables: tensors that arrive as they are; the formula then takes `channel_dim` too.
+        tables: tensors that arrive as they are; the formula then takes `channel_dim` too, and
+            `take(table, index)` for look-ups with int32 indices that are in range.
     """
 
     formula: Callable[..., Tensor]
@@ -59,7 +60,7 @@ class fuse_kernels:  # noqa: N801, a statement and a context, as torch.no_grad
     """
 
     def __init__(self, on: bool = True) -> None:
-        global _ON  # noqa: PLW0603
+        global _ON
         self._before, _ON = _ON, on
 
     def __enter__(self) -> None:
@@ -67,7 +68,7 @@ class fuse_kernels:  # noqa: N801, a statement and a context, as torch.no_grad
 
     def __exit__(self, *error: object) -> None:
         """Go back to what was."""
-        global _ON  # noqa: PLW0603
+        global _ON
         _ON = self._before
 
 
@@ -75,13 +76,19 @@ def fusible(x: Tensor) -> bool:
     """Whether fusion is on and nothing is looking at single operations on `x`."""
     if torch.compiler.is_compiling() or not _ON or type(x) is not Tensor or x.numel() == 0:
         return False
-    watched = (
-        torch.jit.is_tracing()
+    known = x.device.type in ("cpu", "cuda") and not watched()
+    return known and _has_compiler(x.device.type)
+
+
+def watched() -> bool:
+    """Whether something traces, transforms or intercepts operations."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.maybe_current_level() is not None
         or forward_ad._current_level >= 0
     )
-    return not watched and x.device.type in ("cpu", "cuda") and _has_compiler(x.device.type)
 
 
 @functools.cache
@@ -198,7 +205,7 @@ def _kernel(
     needed: tuple[bool, ...] | None,
 ) -> Callable[..., Any]:
     """The forward (needed is None) or the backward of `formula`, compiled at its first call."""
-    place = {"channel_dim": 1} if number_of_tables else {}
+    place: dict[str, Any] = {"channel_dim": 1, "take": _take} if number_of_tables else {}
     is_value = [True] * number_of_values + [False] * number_of_tables
 
     def spread(tensors: Sequence[Tensor], groups: int, pieces: int) -> list[Tensor]:
@@ -261,6 +268,10 @@ def _kernel(
         backend=_BACKEND,
         options=(_ONE_WALK if one_walk else _KEEP_NOTHING) if _BACKEND == "inductor" else None,
     )
+
+
+def _take(table: Tensor, index: Tensor) -> Tensor:
+    return torch.ops.aten._unsafe_index(table, [index])  # neither wraps nor checks the index
 
 
 def _wide(x: Tensor) -> Tensor:
