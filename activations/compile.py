@@ -84,9 +84,9 @@ def watched() -> bool:
     """Whether something traces, transforms or intercepts operations."""
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.maybe_current_level() is not None
+        or torch._C._functorch.maybe_current_level() is not None  # pyright: ignore
         or forward_ad._current_level >= 0
     )
 
@@ -191,7 +191,8 @@ class _Fused(torch.autograd.Function):
 
 def _flat(x: Tensor, view: tuple) -> Tensor:
     # .data has no base, whose layout Dynamo would compile in
-    return x.as_strided(*view, x.storage_offset()).data
+    sizes, strides = view
+    return x.as_strided(sizes, strides, x.storage_offset()).data
 
 
 @functools.cache
@@ -206,6 +207,7 @@ def _kernel(
 ) -> Callable[..., Any]:
     """The forward (needed is None) or the backward of `formula`, compiled at its first call."""
     place: dict[str, Any] = {"channel_dim": 1, "take": _take} if number_of_tables else {}
+    mask = needed or ()
     is_value = [True] * number_of_values + [False] * number_of_tables
 
     def spread(tensors: Sequence[Tensor], groups: int, pieces: int) -> list[Tensor]:
@@ -231,18 +233,17 @@ def _kernel(
         return call(x, spread(tensors, 1, 1), tensors)
 
     def backward(x: Tensor, grad: Tensor, *tensors: Tensor) -> list[Tensor]:
-        assert needed is not None
         inputs = [x, *spread(tensors, x.shape[0], x.shape[-2] if per_channel else 1)]
 
         def function(*chosen: Tensor) -> Tensor:
             rest = iter(chosen)
-            now = [next(rest) if need else i for i, need in zip(inputs, needed, strict=True)]
+            now = [next(rest) if need else i for i, need in zip(inputs, mask, strict=True)]
             return call(now[0], now[1:], tensors)
 
-        wanted = [i for i, need in zip(inputs, needed, strict=True) if need]
+        wanted = [i for i, need in zip(inputs, mask, strict=True) if need]
         of_wanted = iter(torch.func.vjp(function, *wanted)[1](grad))
         found = []
-        for k, need in enumerate(needed):
+        for k, need in enumerate(mask):
             if not need:
                 continue
             found.append(next(of_wanted))
@@ -252,22 +253,31 @@ def _kernel(
                 found[-1] = found[-1].view(tensors[k - 1].shape).to(tensors[k - 1].dtype)
         return found
 
-    one_walk = needed is not None and device == "cpu"
     chosen: Any = forward if needed is None else backward
     name = f"{getattr(formula, '__name__', 'activation')}_{chosen.__name__}"
     # Dynamo counts recompilations by code object: each kernel has its own
     chosen = types.FunctionType(
         chosen.__code__.replace(co_name=name), globals(), name, None, chosen.__closure__
     )
-    return torch.compile(
+    return torch.compile(  # pyright: ignore[reportCallIssue]
         chosen,
         dynamic=True,
         fullgraph=True,
         recompile_limit=64,
         isolate_recompiles=True,
         backend=_BACKEND,
-        options=(_ONE_WALK if one_walk else _KEEP_NOTHING) if _BACKEND == "inductor" else None,
+        options=_options(device, needed is None) if _BACKEND == "inductor" else None,
     )
+
+
+def _options(device: str, forward: bool) -> dict[str, Any]:
+    if device != "cpu":
+        return _KEEP_NOTHING
+    from .shortcuts import Shortcuts  # imports the compiler
+
+    options = _KEEP_NOTHING if forward else _ONE_WALK
+    contract = {"cpp.enable_floating_point_contract_flag": "fast"}  # a x + b rounded once
+    return {**options, **contract, "post_grad_custom_post_pass": Shortcuts()}
 
 
 def _take(table: Tensor, index: Tensor) -> Tensor:

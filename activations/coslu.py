@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .activation import Activation, inside
 from .compile import Expression
@@ -10,12 +9,12 @@ from .compile import Expression
 
 def coslu(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """`(x + alpha cos(beta x)) sigmoid(x)`; parameters broadcast against `x`."""
-    return F.silu(x) + alpha * torch.cos(inside(beta * x)) * torch.sigmoid(x)
+    return (x + alpha * torch.cos(inside(beta * x))) * torch.sigmoid(x)
 
 
 def sinlu(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """`(x + alpha sin(beta x)) sigmoid(x)`; parameters broadcast against `x`."""
-    return F.silu(x) + alpha * torch.sin(inside(beta * x)) * torch.sigmoid(x)
+    return (x + alpha * torch.sin(inside(beta * x))) * torch.sigmoid(x)
 
 
 class CosLU(Activation):
@@ -34,7 +33,7 @@ class CosLU(Activation):
 
     Attributes: alpha, beta: (num_parameters,), learned, not decayed.
 
-    At initialisation: its own curve, f(0) = alpha / 2; alpha = 0 gives SiLU exactly.
+    At initialisation: its own curve, f(0) = alpha / 2; alpha = 0 gives SiLU.
 
     Raises: ValueError: alpha or beta is not finite, or the channels do not match.
 
@@ -76,7 +75,7 @@ class SinLU(Activation):
 
     Attributes: alpha, beta: (num_parameters,), learned, not decayed.
 
-    At initialisation: its own curve, f(0) = 0; alpha = 0 gives SiLU exactly.
+    At initialisation: its own curve, f(0) = 0; alpha = 0 gives SiLU.
 
     Raises: ValueError: alpha or beta is not finite, or the channels do not match.
 

@@ -161,14 +161,15 @@ def show(rows: list[dict[str, Any]]) -> str:
     lines = [
         f"{'function':16} {'mode':11} {'dtype':8} {'forward':>8} {'+backward':>9} {'spread':>6} "
         f"{'forward':>8} {'both':>6} {'both':>6} {'saved':>6}",
-        f"{'':37} {'ms':>8} {'ms':>9} {'%':>6} {'/SiLU':>8} {'/SiLU':>6} {'/ReLU':>6} {'/input':>6}",
+        f"{'':37} {'ms':>8} {'ms':>9} {'%':>6} {'/SiLU':>8} {'/SiLU':>6} {'/ReLU':>6} "
+        f"{'/input':>6}",
     ]
-    for row in sorted(rows, key=lambda r: (r["dtype"], r["mode"] != "torch", r["both_to_silu"])):
-        lines.append(
-            f"{row['function']:16} {row['mode']:11} {row['dtype']:8} {row['forward_ms']:8.2f} "
-            f"{row['both_ms']:9.2f} {row['spread_percent']:6.1f} {row['forward_to_silu']:8.2f} "
-            f"{row['both_to_silu']:6.2f} {row['both_to_relu']:6.2f} {row['saved_to_input']:6.2f}"
-        )
+    lines += [
+        f"{row['function']:16} {row['mode']:11} {row['dtype']:8} {row['forward_ms']:8.2f} "
+        f"{row['both_ms']:9.2f} {row['spread_percent']:6.1f} {row['forward_to_silu']:8.2f} "
+        f"{row['both_to_silu']:6.2f} {row['both_to_relu']:6.2f} {row['saved_to_input']:6.2f}"
+        for row in sorted(rows, key=lambda row: (row["dtype"], row["mode"], row["both_to_silu"]))
+    ]
     return "\n".join(lines)
 
 
@@ -220,7 +221,7 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
 def parse() -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench activations", description=__doc__.splitlines()[0]
+        prog="python -m bench activations", description=(__doc__ or "").splitlines()[0]
     )
     add = parser.add_argument
     add("--shape", type=int, nargs="+", default=[128, 64, 32, 32], help="N C [H W | L]")
@@ -255,9 +256,10 @@ def main() -> None:
     about = {**machine(), "settings": settings}
     layout = "channels_last" if options.channels_last else "contiguous"
     parameters = "one set a channel" if options.per_channel else "one set of parameters"
+    where = about["gpu"] if options.device == "cuda" else about["processor"]
     title = (
         f"{tuple(options.shape)} {layout}, {parameters}, {options.threads} thread(s), "
-        f"{options.rounds} rounds; {about['gpu'] if options.device == 'cuda' else about['processor']}, "
+        f"{options.rounds} rounds; {where}, "
         f"torch {about['torch']}, commit {about['commit']}"
     )
     print(title, show(rows), sep="\n")
