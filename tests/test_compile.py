@@ -308,7 +308,7 @@ def test_shortcuts(name: str):
     true = {"sine": np.sin, "cosine": np.cos, "expm1": np.expm1, "tanh": np.tanh}[name]
     own = getattr(shortcuts, name)
     eps = torch.finfo(torch.float32).eps
-    for reach in (1e-3, 1.0, 10.0, 88.0, 1e3, 1e4, 1e6, 3e38):
+    for reach in (1e-3, 1.0, 10.0, 88.0, 1e3, 1e4, 1e6, 1e38):
         if name == "expm1" and reach > 88:
             continue
         x = torch.linspace(-reach, reach, 100_001)
