@@ -230,7 +230,7 @@ def _kernel(
         return formula(_wide(x), *arguments, *constants, **place).to(x.dtype)
 
     def forward(x: Tensor, *tensors: Tensor) -> Tensor:
-        return call(x, spread(tensors, 1, 1), tensors)
+        return _laid_out(call(x, spread(tensors, 1, 1), tensors), x)
 
     def backward(x: Tensor, grad: Tensor, *tensors: Tensor) -> list[Tensor]:
         inputs = [x, *spread(tensors, x.shape[0], x.shape[-2] if per_channel else 1)]
@@ -247,7 +247,9 @@ def _kernel(
             if not need:
                 continue
             found.append(next(of_wanted))
-            if k > 0:
+            if k == 0:
+                found[0] = _laid_out(found[0], x)
+            else:
                 if is_value[k - 1] and per_channel and tensors[k - 1].dim():
                     found[-1] = found[-1].sum((0, 2, 3))
                 found[-1] = found[-1].view(tensors[k - 1].shape).to(tensors[k - 1].dtype)
@@ -278,6 +280,11 @@ def _options(device: str, forward: bool) -> dict[str, Any]:
     options = _KEEP_NOTHING if forward else _ONE_WALK
     contract = {"cpp.enable_floating_point_contract_flag": "fast"}  # a x + b rounded once
     return {**options, **contract, "post_grad_custom_post_pass": Shortcuts()}
+
+
+def _laid_out(y: Tensor, x: Tensor) -> Tensor:
+    """`y` in the memory order of `x`, which a look-up, for one, does not keep."""
+    return torch.empty_like(x).copy_(y)
 
 
 def _take(table: Tensor, index: Tensor) -> Tensor:
