@@ -2,6 +2,7 @@
 
 from .activation import Activation, Scheduled, penalty, set_progress
 from .aglu import AGLU, APA, aglu, apa
+from .compile import fuse_kernels
 from .coslu import CosLU, SinLU, coslu, sinlu
 from .delu import DELU, HELU, delu
 from .ditac import DiTAC, cpab
@@ -66,6 +67,7 @@ __all__ = [
     "even_cubic_relu",
     "fourier",
     "frelu",
+    "fuse_kernels",
     "gain",
     "is_activation",
     "lincomb",

@@ -7,6 +7,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from .compile import Expression, fused, fusible
+
 
 @runtime_checkable
 class Scheduled(Protocol):
@@ -37,8 +39,9 @@ def penalty(model: nn.Module) -> Tensor | float:
 class Activation(nn.Module):
     r"""Base class: an elementwise function :math:`f(x)` with its own parameters.
 
-    A subclass registers its parameters with :meth:`learned`, and writes :meth:`function`, which
-    calls the plain formula. Its *direct* parameters are the shape of the function
+    A subclass registers its parameters with :meth:`learned`, and names its formula and what the
+    formula is called with in :meth:`expression`; one that nothing can fuse writes :meth:`function`
+    instead. Its *direct* parameters are the shape of the function
     (`activations.parameter_groups` keeps them from weight decay); those of child modules, such as
     LSLU's convolution, are weights.
 
@@ -75,7 +78,7 @@ class Activation(nn.Module):
 
     def shaped(self, parameter: Tensor, x: Tensor) -> Tensor:
         """View `parameter` so that it broadcasts against `x` along `channel_dim`."""
-        if self.num_parameters == 1:
+        if self.num_parameters == 1 or parameter.dim() == 0:
             return parameter.view(())
         shape = [1] * x.dim()
         shape[self.channel_dim] = self.num_parameters
@@ -89,13 +92,32 @@ class Activation(nn.Module):
         """A term for the training loss, or None; see :func:`penalty`."""
         return None
 
+    def __init_subclass__(cls) -> None:
+        """A class that writes its own function does not inherit another one's expression."""
+        if "function" in vars(cls) and "expression" not in vars(cls):
+            cls.expression = Activation.expression
+
+    def expression(self) -> Expression | None:
+        """The formula and what it is called with; None if it cannot be fused."""
+        return None
+
     def function(self, x: Tensor) -> Tensor:
         """The formula with this module's parameters, for `x` in float32 or float64."""
-        raise NotImplementedError
+        expression = self.expression()
+        if expression is None:
+            raise NotImplementedError(f"{type(self).__name__} writes no expression and no function")
+        formula, values, constants, tables = expression
+        shaped = [
+            self.terms(value, x) if value.dim() == 2 else self.shaped(value, x) for value in values
+        ]
+        place = {"channel_dim": self.channel_dim} if tables else {}
+        return formula(x, *shaped, *tables, *constants, **place)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the function; dtype, shape and memory format of `x` are kept."""
         self.check_input(x)
+        if fusible(x) and (expression := self.expression()) is not None:
+            return fused(expression, x, self.num_parameters, self.channel_dim)
         return self.function(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
 
     def check_input(self, x: Tensor) -> None:

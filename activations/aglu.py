@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .activation import Activation, at_least, positive
+from .compile import Expression
 
 _LEAST = 1e-4  # of lambda, as in the paper
 
@@ -62,9 +63,9 @@ class APA(Activation):
             if value is None:
                 torch.nn.init.uniform_(parameter)
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return apa(x, at_least(self.shaped(self.lambd, x), _LEAST), self.shaped(self.kappa, x))
+        return Expression(apa, (at_least(self.lambd, _LEAST), self.kappa))
 
 
 class AGLU(APA):
@@ -91,6 +92,6 @@ class AGLU(APA):
     Deviation from it: none; computed in the log domain.
     """
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return x * super().function(x)
+        return super().expression()._replace(formula=aglu)

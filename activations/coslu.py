@@ -2,19 +2,19 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .activation import Activation, inside
+from .compile import Expression
 
 
 def coslu(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """`(x + alpha cos(beta x)) sigmoid(x)`; parameters broadcast against `x`."""
-    return F.silu(x) + alpha * torch.cos(inside(beta * x)) * torch.sigmoid(x)
+    return (x + alpha * torch.cos(inside(beta * x))) * torch.sigmoid(x)
 
 
 def sinlu(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """`(x + alpha sin(beta x)) sigmoid(x)`; parameters broadcast against `x`."""
-    return F.silu(x) + alpha * torch.sin(inside(beta * x)) * torch.sigmoid(x)
+    return (x + alpha * torch.sin(inside(beta * x))) * torch.sigmoid(x)
 
 
 class CosLU(Activation):
@@ -33,7 +33,7 @@ class CosLU(Activation):
 
     Attributes: alpha, beta: (num_parameters,), learned, not decayed.
 
-    At initialisation: its own curve, f(0) = alpha / 2; alpha = 0 gives SiLU exactly.
+    At initialisation: its own curve, f(0) = alpha / 2; alpha = 0 gives SiLU.
 
     Raises: ValueError: alpha or beta is not finite, or the channels do not match.
 
@@ -54,9 +54,9 @@ class CosLU(Activation):
         self.alpha = self.learned("alpha", alpha)
         self.beta = self.learned("beta", beta)
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return coslu(x, self.shaped(self.alpha, x), self.shaped(self.beta, x))
+        return Expression(coslu, (self.alpha, self.beta))
 
 
 class SinLU(Activation):
@@ -75,7 +75,7 @@ class SinLU(Activation):
 
     Attributes: alpha, beta: (num_parameters,), learned, not decayed.
 
-    At initialisation: its own curve, f(0) = 0; alpha = 0 gives SiLU exactly.
+    At initialisation: its own curve, f(0) = 0; alpha = 0 gives SiLU.
 
     Raises: ValueError: alpha or beta is not finite, or the channels do not match.
 
@@ -96,6 +96,6 @@ class SinLU(Activation):
         self.alpha = self.learned("alpha", alpha)
         self.beta = self.learned("beta", beta)
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return sinlu(x, self.shaped(self.alpha, x), self.shaped(self.beta, x))
+        return Expression(sinlu, (self.alpha, self.beta))

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .activation import Activation
+from .compile import Expression
 
 
 def delu(x: Tensor, n: Tensor | float) -> Tensor:
@@ -49,9 +50,9 @@ class DELU(Activation):
         super().__init__(num_parameters, channel_dim, inplace=inplace)
         self.n = self.learned("n", n)
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return delu(x, self.shaped(self.n, x))
+        return Expression(delu, (self.n,))
 
 
 class HELU(Activation):
@@ -79,6 +80,6 @@ class HELU(Activation):
     def __init__(self, *, inplace: bool = False) -> None:
         super().__init__(inplace=inplace)
 
-    def function(self, x: Tensor) -> Tensor:
-        """The formula."""
-        return delu(x, 0.0)
+    def expression(self) -> Expression:
+        """The formula with this module's parameters."""
+        return Expression(delu, (), (0.0,))

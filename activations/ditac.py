@@ -1,6 +1,8 @@
 """DiTAC: GELU on top of a learned diffeomorphism (CPAB) of an interval."""
 
 import functools
+import operator
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -8,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .activation import Activation, finite, inside, integer, positive
-from .spline import interpolate
+from .compile import Expression, watched
+from .spline import Take, interpolate
 
 Variant = Literal["gelu", "leaky", "ge", "inf"]
 
@@ -69,7 +72,12 @@ def cpab(x: Tensor, velocities: Tensor) -> Tensor:
     x = x.to(velocities).expand(rows, -1)
     cell = (x.detach() * cells).long().clamp(0, cells - 1)
     left = torch.ones_like(x)  # time that is left
+    can_stop = (
+        x.device.type == "cpu" and not watched()
+    )  # elsewhere to look costs more than to go on
     for _ in range(cells + 1):  # a point on a knot first leaves the cell behind it
+        if can_stop and not bool(left.any()):
+            break
         slope = slopes.gather(1, cell)
         speed = velocities.gather(1, cell) + slope * (x - cell.to(x) / cells)
         forward = (speed.detach() > 0).long()
@@ -99,6 +107,43 @@ def _expm1_over(z: Tensor) -> Tensor:
     small = z.detach().abs() < 1e-4
     safe, near = torch.where(small, 1.0, z), z.clamp(-1e-4, 1e-4)
     return torch.where(small, 1 + near / 2 + near * near / 6, torch.expm1(safe) / safe)
+
+
+def transform(
+    x: Tensor,
+    ends: Sequence[Tensor],
+    table: Tensor,
+    a: float,
+    b: float,
+    variant: Variant,
+    channel_dim: int = 1,
+    take: Take = operator.getitem,
+) -> Tensor:
+    """T(x), interpolated in `table`; `ends` are T's slopes at a and b."""
+    value, _ = interpolate(x, table, a, b, channel_dim, take)
+    if variant != "inf":
+        return torch.where((x > a) & (x < b), value, x)
+    below, above = ends
+    return value + below * (x - x.clamp(min=a)) + above * (x - x.clamp(max=b))
+
+
+def ditac(
+    x: Tensor,
+    ends: Sequence[Tensor],
+    table: Tensor,
+    a: float,
+    b: float,
+    variant: Variant,
+    channel_dim: int = 1,
+    take: Take = operator.getitem,
+) -> Tensor:
+    """The variant's formula, of T as in `transform`."""
+    moved = transform(x, ends, table, a, b, variant, channel_dim, take)
+    if variant == "ge":
+        return torch.where(x >= 0, moved, F.gelu(x))
+    if variant == "leaky":
+        return F.leaky_relu(moved, 0.01)
+    return inside(moved) * _normal_cdf(x)
 
 
 class DiTAC(Activation):
@@ -194,29 +239,27 @@ class DiTAC(Activation):
         theta = self.theta.to(torch.promote_types(self.theta.dtype, torch.float32))
         return self.penalty_weight * ((theta @ self.precision.to(theta)) * theta).sum()
 
+    def table_and_ends(self) -> tuple[Tensor, Tensor]:
+        """T at the knots of the table, and its slopes at a and b: (P, table + 1) and (P, 2)."""
+        wide = torch.float32 if self.theta.device.type == "mps" else torch.float64
+        velocities = self.theta.to(wide) @ self.knots.to(wide)
+        grid = torch.linspace(0, 1, self.table + 1, dtype=wide, device=self.theta.device)
+        flowed = self.a + (self.b - self.a) * cpab(grid, velocities)
+        # the flow's slope at an end is exp of the field's slope there
+        ends = (velocities.diff(dim=1) * (velocities.shape[1] - 1)).exp()[:, [0, -1]]
+        dtype = torch.promote_types(self.theta.dtype, torch.float32)
+        return flowed.to(dtype), ends.to(dtype)
+
     def transform(self, x: Tensor) -> Tensor:
         """T(x), interpolated."""
-        wide = torch.float32 if x.device.type == "mps" else torch.float64
-        velocities = self.theta.to(wide) @ self.knots.to(wide)
-        grid = torch.linspace(0, 1, self.table + 1, dtype=wide, device=x.device)
-        width = self.b - self.a
-        flowed = (self.a + width * cpab(grid, velocities)).to(x.dtype)
-        value, _ = interpolate(x, flowed, self.a, self.b, self.channel_dim)
-        if self.variant != "inf":
-            return torch.where((x > self.a) & (x < self.b), value, x)
-        # along the tangents: the flow's slope at an end is exp of the field's slope there
-        ends = (velocities.diff(dim=1) * (velocities.shape[1] - 1)).exp().to(x.dtype)
-        below, above = self.shaped(ends[:, 0], x), self.shaped(ends[:, -1], x)
-        return value + below * (x - x.clamp(min=self.a)) + above * (x - x.clamp(max=self.b))
+        table, ends = self.table_and_ends()
+        terms = self.terms(ends, x)
+        return transform(x, terms, table, self.a, self.b, self.variant, self.channel_dim)
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """The variant's formula."""
-        moved = self.transform(x)
-        if self.variant == "ge":
-            return torch.where(x >= 0, moved, F.gelu(x))
-        if self.variant == "leaky":
-            return F.leaky_relu(moved, 0.01)
-        return inside(moved) * _normal_cdf(x)
+        table, ends = self.table_and_ends()
+        return Expression(ditac, (ends,), (self.a, self.b, self.variant), (table,))
 
 
 def _normal_cdf(x: Tensor) -> Tensor:

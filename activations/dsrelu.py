@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .activation import Activation, finite
+from .compile import Expression
 
 
 def dsrelu(x: Tensor, slope: Tensor, negative_slope: float = 1.0) -> Tensor:
@@ -78,6 +79,6 @@ class DSReLU(Activation):
         """Move the slope to s(progress), in place."""
         self.slope.fill_(self.slope_at(progress))
 
-    def function(self, x: Tensor) -> Tensor:
-        """The formula with the current slope."""
-        return dsrelu(x, self.slope, self.negative_slope)
+    def expression(self) -> Expression:
+        """The formula with this module's parameters."""
+        return Expression(dsrelu, (self.slope,), (self.negative_slope,))

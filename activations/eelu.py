@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .activation import Activation
+from .compile import Expression
 
 
 def eelu(x: Tensor, variant: int) -> Tensor:
@@ -47,9 +48,9 @@ class EELU(Activation):
             raise ValueError(f"variant must be 1, 2, 3 or 4, got {variant!r}")
         self.variant = variant
 
-    def function(self, x: Tensor) -> Tensor:
-        """The chosen formula."""
-        return eelu(x, self.variant)
+    def expression(self) -> Expression:
+        """The formula with this module's parameters."""
+        return Expression(eelu, (), (self.variant,))
 
     def extra_repr(self) -> str:
         """The variant."""

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from .activation import Activation, finite
+from .compile import Expression
 
 
 def even_cubic_relu(x: Tensor, alpha: Tensor, beta: Tensor, gamma: float) -> Tensor:
@@ -52,6 +53,6 @@ class EvenCubicReLU(Activation):
         self.beta = self.learned("beta", beta)
         self.gamma = finite("gamma", gamma)
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return even_cubic_relu(x, self.shaped(self.alpha, x), self.shaped(self.beta, x), self.gamma)
+        return Expression(even_cubic_relu, (self.alpha, self.beta), (self.gamma,))

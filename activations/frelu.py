@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .activation import Activation
+from .compile import Expression
 
 
 def frelu(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -51,6 +52,6 @@ class FReLU(Activation):
         self.a = self.learned("a", a)
         self.b = self.learned("b", b)
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return frelu(x, self.shaped(self.a, x), self.shaped(self.b, x))
+        return Expression(frelu, (self.a, self.b))

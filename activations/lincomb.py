@@ -6,14 +6,63 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .activation import Activation, finite
+from .compile import Expression
 
 
 def lincomb(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     """`sum_i w_i v_i`; weights broadcast against the values."""
     products = [weight * value for weight, value in zip(weights, values, strict=True)]
     return functools.reduce(torch.add, products)
+
+
+def _mixture(x: Tensor, weights: list[Tensor], *rest: Any) -> Tensor:
+    """The mixture of a recipe of (formula, number of its values, constants), the last of `rest`."""
+    *given, recipe = rest
+    outputs = []
+    for formula, count, constants in recipe:
+        outputs.append(formula(x, *given[:count], *constants))
+        given = given[count:]
+    return lincomb(outputs, weights)
+
+
+def _prelu(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.where(x > 0, x, weight * x)
+
+
+# torch's own, as formula and the attributes that are its arguments
+_TORCH: dict[type[nn.Module], tuple[Callable[..., Tensor], tuple[str, ...]]] = {
+    nn.ELU: (F.elu, ("alpha",)),
+    nn.GELU: (lambda x, kind: F.gelu(x, approximate=kind), ("approximate",)),
+    nn.Hardswish: (F.hardswish, ()),
+    nn.Identity: (torch.clone, ()),
+    nn.LeakyReLU: (F.leaky_relu, ("negative_slope",)),
+    nn.Mish: (F.mish, ()),
+    nn.ReLU: (torch.relu, ()),
+    nn.ReLU6: (F.relu6, ()),
+    nn.SELU: (F.selu, ()),
+    nn.SiLU: (F.silu, ()),
+    nn.Sigmoid: (torch.sigmoid, ()),
+    nn.Softplus: (F.softplus, ("beta", "threshold")),
+    nn.Softsign: (F.softsign, ()),
+    nn.Tanh: (torch.tanh, ()),
+}
+
+
+def _part(member: nn.Module) -> Expression | None:
+    """The expression of an activation, ours or torch's; None for any other module."""
+    if member._forward_hooks or member._forward_pre_hooks:
+        return None
+    if isinstance(member, Activation):
+        return member.expression() if type(member).forward is Activation.forward else None
+    if type(member) is nn.PReLU:
+        return Expression(_prelu, (member.weight,))
+    if type(member) not in _TORCH:
+        return None
+    formula, names = _TORCH[type(member)]
+    return Expression(formula, (), tuple(getattr(member, name) for name in names))
 
 
 class LinComb(Activation):
@@ -69,6 +118,23 @@ class LinComb(Activation):
             raise ValueError(f"{len(modules)} members need as many weights, got {weights!r}")
         self.weights = self.learned("weights", weights)
 
+    def expression(self) -> Expression | None:
+        """One formula for the whole mixture, if every member is ours or torch's."""
+        parts = [_part(member) for member in self.members]
+        known = [part for part in parts if part and not part.tables]
+        mixed = [value for part in known for value in part.values]
+        # PReLU's channels are on axis 1; our members' where they say, which must be here
+        places = {
+            getattr(member, "channel_dim", 1)
+            for member in [self, *self.members]
+            if getattr(member, "num_parameters", 1) > 1
+        }
+        sizes = {len(value) for value in mixed if value.dim()} - {1, self.num_parameters}
+        if len(known) < len(parts) or sizes or len(places) > 1:
+            return None
+        recipe = tuple((part.formula, len(part.values), part.constants) for part in known)
+        return Expression(_mixture, (self.weights, *mixed), (recipe,))
+
     def function(self, x: Tensor) -> Tensor:
         """The mixture with the current weights."""
         values = [self._value(member, x) for member in self.members]
@@ -118,6 +184,16 @@ class NormLinComb(LinComb):
     ) -> None:
         super().__init__(members, weights, num_parameters=num_parameters, channel_dim=channel_dim)
         self.eps = finite("eps", eps)
+
+    def expression(self) -> Expression | None:
+        """One formula for the whole mixture, if every member is ours or torch's."""
+        expression = super().expression()
+        if expression is None:
+            return None
+        weights, *mixed = expression.values
+        weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+        total = weights.sum(1, keepdim=True) + self.eps
+        return expression._replace(values=(weights / total, *mixed))
 
     def function(self, x: Tensor) -> Tensor:
         """The mixture with the current weights."""

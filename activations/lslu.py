@@ -1,6 +1,7 @@
 """VanillaNet's series activation, and LSLU, which learns what stands ahead of its convolution."""
 
 import copy
+from collections.abc import Iterable
 from typing import Self
 
 import torch
@@ -8,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from .activation import Activation, finite, integer
+from .compile import Expression
 
 
-def lslu(x: Tensor, theta: Tensor, omega: Tensor) -> Tensor:
+def lslu(x: Tensor, theta: Iterable[Tensor], omega: Iterable[Tensor]) -> Tensor:
     """Repeat `x <- theta_i relu(x) + omega_i` for i = 1..N, then a last relu."""
-    for scale, shift in zip(theta.unbind(), omega.unbind(), strict=True):
+    for scale, shift in zip(theta, omega, strict=True):
         x = scale * x.relu() + shift
     return x.relu()
 
@@ -80,9 +82,9 @@ class SeriesReLU(Activation):
                 f"got an input of shape {tuple(x.shape)}"
             )
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """ReLU, ahead of the convolution."""
-        return x.relu()
+        return Expression(torch.relu)
 
     def forward(self, x: Tensor) -> Tensor:
         """The elementwise part, the depthwise convolution and the batch normalisation."""
@@ -136,6 +138,6 @@ class LSLU(SeriesReLU):
         self.theta = nn.Parameter(torch.full((repeats,), finite("theta", theta)))
         self.omega = nn.Parameter(torch.full((repeats,), finite("omega", omega)))
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """The repeats, ahead of the convolution."""
-        return lslu(x, self.theta, self.omega)
+        return Expression(lslu, (self.theta[None], self.omega[None]))

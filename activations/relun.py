@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .activation import Activation, at_least
+from .compile import Expression
 
 
 def relun(x: Tensor, n: Tensor) -> Tensor:
@@ -53,9 +54,9 @@ class ReLUN(Activation):
             raise ValueError(f"n must be >= 0, got {n!r}")
         self.n = self.learned("n", n)
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return relun(x, at_least(self.shaped(self.n, x), 0.0))
+        return Expression(relun, (at_least(self.n, 0.0),))
 
 
 class ShiLU(Activation):
@@ -95,6 +96,6 @@ class ShiLU(Activation):
         self.alpha = self.learned("alpha", alpha)
         self.beta = self.learned("beta", beta)
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return shilu(x, self.shaped(self.alpha, x), self.shaped(self.beta, x))
+        return Expression(shilu, (self.alpha, self.beta))

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .activation import Activation, at_least, finite, inside
+from .compile import Expression
 
 
 def gate(x: Tensor) -> Tensor:
@@ -68,9 +69,9 @@ class Swish(Activation):
         super().__init__(num_parameters, channel_dim, inplace=inplace)
         self.beta = self.learned("beta", beta)
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return swish(x, self.shaped(self.beta, x))
+        return Expression(swish, (self.beta,))
 
 
 class ACONC(Activation):
@@ -114,9 +115,9 @@ class ACONC(Activation):
         self.p2 = self.learned("p2", p2)
         self.beta = self.learned("beta", beta)
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return aconc(x, self.shaped(self.p1, x), self.shaped(self.p2, x), self.shaped(self.beta, x))
+        return Expression(aconc, (self.p1, self.p2, self.beta))
 
 
 class PELU(Activation):
@@ -159,9 +160,9 @@ class PELU(Activation):
                 raise ValueError(f"{name} must be >= 0.1, got {value!r}")
         self.a, self.b = self.learned("a", a), self.learned("b", b)
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return pelu(x, at_least(self.shaped(self.a, x), 0.1), at_least(self.shaped(self.b, x), 0.1))
+        return Expression(pelu, (at_least(self.a, 0.1), at_least(self.b, 0.1)))
 
 
 class Snake(Activation):
@@ -198,6 +199,6 @@ class Snake(Activation):
         super().__init__(num_parameters, channel_dim, inplace=inplace)
         self.alpha = self.learned("alpha", alpha)
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return snake(x, self.shaped(self.alpha, x))
+        return Expression(snake, (self.alpha,))

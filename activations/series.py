@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .activation import Activation, inside, integer, positive
+from .compile import Expression
 
 
 def polynomial(x: Tensor, coefficients: list[Tensor]) -> Tensor:
@@ -19,7 +20,7 @@ def rational(
     x: Tensor,
     numerator: list[Tensor],
     denominator: list[Tensor],
-    degrees: tuple[Tensor, Tensor] | None = None,
+    *degrees: Tensor,
 ) -> Tensor:
     """`(a_0 + ... + a_m x^m) / (1 + |b_1 x + ... + b_n x^n|)`; coefficients broadcast against `x`.
 
@@ -79,11 +80,12 @@ class _Series(Activation):
             more = self.number_of_terms - self.basic
             self.unlocked.fill_(self.basic + min(int(progress * (more + 1)), more))
 
-    def open(self, term: int, coefficient: Tensor) -> Tensor:
-        """`coefficient` of term 1, 2, ..., or 0 without a gradient while the term is locked."""
-        if term <= self.basic:
-            return coefficient
-        return torch.where(self.unlocked >= term, coefficient, 0.0)
+    def open(self, coefficients: Tensor, first: int, share: int = 1) -> Tensor:
+        """Columns of term `first` and on, `share` a term; 0 without a gradient if locked."""
+        if not self.progressive:
+            return coefficients
+        columns = torch.arange(coefficients.shape[-1], device=coefficients.device)
+        return torch.where(self.unlocked >= first + columns // share, coefficients, 0.0)
 
 
 def _fit(columns: list[Tensor], target: Tensor) -> list[float]:
@@ -136,10 +138,9 @@ class Polynomial(_Series):
         fitted = _fit([x**k for k in range(self.basic + 1)], target)
         self.coefficients = self.learned("coefficients", fitted + [0.0] * (degree - self.basic))
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """The formula with the terms in use."""
-        terms = self.terms(self.coefficients, x)
-        return polynomial(x, [self.open(k, c) for k, c in enumerate(terms)])
+        return Expression(polynomial, (self.open(self.coefficients, 0),))
 
 
 class Rational(_Series):
@@ -198,21 +199,14 @@ class Rational(_Series):
         self.numerator = self.learned("numerator", a + [0.0] * (m - top))
         self.denominator = self.learned("denominator", b)
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """The formula with the terms in use."""
-        top, bottom = self.terms(self.numerator, x), self.terms(self.denominator, x)
-        degrees = None
+        top, bottom = self.open(self.numerator, 0), self.open(self.denominator, 2)
+        degrees: tuple[Tensor, ...] = ()
         if self.progressive:
-            degrees = (
-                self.unlocked.clamp(max=len(top) - 1).to(x.dtype),
-                (self.unlocked - 1).clamp(max=len(bottom)).to(x.dtype),
-            )
-        return rational(
-            x,
-            [self.open(j, a) for j, a in enumerate(top)],
-            [self.open(k, b) for k, b in enumerate(bottom, start=2)],
-            degrees,
-        )
+            m, n = self.unlocked, self.unlocked - 1
+            degrees = m.clamp(max=top.shape[-1] - 1), n.clamp(max=bottom.shape[-1])
+        return Expression(rational, (top, bottom, *degrees))
 
 
 class Fourier(_Series):
@@ -264,7 +258,6 @@ class Fourier(_Series):
         self.waves = self.learned("waves", fitted[2:] + [0.0] * (2 * (harmonics - self.basic)))
         self.omega = self.learned("omega", omega)
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """The formula with the terms in use."""
-        waves = [self.open(i // 2 + 1, w) for i, w in enumerate(self.terms(self.waves, x))]
-        return fourier(x, self.terms(self.line, x), waves, self.shaped(self.omega, x))
+        return Expression(fourier, (self.line, self.open(self.waves, 1, share=2), self.omega))

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from .activation import Activation, at_least, positive
+from .compile import Expression
 
 
 def scaled_softsign(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
@@ -49,8 +50,6 @@ class ScaledSoftSign(Activation):
         self.alpha = self.learned("alpha", alpha)
         self.beta = self.learned("beta", positive("beta", beta))
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return scaled_softsign(
-            x, self.shaped(self.alpha, x), at_least(self.shaped(self.beta, x), 1e-4)
-        )
+        return Expression(scaled_softsign, (self.alpha, at_least(self.beta, 1e-4)))

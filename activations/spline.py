@@ -1,40 +1,58 @@
 """A piecewise linear function with learned values at equidistant knots, and its look-up."""
 
+import operator
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .activation import Activation, finite, integer
+from .compile import Expression
+
+Take = Callable[[Tensor, Tensor], Tensor]
 
 
 def interpolate(
-    x: Tensor, table: Tensor, low: float, high: float, channel_dim: int
+    x: Tensor,
+    table: Tensor,
+    low: float,
+    high: float,
+    channel_dim: int,
+    take: Take = operator.getitem,
 ) -> tuple[Tensor, Tensor]:
     """Linear interpolation in `table`, (P, K + 1) values at equidistant knots from `low` to `high`.
 
     Row c serves channel c of `channel_dim`; a single row serves all. Gradients are exact for both
     `x` and `table`. Returns the value, outside of [low, high] that of the nearest end, and the
-    interval's slope.
+    interval's slope. `take(values, index)` looks up; a kernel has a faster one.
     """
     rows, cells = table.shape[0], table.shape[1] - 1
     width = (high - low) / cells
     position = (x.clamp(low, high) - low) / width
-    cell = position.detach().nan_to_num(0.0).floor().long().clamp(0, cells - 1)
+    inside = position.detach().clamp(max=cells - 1)
+    cell = torch.where(inside > 0, inside, 0.0).to(torch.int32)  # of NaN: 0
     fraction = position - cell
     if rows > 1:
         shape = [1] * x.dim()
         shape[channel_dim] = rows
-        cell = cell + torch.arange(rows, device=x.device).view(shape) * (cells + 1)
+        rows_before = torch.arange(rows, device=x.device, dtype=torch.int32).view(shape)
+        cell = cell + rows_before * (cells + 1)
     values = table.reshape(-1)
-    left = values[cell]
-    rise = values[cell + 1] - left
+    left = take(values, cell)
+    rise = take(values, cell + 1) - left
     return left + rise * fraction, rise / width
 
 
 def linear_spline(
-    x: Tensor, values: Tensor, low: float, high: float, channel_dim: int = 1
+    x: Tensor,
+    values: Tensor,
+    low: float,
+    high: float,
+    channel_dim: int = 1,
+    take: Take = operator.getitem,
 ) -> Tensor:
     """Interpolate `values` (P, K + 1) linearly, going on along the end pieces outside."""
-    inner, slope = interpolate(x, values, low, high, channel_dim)
+    inner, slope = interpolate(x, values, low, high, channel_dim, take)
     return inner + slope * (x - x.clamp(low, high))
 
 
@@ -83,6 +101,6 @@ class BSpline(Activation):
         knots = torch.linspace(low, high, integer("pieces", pieces) + 1, dtype=torch.float64)
         self.values = self.learned("values", knots.relu().tolist())
 
-    def function(self, x: Tensor) -> Tensor:
+    def expression(self) -> Expression:
         """The spline with the current values."""
-        return linear_spline(x, self.values, self.low, self.high, self.channel_dim)
+        return Expression(linear_spline, (), (self.low, self.high), (self.values,))

@@ -1,1 +1,1 @@
-"""Speed and memory, measured on this machine as ratios: `python -m bench data`."""
+"""Speed and memory on this machine, as ratios within one run: `python -m bench`."""

@@ -21,6 +21,8 @@ from datamodules.base import stratified_split
 from datamodules.images import class_folders
 from datamodules.loader import ImageLoader
 
+from .report import machine
+
 SECONDS = 5.0
 BATCH = 128
 
@@ -34,6 +36,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (1)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    print(", ".join(f"{name} {value}" for name, value in machine().items()), flush=True)
     rows: list[tuple[str, ...]] = [
         ("", "prepare s", "later s", "memory MB", "samples/s", "torchvision's", "ratio")
     ]

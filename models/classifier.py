@@ -2,23 +2,28 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from activations import SwapReport, gain, parameter_groups, penalty, replace_activations
+from activations import (
+    SwapReport,
+    fuse_kernels,
+    gain,
+    parameter_groups,
+    penalty,
+    replace_activations,
+)
 
 from .backbones import Stem, build_backbone, check_input
-from .metrics import class_measures, classification_metrics, draw_confusion
+from .metrics import classification_metrics, log_classes
 from .weights import kaiming_, load_weights, read_weights
 
 Batch = tuple[Tensor, ...]
@@ -68,6 +73,8 @@ class Classifier(LightningModule):
         class_weights: weight of each class in the training loss; wins over `--data.balance loss`.
         activation_weight_decay: weight decay of the activations' own parameters.
         activation_lr_scale: their learning rate, as a multiple of the weights' one.
+        compile: activations fuses each function into one kernel each way, model compiles the whole
+            network; either costs half a minute at the start (docs/performance.md).
 
     Raises:
         ValueError: an unknown backbone, a wrong number of class weights, a number out of range,
@@ -102,6 +109,7 @@ class Classifier(LightningModule):
         class_weights: list[float] | None = None,
         activation_weight_decay: float = 0.0,
         activation_lr_scale: float = 1.0,
+        compile: Literal["off", "activations", "model"] = "off",
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing <= 1:
@@ -134,7 +142,7 @@ class Classifier(LightningModule):
         example = torch.zeros(2, in_channels, *[image_size] * dims)
         check_input(self.backbone, example)
         factories = {**(activation_by_site or {}), **({"*": activation} if activation else {})}
-        self.match, self.swapped = match, SwapReport()
+        self.match, self.compile_mode, self.swapped = match, compile, SwapReport()
         if init == "kaiming":
             kaiming_(self.backbone, gain(activation() if activation else nn.ReLU()))
         if factories:
@@ -169,7 +177,10 @@ class Classifier(LightningModule):
         self.test_loss = MeanMetric(nan_strategy="disable")
 
     def setup(self, stage: str) -> None:
-        """Match the new activations to the old ones on the first batch of a run that starts."""
+        """Compile as asked; match new activations to old ones on the first batch of a new run."""
+        fuse_kernels(self.compile_mode == "activations")
+        if self.compile_mode == "model" and self.backbone._compiled_call_impl is None:
+            self.backbone.compile()
         if stage == "fit" and self.match is True and self.swapped and not self.trainer.ckpt_path:
             data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
             images, *_ = next(iter(data.train_dataloader()))
@@ -239,19 +250,7 @@ class Classifier(LightningModule):
             return
         matrix = self.confusion.compute()
         self.confusion.reset()
-        datamodule = getattr(self.trainer, "datamodule", None)
-        names = getattr(datamodule, "class_names", tuple(map(str, range(len(matrix)))))
-        for measure, values in class_measures(matrix).items():
-            found = zip(names, values, strict=True)
-            known = {f"test_{measure}/{name}": value for name, value in found if value >= 0}
-            self.log_dict(known, sync_dist=True)  # pyright: ignore[reportArgumentType]
-        folder = self.trainer.log_dir  # every process takes part in finding it
-        if folder and self.loggers and self.trainer.is_global_zero:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            figure = draw_confusion(Path(folder) / "confusion.png", matrix.cpu(), names)
-            for logger in self.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_figure("test/confusion", figure, self.global_step)
+        log_classes(self, matrix)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Index in the data set, label and class probabilities of each image."""

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassF1Score
@@ -69,3 +71,21 @@ def draw_confusion(path: Path, matrix: Tensor, names: Sequence[str]) -> "Figure"
     figure.savefig(unfinished, dpi=110, format="png")
     unfinished.replace(path)
     return figure
+
+
+def log_classes(module: LightningModule, matrix: Tensor) -> None:
+    """Log what a test's confusion matrix says of each class, and draw it beside the logs."""
+    trainer = module.trainer
+    datamodule = getattr(trainer, "datamodule", None)
+    names = getattr(datamodule, "class_names", tuple(map(str, range(len(matrix)))))
+    for measure, values in class_measures(matrix).items():
+        found = zip(names, values, strict=True)
+        known = {f"test_{measure}/{name}": value for name, value in found if value >= 0}
+        module.log_dict(known, sync_dist=True)  # pyright: ignore[reportArgumentType]
+    folder = trainer.log_dir  # every process takes part in finding it
+    if folder and module.loggers and trainer.is_global_zero:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        figure = draw_confusion(Path(folder) / "confusion.png", matrix.cpu(), names)
+        for logger in module.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_figure("test/confusion", figure, module.global_step)

@@ -16,7 +16,7 @@ import train
 from callbacks import PredictionWriter, run_summary
 from datamodules import CIFAR10, MITBIH
 from models import Classifier
-from models.confusion import class_measures, draw_confusion
+from models.metrics import class_measures, draw_confusion
 from tests.data import Tiny, write_kaggle, write_records, write_tree
 
 

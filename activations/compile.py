@@ -1,0 +1,295 @@
+"""One fused kernel each way from a plain formula: the price of a built-in activation.
+
+`with fuse_kernels(): ...` or `fuse_kernels(True)` switches it on, for every activation of the
+process. A formula is then compiled once, lazily, and its kernels are shared by all modules: forward
+and backward read the input and the gradient once, and the input alone is kept for backward.
+"""
+
+import functools
+import types
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_BACKEND = "inductor"
+_ON = False
+
+# Inductor would store what two results share, as large as the input; here it is computed again
+_KEEP_NOTHING = {
+    "realize_reads_threshold": 10**6,
+    "realize_opcount_threshold": 10**6,
+    "realize_acc_reads_threshold": 10**6,
+}
+# and the gradients of `x` and of the parameters come from one walk over (groups, channels, block)
+_ONE_WALK = _KEEP_NOTHING | {"pick_loop_orders": False}
+_BLOCK, _ROW = 256, 4096  # elements that one partial sum takes in, channels last and first
+
+
+class Expression(NamedTuple):
+    """A formula and what it is called with.
+
+    Attributes:
+        formula: called as `formula(x, *values, *tables, *constants)`, elementwise in x.
+        values: 0-dim tensors; (P,), which arrive shaped to broadcast against x; or (P, k), which
+            arrive as a list of k such tensors. P is 1 or the number of channels.
+        constants: numbers and other hashable things; each set of them is compiled by itself.
+        tables: tensors that arrive as they are; the formula then takes `channel_dim` too, and
+            `take(table, index)` for look-ups with int32 indices that are in range.
+    """
+
+    formula: Callable[..., Tensor]
+    values: tuple[Tensor, ...] = ()
+    constants: tuple[Hashable, ...] = ()
+    tables: tuple[Tensor, ...] = ()
+
+
+class fuse_kernels:  # noqa: N801, a statement and a context, as torch.no_grad
+    """Compute activations by fused kernels, or plainly, from here on or within a `with`.
+
+    Plain is the default: compiling takes about 4 s a function, which short runs never win back.
+    Fused or plain, the values agree to the rounding of the dtype. Always plain: whole-model
+    `torch.compile`, `torch.export`, tracing, `torch.func`, tensor subclasses, devices other than
+    CPU and CUDA. Without a compiler everything stays plain, and a warning says so once.
+
+    Args:
+        on: whether to fuse.
+    """
+
+    def __init__(self, on: bool = True) -> None:
+        global _ON
+        self._before, _ON = _ON, on
+
+    def __enter__(self) -> None:
+        """Nothing is left to do."""
+
+    def __exit__(self, *error: object) -> None:
+        """Go back to what was."""
+        global _ON
+        _ON = self._before
+
+
+def fusible(x: Tensor) -> bool:
+    """Whether fusion is on and nothing is looking at single operations on `x`."""
+    if torch.compiler.is_compiling() or not _ON or type(x) is not Tensor or x.numel() == 0:
+        return False
+    known = x.device.type in ("cpu", "cuda") and not watched()
+    return known and _has_compiler(x.device.type)
+
+
+def watched() -> bool:
+    """Whether something traces, transforms or intercepts operations."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.maybe_current_level() is not None  # pyright: ignore
+        or forward_ad._current_level >= 0
+    )
+
+
+@functools.cache
+def _has_compiler(device: str) -> bool:
+    if _BACKEND != "inductor":
+        return True
+    if device == "cuda":
+        from torch.utils._triton import has_triton
+
+        found, remedy = has_triton(), "install triton (pip install triton)"
+    else:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            found = bool(get_cpp_compiler())
+        except InvalidCxxCompiler:
+            found = False
+        remedy = "install g++ (apt install g++), or name a compiler in the variable CXX"
+    if not found:
+        warnings.warn(
+            f"activations stay plain: torch.compile has no compiler for {device} here. To fuse "
+            f"them {remedy}; to be rid of this warning choose `compile: off`",
+            stacklevel=2,
+        )
+    return found
+
+
+def fused(expression: Expression, x: Tensor, num_parameters: int, channel_dim: int) -> Tensor:
+    """`expression` of `x` by its kernels; dtype, shape and memory order of `x` are kept."""
+    per_channel = num_parameters > 1
+    view = _view(x, channel_dim if per_channel else None)
+    if view is None:
+        x = x.contiguous()
+        view = _view(x, channel_dim if per_channel else None)
+    formula, values, constants, tables = expression
+    kernel = functools.partial(
+        _kernel, formula, constants, len(values), len(tables), per_channel, x.device.type
+    )
+    result: Any = _Fused.apply(kernel, view, x, *values, *tables)
+    return result
+
+
+def _view(x: Tensor, channel_dim: int | None) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Sizes and strides of a view of all of `x`; None where its elements are not packed.
+
+    (numel,) without channels. Else (groups, C, pieces, block), whatever the layout: a parameter's
+    gradient is summed over a block within the kernel's loop, then over the groups and pieces.
+    """
+    if not x.is_contiguous():
+        packed = 1
+        for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+            if size > 1 and stride != packed:
+                return None
+            packed *= size
+    if channel_dim is None:
+        return (x.numel(),), (1,)
+    channels, inner = x.shape[channel_dim], x.stride(channel_dim)
+    outer = x.numel() // (channels * inner)
+    if inner == 1:
+        block = _divisor(outer, _BLOCK)
+        return (outer // block, channels, 1, block), (block * channels, 1, 1, channels)
+    row = inner if inner <= _ROW else _divisor(inner, _ROW)
+    return (outer, channels, inner // row, row), (channels * inner, inner, row, 1)
+
+
+@functools.cache
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor of `number` in 2 ... `most` that leaves 2 or more; `number` if none."""
+    return next((d for d in range(min(most, number // 2), 1, -1) if number % d == 0), number)
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, kernel: Callable, view: tuple, x: Tensor, *values: Tensor) -> Tensor:
+        ctx.kernel, ctx.view = kernel, view
+        ctx.save_for_backward(x, *values)
+        y = kernel(None)(_flat(x, view), *(value.data for value in values))
+        return y.as_strided(x.shape, x.stride()).data
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "a fused activation has no second derivative; for create_graph=True compute it "
+                "plainly: `compile: off`, or activations.compile.fuse_kernels(False)"
+            )
+        (grad,) = grads
+        x, *values = ctx.saved_tensors
+        needed = ctx.needs_input_grad[2:]
+        if grad.stride() != x.stride():
+            grad = torch.empty_like(x).copy_(grad)
+        inputs = _flat(x, ctx.view), _flat(grad, ctx.view), *(value.data for value in values)
+        found = iter(ctx.kernel(needed)(*inputs))
+        of_x, *rest = (next(found) if need else None for need in needed)
+        if of_x is not None:
+            of_x = of_x.as_strided(x.shape, x.stride()).data
+        return None, None, of_x, *rest
+
+
+def _flat(x: Tensor, view: tuple) -> Tensor:
+    # .data has no base, whose layout Dynamo would compile in
+    sizes, strides = view
+    return x.as_strided(sizes, strides, x.storage_offset()).data
+
+
+@functools.cache
+def _kernel(
+    formula: Callable[..., Tensor],
+    constants: tuple,
+    number_of_values: int,
+    number_of_tables: int,
+    per_channel: bool,
+    device: str,
+    needed: tuple[bool, ...] | None,
+) -> Callable[..., Any]:
+    """The forward (needed is None) or the backward of `formula`, compiled at its first call."""
+    place: dict[str, Any] = {"channel_dim": 1, "take": _take} if number_of_tables else {}
+    mask = needed or ()
+    is_value = [True] * number_of_values + [False] * number_of_tables
+
+    def spread(tensors: Sequence[Tensor], groups: int, pieces: int) -> list[Tensor]:
+        """Each value once for every partial sum of its gradient, in float32 or better."""
+        found = []
+        for tensor, value in zip(map(_wide, tensors), is_value, strict=True):
+            if value and per_channel and tensor.dim():
+                rows = tensor[None, :, None, None]
+                tensor = rows.expand(groups, -1, pieces, 1, *tensor.shape[1:])
+            elif value:
+                tensor = tensor.view(tensor.shape[1:])
+            found.append(tensor)
+        return found
+
+    def call(x: Tensor, spread: Sequence[Tensor], tensors: Sequence[Tensor]) -> Tensor:
+        arguments = [
+            wide.unbind(-1) if value and tensor.dim() == 2 else wide
+            for wide, tensor, value in zip(spread, tensors, is_value, strict=True)
+        ]
+        return formula(_wide(x), *arguments, *constants, **place).to(x.dtype)
+
+    def forward(x: Tensor, *tensors: Tensor) -> Tensor:
+        return _laid_out(call(x, spread(tensors, 1, 1), tensors), x)
+
+    def backward(x: Tensor, grad: Tensor, *tensors: Tensor) -> list[Tensor]:
+        inputs = [x, *spread(tensors, x.shape[0], x.shape[-2] if per_channel else 1)]
+
+        def function(*chosen: Tensor) -> Tensor:
+            rest = iter(chosen)
+            now = [next(rest) if need else i for i, need in zip(inputs, mask, strict=True)]
+            return call(now[0], now[1:], tensors)
+
+        wanted = [i for i, need in zip(inputs, mask, strict=True) if need]
+        of_wanted = iter(torch.func.vjp(function, *wanted)[1](grad))
+        found = []
+        for k, need in enumerate(mask):
+            if not need:
+                continue
+            found.append(next(of_wanted))
+            if k == 0:
+                found[0] = _laid_out(found[0], x)
+            else:
+                if is_value[k - 1] and per_channel and tensors[k - 1].dim():
+                    found[-1] = found[-1].sum((0, 2, 3))
+                found[-1] = found[-1].view(tensors[k - 1].shape).to(tensors[k - 1].dtype)
+        return found
+
+    chosen: Any = forward if needed is None else backward
+    name = f"{getattr(formula, '__name__', 'activation')}_{chosen.__name__}"
+    # Dynamo counts recompilations by code object: each kernel has its own
+    chosen = types.FunctionType(
+        chosen.__code__.replace(co_name=name), globals(), name, None, chosen.__closure__
+    )
+    return torch.compile(  # pyright: ignore[reportCallIssue]
+        chosen,
+        dynamic=True,
+        fullgraph=True,
+        recompile_limit=64,
+        isolate_recompiles=True,
+        backend=_BACKEND,
+        options=_options(device, needed is None) if _BACKEND == "inductor" else None,
+    )
+
+
+def _options(device: str, forward: bool) -> dict[str, Any]:
+    if device != "cpu":
+        return _KEEP_NOTHING
+    from .shortcuts import Shortcuts  # imports the compiler
+
+    options = _KEEP_NOTHING if forward else _ONE_WALK
+    contract = {"cpp.enable_floating_point_contract_flag": "fast"}  # a x + b rounded once
+    return {**options, **contract, "post_grad_custom_post_pass": Shortcuts()}
+
+
+def _laid_out(y: Tensor, x: Tensor) -> Tensor:
+    """`y` in the memory order of `x`, which a look-up, for one, does not keep."""
+    return torch.empty_like(x).copy_(y)
+
+
+def _take(table: Tensor, index: Tensor) -> Tensor:
+    return torch.ops.aten._unsafe_index(table, [index])  # neither wraps nor checks the index
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

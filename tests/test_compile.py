@@ -1,0 +1,514 @@
+"""Fused activations: the same numbers, nothing kept but the input, and plain where they must be."""
+
+import copy
+import itertools
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import activations as A
+from activations import compile as fusion
+from activations.compile import fuse_kernels
+from tests.cases import CASES, Case
+
+FUSED = [case for case in CASES if case.kind is not A.DynamicReLU]
+# torch 2.14's own forward-mode differentiation, which only the tests use
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+fused_rows = pytest.mark.parametrize("case", FUSED, ids=str)
+
+
+class Counter:
+    """A backend that counts how many graphs it compiled and ran."""
+
+    def __init__(self) -> None:
+        self.compiled = self.ran = 0
+
+    def __call__(self, graph: Any, inputs: Any, **_: Any) -> Any:
+        from torch._dynamo.backends.debugging import aot_eager
+
+        self.compiled += 1
+        inner = aot_eager(graph, inputs)
+
+        def run(*arguments: Any) -> Any:
+            self.ran += 1
+            return inner(*arguments)
+
+        return run
+
+
+@pytest.fixture
+def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter]:
+    """Fusion on, traced and differentiated as ever, but run by torch's own kernels."""
+    counter = Counter()
+    monkeypatch.setattr(fusion, "_BACKEND", counter)
+    fusion._kernel.cache_clear()
+    with fuse_kernels():
+        yield counter
+    fusion._kernel.cache_clear()
+
+
+@pytest.fixture
+def inductor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fusion on, by the real compiler."""
+    fusion._kernel.cache_clear()
+    fusion._has_compiler.cache_clear()
+    with fuse_kernels():
+        if not fusion._has_compiler("cpu"):
+            pytest.skip("no compiler")
+        yield
+    fusion._kernel.cache_clear()
+
+
+def numbers(case: Case, shape: tuple[int, ...], seed: int = 1) -> Tensor:
+    """Float64 numbers that are exact in bfloat16, none within 0.01 of a kink."""
+    generator = torch.Generator().manual_seed(seed)
+    x = (2 * torch.randn(shape, generator=generator)).bfloat16().double()
+    for kink in case.kinks:
+        x = torch.where((x - kink).abs() < 0.01, kink + 0.0625, x)
+    return x
+
+
+def plain_parts(case: Case, x: Tensor, grad: Tensor, **more: Any) -> dict[str, Tensor]:
+    """The plain formula's value and gradients in float64."""
+    with fuse_kernels(False):
+        module = case.make(**more).double()
+        x = x.double().clone().requires_grad_()
+        y = module(x)
+        y.backward(grad.double())
+    assert x.grad is not None
+    found = {"y": y.detach(), "x": x.grad}
+    return found | {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+
+
+def absolute_terms(case: Case, x: Tensor, grad: Tensor, name: str, **more: Any) -> Tensor:
+    """Sum over elements of the absolute terms of a parameter's gradient, element by element."""
+    with fuse_kernels(False):
+        module = case.make(**more).double()
+        parameter = dict(module.named_parameters())[name]
+        flat = parameter.detach().view(-1)
+
+        def value(theta: Tensor) -> Tensor:
+            state = {name: theta.view_as(parameter)}
+            return torch.func.functional_call(module, state, (x.double(),)) * grad.double()
+
+        columns = [
+            torch.func.jvp(value, (flat,), (unit,))[1].abs().sum()
+            for unit in torch.eye(len(flat), dtype=torch.float64)
+        ]
+    return torch.stack(columns).view_as(parameter)
+
+
+def check(case: Case, shape: tuple[int, ...], dtype: torch.dtype, **more: Any) -> None:
+    """Value and gradients of the fused module against the oracle and against float64."""
+    module = case.make(**more)
+    if dtype == torch.float64 or not case.scalar:
+        module.to(dtype)
+    x64, grad64 = numbers(case, shape), numbers(case, shape, seed=2)
+    x, grad = x64.to(dtype).requires_grad_(), grad64.to(dtype)
+    y = module(x)
+    y.backward(grad)
+    assert (y.dtype, y.shape, y.stride()) == (x.dtype, x.shape, x.stride())
+    value, scale = case.expected(module, x64.numpy())
+    kind = torch.finfo(dtype)
+    error = np.abs(y.detach().double().numpy() - value)
+    assert (error <= 4 * kind.eps * scale + kind.tiny + case.oracle_error).all()
+    if not case.scalar:
+        return
+    true = plain_parts(case, x64, grad64, **more)
+    assert x.grad is not None
+    bound = 16 * kind.eps * (true["x"].abs() + 8 * grad64.abs())
+    assert ((x.grad.double() - true["x"]).abs() <= bound).all()
+    for name, parameter in module.named_parameters():
+        if parameter.grad is None:
+            assert name not in true
+            continue
+        error = (parameter.grad.double() - true[name]).abs()
+        terms = absolute_terms(case, x64, grad64, name, **more)
+        assert (error <= 1e-5 * terms + 1e-6 * parameter.numel()).all(), name
+
+
+@fused_rows
+def test_fused_values_and_gradients(case: Case, counter: Counter):
+    check(case, case.shape, torch.float32)
+    assert counter.ran == 2
+    if case.scalar:
+        assert_only_the_input_is_kept(case)
+
+
+def assert_only_the_input_is_kept(case: Case) -> None:
+    module = case.make()
+    own = {p.untyped_storage().data_ptr() for p in [*module.parameters(), *module.buffers()]}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    x = torch.randn(40, 4, 25, 10, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        module(x)
+    assert kept.pop(x.untyped_storage().data_ptr()) == x.nbytes
+    # values and tables made from parameters
+    assert max(kept.values(), default=0) < 0.05 * x.nbytes
+
+
+@fused_rows
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_inductor_values_and_gradients(case: Case, dtype: torch.dtype, inductor: None):
+    check(case, case.shape, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [c for c in FUSED if c.per_channel], ids=str)
+@pytest.mark.parametrize("channel_dim", [1, -1])
+def test_inductor_per_channel(case: Case, channel_dim: int, inductor: None):
+    check(case, (6, 4, 4), torch.float32, num_parameters=4, channel_dim=channel_dim)
+
+
+@pytest.mark.parametrize("kind", [A.CosLU, A.DSReLU])
+def test_inductor_makes_the_same_numbers(kind: type[A.Activation], inductor: None):
+    case = next(case for case in CASES if case.kind is kind)
+    for dtype in (torch.float32, torch.bfloat16):
+        check(case, (8, 4, 6, 10), dtype)
+
+
+FRELU = next(case for case in CASES if case.kind is A.FReLU)
+LAYOUTS = {
+    "contiguous": lambda t: t.contiguous(),
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
+    "sliced": lambda t: t.repeat_interleave(2, -1)[..., ::2],
+}
+SHAPES = {
+    None: [(7,), (6, 4), (3, 5, 4), (2, 4, 3, 5), (2, 4, 3, 2, 5)],
+    1: [(6, 4), (3, 4, 5), (2, 4, 3, 5), (2, 4, 3, 2, 5)],
+    -1: [(6, 4), (3, 5, 4), (2, 3, 5, 4), (2, 3, 2, 5, 4)],
+}
+
+
+def one_graph_each_way(
+    counter: Counter, x: Tensor, gradient: str, autocast: bool = False, **arguments: Any
+) -> None:
+    """Fail on eager, or on other numbers than the plain module's in float64."""
+    module, twin = FRELU.make(**arguments), FRELU.make(**arguments).double()
+    module.b.requires_grad_(gradient in ("all", "parameters", "input and b"))
+    module.a.requires_grad_(gradient in ("all", "parameters"))
+    wide = x.detach().double().requires_grad_()
+    x.requires_grad_(gradient in ("all", "input", "input and b"))
+    ran = counter.ran
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = module(x)
+    assert counter.ran == ran + 1, "the forward did not run as one graph"
+    with fuse_kernels(False):
+        expected = twin(wide)
+    eps = torch.finfo(x.dtype).eps
+    torch.testing.assert_close(y.double(), expected, rtol=4 * eps, atol=0)
+    assert y.dtype == x.dtype
+    if 1 not in x.shape and x.is_contiguous(memory_format=torch.preserve_format):
+        assert y.stride() == x.stride()
+    assert y.requires_grad == (gradient != "none")
+    if gradient == "none":
+        return
+    grad = numbers(FRELU, tuple(x.shape), seed=3).to(x.dtype)  # contiguous, whatever x is
+    y.backward(grad)
+    assert counter.ran == ran + 2, "the backward did not run as one graph"
+    expected.backward(grad.double())
+    pairs = [(x, wide), *zip(module.parameters(), twin.parameters(), strict=True)]
+    for tensor, other in pairs:
+        assert (tensor.grad is not None) == tensor.requires_grad
+        if tensor.grad is not None and other.grad is not None:
+            loose = 4 * eps if tensor is x else 1e-5
+            size = (grad.double() * wide.detach()).abs().sum().item()
+            torch.testing.assert_close(
+                tensor.grad.double(),
+                other.grad,
+                rtol=loose,
+                atol=0 if tensor is x else loose * size,
+            )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_every_rank_dtype_gradient_and_autocast_is_one_graph_each_way(
+    dtype: torch.dtype, counter: Counter
+):
+    gradients = ("all", "input", "parameters", "input and b", "none")
+    for shape, gradient, autocast in itertools.product(SHAPES[None], gradients, (False, True)):
+        x = numbers(FRELU, shape).to(dtype)
+        one_graph_each_way(counter, x, gradient, autocast)
+
+
+@pytest.mark.parametrize("channel_dim", [1, -1])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_one_graph_each_way(channel_dim: int, layout: str, counter: Counter):
+    dtype = torch.float32 if layout in ("contiguous", "transposed") else torch.bfloat16
+    for shape in SHAPES[channel_dim]:
+        if layout != "channels_last" or len(shape) == 4:
+            x = LAYOUTS[layout](numbers(FRELU, shape).to(dtype))
+            one_graph_each_way(counter, x, "all", num_parameters=4, channel_dim=channel_dim)
+    for shape in ((1, 4, 6, 5), (3, 4, 1, 1), (13, 4, 1, 1), (1, 4, 1, 1)):
+        x = LAYOUTS[layout](numbers(FRELU, shape).to(dtype))
+        if channel_dim == 1 and layout in ("contiguous", "channels_last"):
+            one_graph_each_way(counter, x, "all", num_parameters=4)
+    x = LAYOUTS[layout](numbers(FRELU, (2, 5, 3, 4)).to(dtype))
+    one_graph_each_way(counter, x, "all")
+
+
+@pytest.mark.parametrize("arguments", [{}, {"num_parameters": 4}], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_no_recompilation_for_new_sizes_and_times(
+    arguments: dict[str, int], layout: str, counter: Counter
+):
+    module = A.CosLU(**arguments)
+    scheduled = A.DSReLU()
+
+    def epoch(batches: list[int]) -> None:
+        for batch in batches:
+            for side in (6, 5, 3):
+                x = LAYOUTS[layout](torch.randn(batch, 4, side, side + 1)).requires_grad_()
+                scheduled(module(x)).sum().backward()
+        module.eval()
+        with torch.no_grad():
+            scheduled(module(torch.randn(3, 4, 6, 6)))
+        module.train()
+
+    epoch([8, 8, 1])
+    compiled, ran = counter.compiled, counter.ran
+    for t in (0.2, 0.7):
+        scheduled.set_progress(t)
+        epoch([12, 7, 2, 1])
+        module = copy.deepcopy(module)
+    assert counter.compiled == compiled
+    assert counter.ran > ran
+
+
+def test_instances_share_their_kernels(counter: Counter):
+    for alpha in (0.1, 0.7, 1.3):
+        A.CosLU(alpha)(torch.randn(5, 3, requires_grad=True)).sum().backward()
+    assert counter.compiled == 2
+    A.EELU(1)(torch.randn(5, 3))
+    A.EELU(3)(torch.randn(5, 3))
+    assert counter.compiled == 4
+
+
+@pytest.mark.parametrize("name", ["sine", "cosine", "expm1", "tanh"])
+def test_shortcuts(name: str):
+    from activations import shortcuts
+
+    true = {"sine": np.sin, "cosine": np.cos, "expm1": np.expm1, "tanh": np.tanh}[name]
+    own = getattr(shortcuts, name)
+    eps = torch.finfo(torch.float32).eps
+    for reach in (1e-3, 1.0, 10.0, 88.0, 1e3, 1e4, 1e6, 1e38):
+        if name == "expm1" and reach > 88:
+            continue
+        x = torch.linspace(-reach, reach, 100_001)
+        wide = x.double().numpy()
+        value, error = true(wide), np.abs(own(x).double().numpy() - true(wide))
+        wave = name in ("sine", "cosine")
+        bound = np.where(np.abs(wide) < 1e3, 1, np.abs(wide)) if wave else np.abs(value)
+        assert (error <= 2 * eps * np.maximum(bound, 1e-30)).all(), reach
+        if wave:
+            assert own(x).abs().max() <= 1
+    assert own(torch.tensor([torch.nan])).isnan().all()
+
+
+def test_long_sums_are_exact(inductor: None):
+    n = 3_000_000
+    x = torch.full((n,), 0.7)
+    grad = torch.linspace(0.5, 1, n)
+    module = A.DELU()
+    module(x.requires_grad_()).backward(grad)
+    assert module.n.grad is not None
+    true = (grad.double() * x.detach().double()).sum()
+    assert abs(module.n.grad.item() - true.item()) < 1e-6 * true.item()
+
+
+def test_whole_model_compile_and_export_see_the_plain_formula(counter: Counter):
+    model = nn.Sequential(nn.Linear(4, 4), A.CosLU(), nn.Linear(4, 2), A.LinComb())
+    x = torch.randn(6, 4)
+    y = model(x)
+    fused = counter.ran
+    assert fused == 2
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), y)
+    exported = torch.export.export(model, (x,))
+    torch.testing.assert_close(exported.module()(x), y)
+    assert any("cos" in str(node.target) for node in exported.graph.nodes)
+    assert counter.ran == fused
+
+
+def test_plain_where_something_looks_at_operations(counter: Counter):
+    module, x = A.CosLU(), torch.randn(3, 4)
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    y = module(x)
+    assert counter.ran == 1
+    with FlopCounterMode(display=False):
+        torch.testing.assert_close(module(x), y)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert module(x).shape == x.shape
+    torch.testing.assert_close(torch.func.vmap(module)(x), y)
+    torch.func.jacrev(module)(x)
+    torch.func.jvp(module, (x,), (x,))
+    module(nn.Parameter(x))
+    copy.deepcopy(module).to("meta")(x.to("meta"))
+    assert A.CosLU()(torch.randn(0, 4)).shape == (0, 4)
+    assert counter.ran == 1
+
+
+def test_copies_and_pickles_are_fused_too(counter: Counter):
+    module, x = A.CosLU(0.4), torch.randn(3, 4)
+    y = module(x)
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(twin(x), y)
+    assert counter.ran == 3
+    assert counter.compiled == 1
+
+
+def test_second_derivatives_are_refused_with_the_remedy(counter: Counter):
+    x = torch.randn(3, 4, requires_grad=True)
+    with pytest.raises(RuntimeError, match="compile: off"):
+        torch.autograd.grad(A.CosLU()(x).sum(), x, create_graph=True)
+    with fuse_kernels(False):
+        (slope,) = torch.autograd.grad(A.CosLU()(x).sum(), x, create_graph=True)
+    assert slope.requires_grad
+
+
+def test_the_output_can_be_changed_in_place(counter: Counter):
+    x = torch.randn(3, 4, requires_grad=True)
+    y = A.CosLU()(x)
+    y += 1
+    y.relu_().sum().backward()
+    assert x.grad is not None
+
+
+def test_the_switch_is_a_statement_and_a_context():
+    assert not fusion._ON
+    with fuse_kernels():
+        assert fusion._ON
+        with fuse_kernels(False):
+            assert not fusion._ON
+        assert fusion._ON
+    assert not fusion._ON
+    fuse_kernels(True)
+    assert fusion._ON
+    fuse_kernels(False)
+    assert not fusion._ON
+
+
+def test_without_a_compiler_plain_and_said_once(monkeypatch: pytest.MonkeyPatch):
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    fusion._has_compiler.cache_clear()
+    module, x = A.CosLU(), torch.randn(3, 4)
+    y = module(x)
+    expected = pytest.warns(UserWarning, match=r"stay plain.*install g\+\+.*`compile: off`")
+    with fuse_kernels(), expected as said:
+        assert torch.equal(module(x), y)
+        assert torch.equal(module(x), y)
+    assert len(said) == 1
+    fusion._has_compiler.cache_clear()
+
+
+def test_a_subclass_with_its_own_function_is_not_fused_as_its_parent(counter: Counter):
+    class Twice(A.CosLU):
+        def function(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    x = torch.randn(3, 4)
+    assert torch.equal(Twice()(x), 2 * x)
+    assert counter.ran == 0
+
+
+class Odd(nn.Module):
+    """A member that nobody knows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sin()
+
+
+@pytest.mark.parametrize("kind", [A.LinComb, A.NormLinComb])
+def test_mixtures_are_one_kernel(kind: type[A.LinComb], counter: Counter):
+    from activations.lincomb import _TORCH
+
+    x = torch.randn(4, 3, 5)
+    members = [*_TORCH, nn.PReLU, A.CosLU, A.Fourier, lambda: A.EELU(2)]
+    mixture = kind(members, [0.1 * k - 0.7 for k in range(len(members))])
+    y = mixture(x)
+    assert counter.ran == 1
+    with fuse_kernels(False):
+        torch.testing.assert_close(y, mixture(x))
+    per_channel = kind([lambda: nn.PReLU(3), lambda: A.CosLU(num_parameters=3)], num_parameters=3)
+    y = per_channel(x)
+    assert counter.ran == 2
+    with fuse_kernels(False):
+        torch.testing.assert_close(y, per_channel(x))
+
+
+@pytest.mark.parametrize(
+    "members",
+    [[Odd], [lambda: A.LSLU(3), nn.ReLU], [lambda: A.CosLU(num_parameters=3)], [A.BSpline]],
+)
+def test_mixtures_of_other_members_stay_right(members: list[Any], counter: Counter):
+    mixture = A.LinComb(members).eval()
+    x = torch.randn(2, 3, 5, 4)
+    y = mixture(x)
+    with fuse_kernels(False):
+        torch.testing.assert_close(y, mixture(x))
+
+
+TWO_PROCESSES = """
+import torch, torch.distributed as dist, torch.multiprocessing as mp
+from activations import CosLU
+from activations import compile as fusion
+
+def work(rank, port):
+    fusion._BACKEND = "aot_eager"
+    fusion.fuse_kernels(True)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), CosLU(num_parameters=4))
+    twin = torch.nn.parallel.DistributedDataParallel(model)
+    x = torch.randn(8, 3)
+    twin(x[rank * 4 : rank * 4 + 4]).sum().backward()
+    shared = model[1].alpha.grad.clone()
+    model.zero_grad()
+    (model(x).sum() / 2).backward()
+    torch.testing.assert_close(shared, model[1].alpha.grad)
+    dist.destroy_process_group()
+
+if __name__ == "__main__":
+    import socket
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(work, (port,), nprocs=2)
+    print("same gradients")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert "same gradients" in done.stdout, done.stderr[-2000:]
