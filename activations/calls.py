@@ -99,8 +99,8 @@ def find_calls(
         if partial is None:
             raise ValueError(
                 f"{type(model).__name__} fails on an example input of shape "
-                f"{tuple(failed[1].shape)}: {failed[0]}. "
-                "Give example_input, a batch such as the network takes"
+                f"{tuple(failed[1].shape)}: {failed[0]}. example_input must be a batch such as "
+                "the network takes"
             ) from failed[0]
         runs, meta, example, error = partial
     in_evaluation = {event.key for event in runs[False].events}

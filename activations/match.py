@@ -183,6 +183,14 @@ def match_sites(
         The root mean square difference at each site.
     """
     seen: dict[int, list[Tensor]] = {}
+    kinds: dict[int, str] = {}
+    for name, activation in activations.items():
+        kind = repr(references[name])
+        if kinds.setdefault(id(activation), kind) != kind:
+            raise ValueError(
+                f"{name} was {kind}, another call that shares its activation "
+                f'{kinds[id(activation)]}: match needs share="site" or "channel" here'
+            )
     if example is not None:
         twin = copy.deepcopy(model)
         means = [b for name, b in twin.named_buffers() if name.endswith("running_mean")]

@@ -1,16 +1,20 @@
 """Put new activations into a network, each at its call."""
 
 import copy
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .calls import Call, Calls, count_calls
 from .rewrite import End, rewrite
+
+Factory = Callable[..., nn.Module]
+Share = Literal["channel", "site", "stage", "model"]
 
 
 class PerCall(nn.ModuleList):
@@ -65,7 +69,7 @@ def place(
             continue
         old = calls[0].event.function or model.get_submodule(owner_name)
         ordered = sorted(calls, key=lambda call: call.index)
-        members = [new.get(call.name, old) for call in ordered]
+        members = [new.get(call.name, call.event.function or old) for call in ordered]
         owner = model.get_submodule(owner_name) if function else None
         for member in members:
             member.train((owner or old).training)
@@ -90,6 +94,9 @@ def place(
                 owner._modules[attribute] = replacement
                 undo.append(partial(owner._modules.__setitem__, attribute, child))
                 _leave_fast_path(owner, undo)
+    for owner in model.modules():
+        if isinstance(owner, nn.TransformerEncoder):
+            _leave_fast_path(owner, undo)
     for name, methods in rewritten.items():
         owner = model.get_submodule(name)
         undo.append(partial(setattr, owner, "__class__", type(owner)))
@@ -102,6 +109,61 @@ def _leave_fast_path(owner: nn.Module, undo: list[Callable[[], Any]]) -> None:
         before = owner.activation_relu_or_gelu
         undo.append(partial(setattr, owner, "activation_relu_or_gelu", before))
         owner.activation_relu_or_gelu = 0
+    elif isinstance(owner, nn.TransformerEncoder):  # the nested tensors of that path
+        undo.append(partial(setattr, owner, "use_nested_tensor", owner.use_nested_tensor))
+        owner.use_nested_tensor = False
+
+
+def make(
+    model: nn.Module, factory: Factory, call: Call, share: Share
+) -> tuple[nn.Module, int | None]:
+    """A new module for `call`, and the number of channels that it was made for."""
+    try:
+        new = None if isinstance(factory, nn.Module) else factory()
+    except TypeError as error:
+        raise TypeError(
+            f"the activation factory {factory!r} must make a torch.nn.Module when called without "
+            f"arguments ({error}): give a class or functools.partial"
+        ) from error
+    if isinstance(factory, nn.Module):
+        raise TypeError(
+            f"{factory!r} is one module, and each call needs its own: give the class "
+            f"{type(factory).__name__} or functools.partial of it"
+        )
+    if not isinstance(new, nn.Module):
+        raise TypeError(f"the activation factory must make a torch.nn.Module, got {new!r}")
+    kind, sizes = type(new).__name__, {}
+    takes = inspect.signature(type(new)).parameters
+    if "channels" in takes:
+        sizes["channels"] = call.channels
+    if "dims" in takes:
+        sizes["dims"] = len(call.shape) - 2
+    if share == "channel":
+        if "num_parameters" not in takes:
+            raise ValueError(f"share='channel': {kind} has no parameters a channel")
+        sizes["num_parameters"] = call.channels
+        axis = -1 if call.axis == len(call.shape) - 1 > 1 else call.axis
+        if "channel_dim" in takes:
+            sizes["channel_dim"] = axis
+        elif axis != 1:
+            raise ValueError(
+                f"share='channel': {kind} has its channels on axis 1, {call.name} on {axis}"
+            )
+    if None in sizes.values():
+        raise ValueError(
+            f"{kind} needs the number of channels, which the input {call.shape} of {call.name} "
+            "does not tell; give a factory that sets it, or exclude the call"
+        )
+    if sizes:
+        try:
+            new = factory(**sizes)
+        except TypeError as error:
+            raise TypeError(
+                f"the factory of {kind} must pass {', '.join(sizes)} on to it ({error}): give the "
+                "class itself or functools.partial"
+            ) from error
+    near = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return new.to(near.device, near.dtype), sizes.get("channels")
 
 
 def check(call: Call, new: nn.Module) -> None:

@@ -31,7 +31,6 @@ class Place:
     owner: str = ""
     method: str = ""
     end: End = (0, 0)
-    statement: bool = False
 
     @property
     def key(self) -> Any:
@@ -56,7 +55,9 @@ def locate(frame: types.FrameType, name: str, modules: dict[int, str]) -> Place:
     text = lines[frame.f_lineno - 1].strip() if lines else "(its source is not known)"
     refused = functools.partial(Place, f"{code.co_filename}:{frame.f_lineno}: {text}")
     method = _method_around(tuple(lines), frame.f_lineno)
-    if method is None or not method.args.args:
+    if not lines:
+        return refused("its source is not known")
+    if method is None or not _arguments(method):
         return refused("it is not in a method")
     caller: types.FrameType | None = frame
     while caller and (caller.f_code.co_name, caller.f_code.co_filename) != (
@@ -64,7 +65,7 @@ def locate(frame: types.FrameType, name: str, modules: dict[int, str]) -> Place:
         code.co_filename,
     ):
         caller = caller.f_back
-    owner = caller and caller.f_locals.get(method.args.args[0].arg)
+    owner = caller and caller.f_locals.get(_arguments(method)[0].arg)
     if caller is None or not isinstance(owner, nn.Module) or id(owner) not in modules:
         return refused("it is not in a method of one of the network's modules")
     attribute = method.name
@@ -72,12 +73,13 @@ def locate(frame: types.FrameType, name: str, modules: dict[int, str]) -> Place:
         attribute = f"_{caller.f_code.co_qualname.split('.')[-2].lstrip('_')}{attribute}"
     if getattr(getattr(type(owner), attribute, None), "__code__", None) is not caller.f_code:
         return refused(f"the method {method.name} is decorated or overridden")
+    if not _unchanged(caller.f_code, tuple(lines)):
+        return refused("its source has changed since it was imported")
     end = (end_line or 0, end_column or 0)
     call = next((c for c in ast.walk(method) if isinstance(c, ast.Call) and _end(c) == end), None)
     if call is None or not _calls(call, name, frame):
         return refused("the function is not called by its own name")
-    statement = any(isinstance(n, ast.Expr) and n.value is call for n in ast.walk(method))
-    return refused("", modules[id(owner)], attribute, end, statement)
+    return refused("", modules[id(owner)], attribute, end)
 
 
 def _within_torch(frame: types.FrameType) -> bool:
@@ -95,6 +97,23 @@ def _methods(lines: tuple[str, ...]) -> list[ast.FunctionDef]:
 def _method_around(lines: tuple[str, ...], line: int) -> ast.FunctionDef | None:
     around = (m for m in _methods(lines) if m.lineno <= line <= (m.end_lineno or 0))
     return max(around, key=lambda method: method.lineno, default=None)
+
+
+def _arguments(method: ast.FunctionDef) -> list[ast.arg]:
+    return method.args.posonlyargs + method.args.args
+
+
+@functools.lru_cache(maxsize=256)
+def _unchanged(code: types.CodeType, lines: tuple[str, ...]) -> bool:
+    """Whether `lines` are what `code` was made of."""
+    found = [compile("".join(lines), code.co_filename, "exec", dont_inherit=True)]
+    for other in found:
+        if (other.co_qualname, other.co_firstlineno) == (code.co_qualname, code.co_firstlineno):
+            return (other.co_code, other.co_names) == (code.co_code, code.co_names) and [
+                const for const in other.co_consts if not isinstance(const, types.CodeType)
+            ] == [const for const in code.co_consts if not isinstance(const, types.CodeType)]
+        found += [const for const in other.co_consts if isinstance(const, types.CodeType)]
+    return False
 
 
 def _end(node: ast.expr) -> End:
@@ -145,31 +164,21 @@ def _source(function: types.FunctionType, attributes: Mapping[End, str]) -> str:
     method = copy.deepcopy(_method_around(tuple(lines), next(iter(attributes))[0]))
     assert method is not None
     method.decorator_list = []
-    method = _Replace(method.args.args[0].arg, attributes).visit(method)
+    method = _Replace(_arguments(method)[0].arg, attributes).visit(method)
     names = [ast.arg(n) for n in function.__code__.co_freevars if n != "__class__"]
     arguments = ast.arguments([], names, None, [], [], None, [])
     # in a class of the same name, for self.__private; in a function, for what it closes over
-    owner = ast.ClassDef(function.__qualname__.split(".")[-2], [], [], [method], [])
-    scope = ast.FunctionDef("scope", arguments, [owner], [])
+    name = function.__qualname__.split(".")[-2]
+    outside = [] if name in function.__code__.co_freevars else [ast.Global([name])]
+    scope = ast.FunctionDef(
+        "scope", arguments, [*outside, ast.ClassDef(name, [], [], [method], [])], []
+    )
     return ast.unparse(ast.fix_missing_locations(ast.Module([scope], [])))
 
 
 class _Replace(ast.NodeTransformer):
     def __init__(self, owner: str, attributes: Mapping[End, str]) -> None:
         self.owner, self.attributes = owner, attributes
-
-    def visit_Expr(self, node: ast.Expr) -> ast.AST:
-        """A statement such as `F.relu(x, inplace=True)` becomes `x = self.relu(x)`."""
-        text = ast.unparse(node.value)
-        in_place = _end(node.value) in self.attributes and ("inplace" in text or "_(" in text)
-        node.value = self.visit(node.value)
-        if in_place and isinstance(node.value, ast.Call):
-            x = node.value.args[0]
-            if isinstance(x, ast.Name | ast.Attribute | ast.Subscript):
-                target = copy.copy(x)
-                target.ctx = ast.Store()
-                return ast.Assign([target], node.value)
-        return node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         """`F.relu(x)`, `F.relu(input=x)` and `x.relu()` become `self.relu(x)`."""

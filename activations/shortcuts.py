@@ -2,7 +2,7 @@
 
 The vector library behind torch rounds them almost perfectly, at 2 to 4 ns an element, which is what
 a whole SiLU costs. Here the error is at most 2 eps for sine and cosine up to 10^3 radians, and
-2 eps |x| beyond, as much as a rounding of the angle makes; and 2 eps of the value for expm1 and tanh.
+2 eps |x| beyond, as much as a rounding of the angle makes; 2 eps of the value for expm1 and tanh.
 The formulas still say
 `torch.cos`; a pass over the graph that Inductor is about to compile puts these in.
 """

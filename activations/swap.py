@@ -2,7 +2,6 @@
 
 import copy
 import difflib
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple
@@ -12,11 +11,8 @@ from torch import Tensor, nn
 
 from .calls import Call, Calls, find_calls
 from .match import Fade, match_sites
-from .place import check, place, verify
+from .place import Factory, Share, check, make, place, verify
 from .trace import is_activation, plain
-
-Factory = Callable[..., nn.Module]
-Share = Literal["channel", "site", "stage", "model"]
 
 
 class Left(NamedTuple):
@@ -117,8 +113,16 @@ def replace_activations(
             run on `example_input`. The model is as before.
         TypeError: `factory` does not make a module.
     """
-    if hasattr(model, "_orig_mod") or isinstance(model, torch.jit.ScriptModule):
-        raise ValueError("swap the activations before torch.compile or torch.jit, not after")
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"{name or 'the network'} is compiled: swap the activations before torch.compile "
+                "and torch.jit"
+            )
+    if example_input is not None and not isinstance(example_input, Tensor):
+        raise TypeError(f"example_input must be one tensor, got {type(example_input).__name__}")
+    if match not in (True, False, "fade"):
+        raise ValueError(f'match must be True, False or "fade", got {match!r}')
     if is_activation(model):
         raise ValueError(
             f"{type(model).__name__} is an activation itself: wrap it in torch.nn.Sequential"
@@ -129,13 +133,13 @@ def replace_activations(
     kinds = frozenset(plain(kind) for kind in _globs(include_kinds))
     found = find_calls(model, example_input, kinds)
     chosen, left = _choose(model, found, rules, _globs(include), _globs(exclude), kinds)
-    _refuse(model, found, chosen)
+    _refuse(model, found, chosen, matched=bool(match))
     made: dict[Any, tuple[Call, nn.Module, int | None]] = {}
     new: dict[str, nn.Module] = {}
     for call, glob in chosen:
         key = (glob, {"stage": call.stage, "model": None}.get(share, call.name))
         if key not in made:
-            made[key] = (call, *_make(model, rules[glob], call, share))
+            made[key] = (call, *make(model, rules[glob], call, share))
         first, module, channels = made[key]
         if channels not in (None, call.channels):
             raise ValueError(
@@ -204,6 +208,12 @@ def _choose(
             left.append(Left(call.name, call.old, "excluded"))
         else:
             chosen.append((call, glob))
+    if not chosen:
+        raise ValueError("include and exclude leave no call to swap")
+    for call, _ in chosen:
+        old = None if call.event.function else model.get_submodule(call.event.key[0])
+        if old is not None and (old._forward_hooks or old._forward_pre_hooks):
+            left.append(Left(call.name, "forward hooks", "not carried over"))
     called = {id(model.get_submodule(name)) for name in found.modules}
     for name, module in model.named_modules():
         if is_activation(module) and id(module) not in called:
@@ -214,7 +224,9 @@ def _choose(
     return chosen, left
 
 
-def _refuse(model: nn.Module, found: Calls, chosen: list[tuple[Call, str]]) -> None:
+def _refuse(
+    model: nn.Module, found: Calls, chosen: list[tuple[Call, str]], *, matched: bool
+) -> None:
     for call, _ in chosen:
         at, name = call.event.place, call.event.key[0] or type(model).__name__
         if at and at.why:
@@ -222,52 +234,17 @@ def _refuse(model: nn.Module, found: Calls, chosen: list[tuple[Call, str]]) -> N
                 f"cannot swap {call.old}, which {name} calls as a function ({at.where}): "
                 f"{at.why}. Make it a module there, or exclude {call.site!r}"
             )
+        function = call.event.function
+        if function and function.takes_tensors and (matched or call.count > 1):
+            raise ValueError(
+                f"cannot match, fade or tell apart {call.name}: {call.old} takes another tensor; "
+                f"exclude {call.site!r}"
+            )
         if call.event.key in found.overwritten:
             raise ValueError(
                 f"cannot swap {call.name}: it changes its input in place, and the network goes on "
                 f"to use that input. Use its result there, or exclude {call.site!r}"
             )
-
-
-def _make(
-    model: nn.Module, factory: Factory, call: Call, share: Share
-) -> tuple[nn.Module, int | None]:
-    """A new module for `call`, and the number of channels that it was made for."""
-    new = factory()
-    if not isinstance(new, nn.Module):
-        raise TypeError(f"the activation factory must make a torch.nn.Module, got {new!r}")
-    kind, sizes = type(new).__name__, {}
-    takes = inspect.signature(type(new)).parameters
-    if "channels" in takes:
-        sizes["channels"] = call.channels
-    if "dims" in takes:
-        sizes["dims"] = len(call.shape) - 2
-    if share == "channel":
-        if "num_parameters" not in takes:
-            raise ValueError(f"share='channel': {kind} has no parameters a channel")
-        sizes["num_parameters"] = call.channels
-        axis = -1 if call.axis == len(call.shape) - 1 > 1 else call.axis
-        if "channel_dim" in takes:
-            sizes["channel_dim"] = axis
-        elif axis != 1:
-            raise ValueError(
-                f"share='channel': {kind} has its channels on axis 1, {call.name} on {axis}"
-            )
-    if None in sizes.values():
-        raise ValueError(
-            f"{kind} needs the number of channels, which the input {call.shape} of {call.name} "
-            "does not tell; give a factory that sets it, or exclude the call"
-        )
-    if sizes:
-        try:
-            new = factory(**sizes)
-        except TypeError as error:
-            raise TypeError(
-                f"the factory of {kind} must pass {', '.join(sizes)} on to it ({error}): give the "
-                "class itself or functools.partial"
-            ) from error
-    near = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    return new.to(near.device, near.dtype), sizes.get("channels")
 
 
 def _reference(model: nn.Module, call: Call) -> nn.Module:

@@ -24,8 +24,9 @@ _NAMED = re.compile(r"(relu\d?|elu|silu|swish|mish|softplus|softsign|tanh|snake)
 # They bound, weigh or share out; without them a network breaks.
 _GATE = re.compile(r"sigmoid|softmax|softmin|glu")
 _FUNCTIONS = ("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish",
-              "hardswish", "hardtanh", "prelu", "rrelu", "softsign")  # fmt: skip
-_GATE_FUNCTIONS = ("sigmoid", "hardsigmoid", "tanh", "softmax", "softplus", "glu")
+              "hardswish", "hardtanh", "prelu", "rrelu", "softsign", "hardshrink", "softshrink",
+              "tanhshrink", "threshold")  # fmt: skip
+_GATE_FUNCTIONS = ("sigmoid", "logsigmoid", "hardsigmoid", "tanh", "softmax", "softplus", "glu")
 _NAME_OF = {
     getattr(owner, name + suffix): name
     for owner in (F, torch, Tensor)
@@ -69,8 +70,11 @@ def kind_of(module: nn.Module) -> str | None:
     """
     if isinstance(module, Activation):
         return "activation"
-    name = plain(type(module).__name__)
-    of_a_library = type(module).__module__.startswith(_LIBRARIES) and "attention" not in name
+    bases = type(module).__mro__
+    of_a_library = next((b for b in bases if b.__module__.startswith(_LIBRARIES)), None)
+    name = plain((of_a_library or type(module)).__name__)
+    if "attention" in name:
+        return None
     if not of_a_library and next(module.children(), None) is not None:
         return None
     if isinstance(module, Scheduled):  # the network's own, such as VanillaNet's fading slopes
@@ -92,6 +96,11 @@ class Function(nn.Module):
         super().__init__()
         self.name, self.kwargs = name, kwargs
         self.args = tuple(value for value in args if not isinstance(value, bool))  # not inplace
+
+    @property
+    def takes_tensors(self) -> bool:
+        """Whether the call takes other tensors, as prelu its weight, which only its place knows."""
+        return any(isinstance(value, Tensor) for value in (*self.args, *self.kwargs.values()))
 
     def forward(self, x: Tensor) -> Tensor:
         """`torch.nn.functional.<name>(x, ...)`, not in place."""
@@ -138,6 +147,10 @@ def run(
             empty = torch.empty_like(parameter, device="meta")
             memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
         memo |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in model.buffers()}
+    for module in model.modules():  # what old-style weight_norm leaves behind cannot be copied
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().to("meta" if meta else value.device)
     twin = copy.deepcopy(model, memo).train(training)
     seen = set()
     for owner in list(twin.modules()):
@@ -156,6 +169,7 @@ def _watch(twin: nn.Module, example: Tensor, kinds: frozenset[str]) -> Run:
     names = {id(module): name for name, module in twin.named_modules()}
     stack: list[str] = []
     running: list[str] = []  # activations and gates
+    overwritten: dict[int, tuple[Any, Any, Any]] = {}  # by memory, which is kept alive
     kind_by_id = {
         id(module): kind_of(module) or (plain(type(module).__name__) in kinds and "gate")
         for module in twin.modules()
@@ -168,8 +182,7 @@ def _watch(twin: nn.Module, example: Tensor, kinds: frozenset[str]) -> Run:
             kwargs = kwargs or {}
             called = getattr(func, "__name__", "")
             if called not in _LOOKS:
-                used = (getattr(x, "_overwritten", None) for x in _tensors(args))
-                result.overwritten.update(key for key in used if key)
+                result.overwritten.update(key for x in _tensors(args) if (key := stale(x)))
             name = _NAME_OF.get(func)
             if name and not running:
                 return self.activation(func, name, args, kwargs)
@@ -189,11 +202,29 @@ def _watch(twin: nn.Module, example: Tensor, kinds: frozenset[str]) -> Run:
             function = Function(name, rest, options)
             note(x, key, name, gate, place=place, function=function)
             out = func(*args, **kwargs)
-            if inplace and not place.statement:
-                out = out.view_as(out)
-                x._overwritten = key  # pyright: ignore[reportAttributeAccessIssue]
+            if inplace:
+                out = overwrite(x, key)
             _keep_axis((x,), out)
             return out
+
+    def overwrite(x: Tensor, key: Any) -> Tensor:
+        """Remember that `x` was changed in place; its copy, so that the result is told from it."""
+        memory, copied = x.untyped_storage(), x.clone()
+        place = (x.storage_offset(), x.shape, x.stride())
+        whole = x.numel() * x.element_size() >= memory.nbytes()
+        overwritten[memory._cdata] = (key, memory, None if whole else place)
+        _keep_axis((x,), copied)
+        return copied
+
+    def stale(x: Tensor) -> Any:
+        """The call that has changed `x` in place, if one has."""
+        if not overwritten or x.layout != torch.strided:
+            return None
+        key, memory, place = overwritten.get(x.untyped_storage()._cdata, (None, None, None))
+        if place is None or memory is None:
+            return key
+        whole = x.numel() * x.element_size() >= memory.nbytes()
+        return key if whole or (x.storage_offset(), x.shape, x.stride()) == place else None
 
     def note(x: Tensor, key: Any, old: str, gate: bool, **details: Any) -> None:
         axis = getattr(x, "_channel_axis", None)
@@ -222,9 +253,7 @@ def _watch(twin: nn.Module, example: Tensor, kinds: frozenset[str]) -> Run:
         if kind:
             running.pop()
             if not running and args and out is args[0]:
-                view = out.view_as(out)  # so that a later use of the input can be told from its own
-                out._overwritten = (name, None)
-                return view
+                return overwrite(out, (name, None))
         return None
 
     for module in twin.modules():

@@ -60,6 +60,8 @@ def build_backbone(
         raise ValueError(f"backbone {name!r}: the library is timm or torchvision, not {library!r}")
     if pretrained and checkpoint_path:
         raise ValueError("give pretrained or checkpoint_path, not both")
+    if stem not in Stem.__args__:
+        raise ValueError(f"stem must be auto, small or imagenet, got {stem!r}")
     if dims not in (1, 2):
         raise ValueError(f"dims must be 1 (signals) or 2 (images), got {dims!r}")
     stem = "imagenet" if stem == "auto" and pretrained else stem

@@ -48,7 +48,6 @@ class Classifier(LightningModule):
         in_channels: channels of the images; the data set's in train.py.
         image_size: side of the images in pixels, or length of the signals; the data set's in
             train.py.
-        dims: 2 for images, 1 for signals; the data set's in train.py.
         activation: makes one activation a call; by default the network keeps its own.
         activation_by_site: other factories for globs over the calls' names (`layer4.*`), which win.
         share: channel, site, stage or model: how widely an activation's parameters are shared; see
@@ -58,6 +57,7 @@ class Classifier(LightningModule):
         include: globs over the calls' names: only these are swapped.
         exclude: globs over the calls' names: these are not.
         include_kinds: gates to be swapped too, such as Sigmoid.
+        dims: 2 for images, 1 for signals; the data set's in train.py.
         stem: small, imagenet or auto; see `models.build_backbone`, also for the next two.
         pretrained: start from the library's weights.
         checkpoint_path: start from weights in a file; those of swapped networks too.
@@ -89,7 +89,6 @@ class Classifier(LightningModule):
         num_classes: int = 10,
         in_channels: int = 3,
         image_size: int = 32,
-        dims: int = 2,
         activation: Callable[[], nn.Module] | None = None,
         activation_by_site: dict[str, Callable[[], nn.Module]] | None = None,
         share: Literal["channel", "site", "stage", "model"] = "site",
@@ -97,6 +96,7 @@ class Classifier(LightningModule):
         include: list[str] | str = "*",
         exclude: list[str] | str | None = None,
         include_kinds: list[str] | str | None = None,
+        dims: int = 2,
         stem: Stem = "auto",
         pretrained: bool = False,
         checkpoint_path: str | None = None,

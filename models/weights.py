@@ -31,16 +31,18 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{str(path)!r} cannot be read as weights: {error}") from error
+    prefixes = ("module.", "_orig_mod.", "backbone.", "model.")
+    ours = isinstance(content, dict) and "pytorch-lightning_version" in content
     for key in ("state_dict", "model", "state_dict_ema"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
     if not isinstance(content, dict) or not any(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"{str(path)!r} holds no weights by name")
-    for prefix in ("module.", "_orig_mod.", "backbone."):
-        if any(name.startswith(prefix) for name in content):
-            inner = {n: v for n, v in content.items() if n.startswith(prefix)}
-            content = {name.removeprefix(prefix): value for name, value in inner.items()}
+    if ours and any(name.startswith("backbone.") for name in content):  # without its metrics
+        content = {name: value for name, value in content.items() if name.startswith("backbone.")}
+    while prefix := next((p for p in prefixes if all(n.startswith(p) for n in content)), ""):
+        content = {name.removeprefix(prefix): value for name, value in content.items()}
     return content
 
 

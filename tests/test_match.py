@@ -91,6 +91,15 @@ def test_matched_network_on_its_own_inputs(share):
     assert "error" in str(report).splitlines()[0]
 
 
+def test_one_function_cannot_be_two():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.LeakyReLU(0.3))
+    with pytest.raises(
+        ValueError,
+        match=r'3 was LeakyReLU\(negative_slope=0.3\), another call .* ReLU\(\): match needs share="site"',
+    ):
+        replace_activations(network, nn.PReLU, match=True, share="model")
+
+
 def test_a_failed_match_leaves_the_network():
     network = CifarResNet(8)
     before = repr(network)

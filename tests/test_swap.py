@@ -147,8 +147,7 @@ class Methods(Net):
             .relu()
             .add(1)
         )  # fmt: skip
-        F.relu(y, inplace=True)
-        return y
+        return F.relu(y, inplace=True)
 
 
 class Held(Net):
@@ -206,6 +205,13 @@ class Parent(Net):
         return self.__hidden(self.conv(x))
 
 
+class OldSuper(Parent):
+    calls = 2
+
+    def forward(self, x, /):
+        return F.relu(super(OldSuper, self).forward(x) - 0.1)
+
+
 class Inherited(Parent):
     calls = 2
 
@@ -222,6 +228,24 @@ def closed_over():
             return F.relu(self.conv(x)) ** power
 
     return Closed
+
+
+class Several(Net):
+    calls = 2
+
+    def forward(self, x):
+        x = self.conv(x)
+        for function in (F.relu, torch.tanh, F.relu):
+            x = function(self.more(x))
+        return x
+
+
+class Chunks(Net):
+    calls = 1
+
+    def forward(self, x):
+        a, b = self.conv(x).chunk(2, 1)
+        return torch.cat([F.relu_(a), b], 1)
 
 
 class OwnKind(Net):
@@ -345,6 +369,9 @@ def test_library_networks(build, calls: int):
             r"cannot swap relu, which .* calls as a function \(.*test_swap.py:\d+: return F.relu\(x\)\): it is not in a method",
         ),
         ("overwritten", r"cannot swap act: it changes its input in place"),
+        ("alias", r"cannot swap relu: it changes its input in place"),
+        ("view", r"cannot swap act: it changes its input in place"),
+        ("part", r"cannot swap relu: it changes its input in place"),
         ("gated", "calls no activation that could be swapped"),
         ("starred", "not called by its own name"),
     ],
@@ -372,6 +399,17 @@ class Refused(Net):
             return helper(x)
         if self.kind == "overwritten":
             return self.act(x) + self.more(x)
+        if self.kind == "alias":
+            y = x
+            F.relu_(x)
+            return self.more(y)
+        if self.kind == "view":
+            flat = x.flatten(2)
+            return self.act(x).flatten(2) + flat
+        if self.kind == "part":
+            part = x[:, :2]
+            part.relu_()
+            return self.more(x)
         if self.kind == "gated":
             return torch.sigmoid(x)
         arguments = (x,)
@@ -473,13 +511,7 @@ def test_gates_by_name():
     model = timm.create_model("mobilenetv3_small_050", num_classes=5)
     kinds = {call.old for call in replace_activations(model, nn.GELU)}
     assert kinds == {"ReLU", "Hardswish"}
-    assert (
-        sum(
-            isinstance(module, timm.layers.HardsigmoidMe) or type(module).__name__ == "Hardsigmoid"
-            for module in model.modules()
-        )
-        == 9
-    )
+    assert sum(type(module) is nn.Hardsigmoid for module in model.modules()) == 9
     report = replace_activations(model, CosLU, include="*.gate", include_kinds="Hardsigmoid")
     assert {call.old for call in report} == {"Hardsigmoid"}
     with pytest.raises(ValueError, match="include_kinds names softsine; the network calls"):
@@ -490,6 +522,74 @@ def test_an_own_activation_is_one_call():
     model = OwnKind()
     report = replace_activations(model, CosLU, example_input=torch.zeros(2, 3, 4, 4))
     assert [(call.name, call.old) for call in report] == [("act", "OwnSwish")]
+
+
+def test_one_expression_calls_several_functions():
+    torch.manual_seed(0)
+    before, x = Several().eval(), torch.randn(2, 3, 6, 5)
+    after = copy.deepcopy(before)
+    report = replace_activations(after, ReLU, example_input=x)
+    assert [call.old for call in report] == ["relu", "relu"]
+    assert torch.equal(after(x), before(x))
+    chunks = Chunks().eval()
+    with torch.no_grad():
+        expected = chunks(x)
+        replace_activations(chunks, ReLU, example_input=x)
+        assert torch.equal(chunks(x), expected)
+
+
+def test_a_source_that_has_changed_is_refused(tmp_path, monkeypatch):
+    text = "import torch\nfrom torch.nn import functional as F\n\nclass Net(torch.nn.Conv1d):\n    def forward(self, x):\n        return F.relu(super().forward(x)) * 2\n"
+    (tmp_path / "edited_network.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    import edited_network
+
+    network = edited_network.Net(3, 4, 1)
+    (tmp_path / "edited_network.py").write_text(text.replace("* 2", "* 3"))
+    import linecache
+
+    linecache.checkcache()
+    with pytest.raises(ValueError, match="its source has changed since it was imported"):
+        replace_activations(network, CosLU, example_input=torch.zeros(2, 3, 5))
+
+
+def test_a_kind_of_torchs_own_and_old_weight_norm():
+    class Mine(nn.ReLU):
+        def forward(self, input):
+            return super().forward(input) * 2
+
+    with pytest.warns(FutureWarning):
+        conv = nn.utils.weight_norm(nn.Conv1d(3, 4, 1))
+    network = nn.Sequential(conv, Mine())
+    network(torch.zeros(2, 3, 5))
+    report = replace_activations(network, CosLU, example_input=torch.zeros(2, 3, 5))
+    assert [call.old for call in report] == ["Mine"]
+
+
+def test_hooks_of_the_old_module_are_reported():
+    network = nn.Sequential(nn.Conv1d(3, 4, 1), nn.ReLU())
+    network[1].register_forward_hook(lambda module, inputs, output: None)
+    report = replace_activations(network, CosLU, example_input=torch.zeros(2, 3, 5))
+    assert report.left == (("1", "forward hooks", "not carried over"),)
+
+
+class Learned(Net):
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor([0.25]))
+
+    def forward(self, x):
+        return F.prelu(self.conv(x), self.slope)
+
+
+def test_a_function_of_another_tensor():
+    x = torch.zeros(2, 3, 5, 5)
+    assert len(replace_activations(Learned(), CosLU, example_input=x)) == 1
+    for match in (True, "fade"):
+        with pytest.raises(
+            ValueError, match=r"cannot match, fade or tell apart prelu: .* takes another tensor"
+        ):
+            replace_activations(Learned(), CosLU, example_input=x, match=match)
 
 
 class Wide(nn.Module):
@@ -514,9 +614,29 @@ class Wide(nn.Module):
             {"example_input": torch.zeros(2, 4, 8, 8)},
             r"fails on an example input of shape \(2, 4, 8, 8\)",
         ),
-        ({"factory": lambda: LSLU(channels=16)}, "must pass channels on"),
+        ({"factory": CosLU()}, r"is one module, and each call needs its own: give the class CosLU"),
+        ({"factory": F.relu}, "when called without arguments"),
+        ({"match": "Fade"}, r"match must be True, False or \"fade\", got 'Fade'"),
+        ({"exclude": "*"}, "leave no call to swap"),
+        (
+            {"example_input": (torch.zeros(2, 3, 8, 8),)},
+            "example_input must be one tensor, got tuple",
+        ),
+        ({"factory": lambda: LSLU(channels=16)}, "must pass channels, dims on to it"),
     ],
-    ids=["shape", "fails", "glob", "rule", "example", "lambda"],
+    ids=[
+        "shape",
+        "fails",
+        "glob",
+        "rule",
+        "example",
+        "instance",
+        "function",
+        "match",
+        "none",
+        "tuple",
+        "lambda",
+    ],
 )
 def test_bad_arguments(options, message: str):
     model = CifarResNet(8)
