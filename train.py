@@ -7,6 +7,7 @@ import re
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +142,22 @@ def main() -> None:
             parser_kwargs=dict.fromkeys(CLI.subcommands(), BASE),
         )
     except (ValueError, TypeError, OSError, RuntimeError, MisconfigurationException) as error:
-        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        ours = raised_in.is_relative_to(ROOT) and "site-packages" not in raised_in.parts
-        slip = ours or isinstance(error, MisconfigurationException)
-        if not slip or os.environ.get("SUPPLE_TRACEBACK"):
+        slip = next(_raised_here(error), None)
+        if slip is None and isinstance(error, MisconfigurationException):
+            slip = error
+        if slip is None or os.environ.get("SUPPLE_TRACEBACK"):
             raise
-        sys.exit(f"train.py: error: {error} [SUPPLE_TRACEBACK=1 shows the traceback]")
+        sys.exit(f"train.py: error: {slip} [SUPPLE_TRACEBACK=1 shows the traceback]")
+
+
+def _raised_here(error: BaseException | None) -> Iterator[BaseException]:
+    """Of `error` and what caused it, those that this project raised itself."""
+    while error:
+        if frames := traceback.extract_tb(error.__traceback__):
+            file = Path(frames[-1].filename)
+            if file.is_relative_to(ROOT) and "site-packages" not in file.parts:
+                yield error
+        error = error.__cause__ or error.__context__
 
 
 if __name__ == "__main__":
