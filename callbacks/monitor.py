@@ -1,149 +1,299 @@
-"""What the activations learn: scalars while training, a table and a picture at the end."""
+"""What the activations learn: scalars while training, pictures, a table, and a file of it all."""
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from activations import Activation
+from .board import choices, show_choices, show_end, show_histograms, show_layout, show_picture
+from .figures import Panel, draw_parameters, draw_shapes, grid
+from .record import Record, Row, history, run_folder, scalars_of, table, terms, thinned
+from .sites import Probe, Values, activation_sites, curves, read_values
 
-from .figures import draw_activations
-
-Values = dict[str, dict[str, Tensor]]  # site -> parameter -> (channels, terms), on the CPU
+_SHAPES = 8  # curves a panel
+_ZEROS, _GROWTH = 0.95, 1000.0
 
 
 class ActivationMonitor(Callback):
-    """Logs every learned and scheduled value of every activation.
+    """Shows every learned and scheduled value of every activation, and how each site is doing.
 
-    Scalars are called `<parameter>/<site>`, so that TensorBoard makes one section a parameter;
-    `<parameter>_<i>/<site>` for the terms i = 1, 2, ... of one that has several, as LSLU's theta.
-    A parameter with one value a channel gives its mean and, as `<parameter>_std/<site>`, its
-    standard deviation. At the end of training `activations.png` in the run's folder shows every
-    function before and after, beside its parameters over time.
+    - Scalars `<parameter>/<site>`, and in TensorBoard's custom scalars a chart of all sites for
+      each parameter; `<parameter>_<i>/<site>` for the terms i = 1, 2, ... of one that has several,
+      as LSLU's theta. One value a channel gives their mean and `<parameter>_std/<site>`.
+    - `activations.png`, at the start, every few epochs and at the end: each site's function over
+      its earlier shapes, and the histogram of what flows in; at the end `parameters.png` too.
+    - `activations.csv` (step, epoch, site, param, channel, value): all of the above, and once an
+      epoch the health of each site: `zeros` and `saturated` (elsewhere flat), as shares of the
+      function's values, `in_mean`, `in_std`, `out_mean`, `out_std`, and `grad_<parameter>`, the
+      norm ahead of clipping. They are read from a part of the batches that are looked at, in the
+      first process, and not under `compile: model`, where the network is one kernel. Single
+      channels are written whenever a picture is drawn.
+    - A row of TensorBoard's HParams.
+    - A warning when a site gives at least 95% zeros for an epoch, or a value is not finite or has
+      grown a thousandfold.
+
+    The files lie in the run's folder; without a logger in `monitor/version_<n>` of the trainer's
+    default_root_dir.
 
     Args:
         every_n_steps: optimizer steps between two looks; by default the trainer's
-            log_every_n_steps.
-        figure: draw `activations.png`.
+            log_every_n_steps, but at most 20 looks an epoch.
+        figure: draw the pictures.
+        figure_every_n_epochs: epochs between two of them.
+        channels: `mean`, or `all` for a scalar a channel, `<parameter>/<site>/<channel>`, too.
+        histograms: show the distributions of inputs and of per-channel values with each picture.
+        max_tags: scalars a look, without `channels: all`. Beyond it deviations are left to the CSV
+            file, then every second, third, ... site.
 
     Attributes:
-        first: site -> parameter -> value at the start of training; kept in checkpoints.
+        first: site -> parameter -> value at the start; kept in checkpoints.
         last: the same at the latest look.
+        record: `activations.csv`, in the process that writes it.
+
+    Raises:
+        ValueError: a number below 1, or an unknown choice of channels.
     """
 
-    def __init__(self, every_n_steps: int | None = None, figure: bool = True) -> None:
-        if every_n_steps is not None and every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be >= 1, got {every_n_steps}")
-        self.every_n_steps, self.figure = every_n_steps, figure
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        figure: bool = True,
+        figure_every_n_epochs: int = 10,
+        channels: Literal["mean", "all"] = "mean",
+        histograms: bool = False,
+        max_tags: int = 300,
+    ) -> None:
+        for name in ("every_n_steps", "figure_every_n_epochs", "max_tags"):
+            if (value := locals()[name]) is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        if channels not in ("mean", "all"):
+            raise ValueError(f"channels must be 'mean' or 'all', got {channels!r}")
+        self.every_n_steps, self.max_tags = every_n_steps, max_tags
+        self.figure, self.figure_every_n_epochs = figure, figure_every_n_epochs
+        self.channels, self.histograms = channels, histograms
         self.first: Values = {}
         self.last: Values = {}
-        self._sites: dict[str, nn.Module] = {}
-        self._first_curves: dict[str, Tensor] = {}
-        self._history: dict[str, list[tuple[int, list[float]]]] = {}
-        self._logged = -1
+        self._shapes: list[tuple[str, Values]] = []  # what the figures show
+        self._earlier: Path | None = None
+        self.record: Record | None = None
+        self._resumed = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The values at the start."""
-        return {"first": self.first}
+        """The values at the start and those of the figures, and where the CSV file is."""
+        path = str(self.record.path.resolve()) if self.record else None
+        return {"first": self.first, "shapes": self._shapes, "csv": path}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """A resumed run compares with the start of the first one."""
-        self.first = state_dict["first"]
+        """A resumed run goes on with the history of the first one."""
+        self.first, self._shapes = state_dict["first"], state_dict.get("shapes", [])
+        self._earlier = Path(path) if (path := state_dict.get("csv")) else None
+        self._resumed = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for the first time."""
-        self._sites = activation_sites(getattr(pl_module, "backbone", pl_module))
-        self._history, self._logged = {}, -1
-        self._first_curves = {name: curve(module)[1] for name, module in self._sites.items()}
+        backbone = getattr(pl_module, "backbone", pl_module)
+        self._sites = activation_sites(backbone)
+        self._probe = Probe(self._sites)
+        self.record = None
+        self._looked, self._drawn, self._warned = -1, -1, set[tuple[str, str]]()
+        self._health: dict[str, dict[str, float]] = {}
+        # inside a compiled network nothing can be watched
+        self._whole = getattr(backbone, "_compiled_call_impl", None) is not None
+        every = self.every_n_steps or getattr(trainer, "log_every_n_steps", 50)
+        steps = trainer.num_training_batches / max(trainer.accumulate_grad_batches, 1)
+        if self.every_n_steps is None and math.isfinite(steps):
+            every = max(every, int(steps // 20))
+        self._every = max(every, 1)  # log_every_n_steps may be 0
+        folder = run_folder(trainer)
+        self.last = read_values(self._sites)
+        if not self._resumed:
+            self.first, self._shapes, self._earlier = self.last, [("at the start", self.last)], None
+        self._resumed = False
+        self._tags = self._choose_tags()
+        self._active = trainer.is_global_zero and bool(self._sites)
+        self._ends: list[Any] = []
+        if self._active and folder:
+            path, names = folder / "activations.csv", {row[:2] for row in scalars_of(self.last)}
+            self.record = Record(path, self._earlier, trainer.global_step, names)
+            show_layout(trainer.loggers, dict.fromkeys(self._tags.values()))
+            self._ends = show_choices(trainer.loggers, choices(trainer, pl_module, self._sites))
         self._look(trainer)
-        self.first = self.first or self.last
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Watch the first batch of an epoch, and every `every_n_steps`-th."""
+        due = batch_idx == 0 or trainer.global_step % self._every == 0
+        if self._active and due and not self._whole:
+            self._probe.watch()
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
+    ) -> None:
+        """Read the gradients of a step that is watched, ahead of clipping."""
+        if self._probe.watching:
+            self._probe.gradients()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look again every `every_n_steps` optimizer steps."""
-        every = self.every_n_steps or getattr(trainer, "log_every_n_steps", 50)
-        if trainer.global_step % every == 0:
+        """Look, and draw after the first step."""
+        self._probe.leave()
+        if trainer.global_step % self._every == 0:
             self._look(trainer)
+        if self._drawn < 0:
+            self._draw(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write how each site was doing, warn, and draw when it is time."""
+        self._look(trainer)
+        if not self._active:
+            return
+        self._health = self._probe.read()
+        step, epoch = trainer.global_step, trainer.current_epoch
+        if self.record:
+            self.record.write(
+                Row(step, epoch, site, name, None, number)
+                for site, numbers in self._health.items()
+                for name, number in numbers.items()
+            )
+        for site, health in self._health.items():
+            if health.get("zeros", 0.0) >= _ZEROS:
+                self._warn(
+                    site,
+                    "zeros",
+                    f"{health['zeros']:.1%} of its values were zero in epoch {epoch}: almost "
+                    "nothing passes. A lower learning rate, or another start, may help",
+                )
+        if (epoch + 1) % self.figure_every_n_epochs == 0 and epoch + 1 != trainer.max_epochs:
+            self._draw(trainer, f"epoch {epoch + 1}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for the last time, and draw."""
         self._look(trainer)
-        folder = trainer.log_dir  # every process takes part in finding it
-        if folder and trainer.is_global_zero and self.figure and self._sites and trainer.loggers:
-            x = curve(next(iter(self._sites.values())))[0]
-            now = {name: curve(module)[1] for name, module in self._sites.items()}
-            path = Path(folder) / "activations.png"
-            draw_activations(path, x, self._first_curves, now, self._history)
+        self._draw(trainer, f"epoch {trainer.current_epoch}")
+        if self._active and self.record and self.figure and self.last:
+            self._draw_parameters(trainer, self.record.path)
+        show_end(self._ends)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave nothing behind in the network."""
+        if probe := getattr(self, "_probe", None):
+            probe.leave()
 
     def table(self) -> str:
         """Site, parameter, first and last value of everything learned or scheduled."""
-        rows = [("site", "parameter", "first", "last")]
-        for site, values in self.last.items():
-            for name, value in values.items():
-                before = self.first.get(site, {}).get(name, value)
-                rows.append((site, name, _text(before), _text(value)))
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        return "\n".join(
-            "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        )
+        return table(self.first, self.last)
 
     def _look(self, trainer: Trainer) -> None:
         step = trainer.global_step
-        if not self._sites or step == self._logged:
+        if not self._sites or step == self._looked:
             return
-        self._logged = step
-        self.last = {name: values(module) for name, module in self._sites.items()}
-        scalars: dict[str, float] = {}
-        for site, named in self.last.items():
-            for name, value in named.items():
-                mean = value.mean(0).tolist()
-                self._history.setdefault(f"{name}/{site}", []).append((step, mean))
-                for term, number in enumerate(mean, start=1):
-                    tag = name if len(mean) == 1 else f"{name}_{term}"
-                    scalars[f"{tag}/{site}"] = number
-                if len(value) > 1:
-                    scalars[f"{name}_std/{site}"] = value.std().item()
-        for logger in trainer.loggers:
-            logger.log_metrics(scalars, step)
+        self._looked = step
+        self.last = read_values(self._sites)
+        if not self._active:
+            return
+        found = list(scalars_of(self.last))
+        scalars = {f"{name}/{site}": number for site, name, number in found}
+        scalars = {tag: number for tag, number in scalars.items() if tag in self._tags}
+        if self.channels == "all":
+            scalars |= {f"{r.param}/{r.site}/{r.channel}": r.value for r in self._single(trainer)}
+        if scalars:
+            for logger in trainer.loggers:
+                logger.log_metrics(scalars, step)
+        if self.record:
+            epoch = trainer.current_epoch
+            self.record.write(Row(step, epoch, site, name, None, v) for site, name, v in found)
+        for site, values in self.last.items():
+            for name, value in values.items():
+                first = self.first.get(site, {}).get(name, value).abs().max().item()
+                largest = value.abs().max().item()
+                if not math.isfinite(largest):
+                    self._warn(site, name, f"its {name} is {largest} at step {step}")
+                elif largest >= _GROWTH * (first or 1.0):
+                    self._warn(site, name, f"its {name} has grown from {first:.4g} to "
+                               f"{largest:.4g} at step {step}: a lower learning rate "
+                               "(--model.activation_lr_scale 0.1) may help")  # fmt: skip
 
+    def _single(self, trainer: Trainer) -> Iterator[Row]:
+        """The values of single channels."""
+        step, epoch = trainer.global_step, trainer.current_epoch
+        for site, values in self.last.items():
+            for name, value in values.items():
+                for term, row in zip(terms(name, value), value.t().tolist(), strict=True):
+                    if len(row) > 1:
+                        for channel, number in enumerate(row):
+                            yield Row(step, epoch, site, term, channel, number)
 
-def activation_sites(model: nn.Module) -> dict[str, nn.Module]:
-    """Name and module of every activation that has something learned or scheduled."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.PReLU) or (isinstance(module, Activation) and values(module))
-    }
+    def _warn(self, site: str, what: str, message: str) -> None:
+        if (site, what) not in self._warned:
+            self._warned.add((site, what))
+            rank_zero_warn(f"{site}: {message}")
 
+    def _choose_tags(self) -> dict[str, str]:
+        """Tag -> parameter of what becomes a scalar."""
+        found = [(site, name) for site, name, _ in scalars_of(self.last)]
+        chosen = found if self.channels == "all" else thinned(found, self.max_tags)
+        if len(chosen) < len(found):
+            rank_zero_info(
+                f"Boards show {len(chosen)} of the activations' {len(found)} values "
+                f"(monitor.max_tags {self.max_tags}); activations.csv has them all"
+            )
+        return {f"{name}/{site}": name for site, name in chosen}
 
-def values(module: nn.Module) -> dict[str, Tensor]:
-    """Current value of each shape parameter of an activation, (channels, terms), on the CPU."""
-    if isinstance(module, Activation):
-        return {name: value.float().cpu().clone() for name, value in module.shape_values().items()}
-    assert isinstance(module, nn.PReLU)
-    return {"weight": module.weight.detach().float().cpu().view(-1, 1).clone()}
+    def _draw(self, trainer: Trainer, label: str | None = None) -> None:
+        step = trainer.global_step
+        if step == self._drawn:
+            return
+        self._drawn = step
+        if label:
+            self._shapes = [*self._shapes, (label, self.last)]
+        if len(self._shapes) > _SHAPES:
+            self._shapes = [self._shapes[0], *self._shapes[2:-1:2], self._shapes[-1]]
+        if not self._active or not self.record:
+            return
+        self.record.write(self._single(trainer))
+        inputs = {site: x.flatten().cpu() for site, x in self._probe.inputs.items()}
+        if self.histograms:
+            shown = {f"inputs/{site}": x for site, x in inputs.items()}
+            for site, values in self.last.items():
+                for name, value in values.items():
+                    if len(value) > 1:
+                        columns = zip(terms(name, value), value.t(), strict=True)
+                        shown |= {f"{term}_channels/{site}": column for term, column in columns}
+            show_histograms(trainer.loggers, shown, step)
+        panels = []
+        for site in self._probe.functions if self.figure else ():
+            x = grid(inputs.get(site))
+            shapes = [values for _, values in self._shapes]
+            drawn = curves(site, self._sites[site], x, shapes)
+            panels.append(Panel(self._title(site), x, drawn, inputs.get(site)))
+        if panels:
+            path = self.record.path.with_name("activations.png")
+            picture = draw_shapes(path, panels, [label for label, _ in self._shapes])
+            show_picture(trainer.loggers, "activations", picture, path, step)
 
+    def _title(self, site: str) -> str:
+        health = self._health.get(site, {})
+        parts = [f"{name} {health[name]:.0%}" for name in ("zeros", "saturated") if name in health]
+        return "\n".join([site or "the network", ", ".join(parts)])
 
-@torch.no_grad()
-def curve(module: nn.Module) -> tuple[Tensor, Tensor]:
-    """The function on a grid over [-4, 4], averaged over channels; for LSLU its repeats."""
-    channels = module.num_parameters
-    assert isinstance(channels, int)
-    device = next((t.device for t in (*module.parameters(), *module.buffers())), None)
-    x = torch.linspace(-4, 4, 401)
-    function = module.function if isinstance(module, Activation) else module
-    assert callable(function)
-    points = x.to(device).view(-1, 1).expand(-1, channels).contiguous()
-    if not isinstance(module, Activation):
-        points = points.to(next(module.parameters()).dtype)
-    y = function(points)
-    return x, y.mean(1).float().cpu()
-
-
-def _text(value: Tensor) -> str:
-    mean = " ".join(f"{number:.4f}" for number in value.mean(0).tolist())
-    return mean if len(value) == 1 else f"{mean} (mean of {len(value)})"
+    def _draw_parameters(self, trainer: Trainer, record: Path) -> None:
+        """All sites in one picture, beside the whole history."""
+        x = torch.linspace(-4, 4, 401)
+        pairs = {
+            site: curves(site, self._sites[site], x, [self.first, self.last])
+            for site in self._probe.functions
+            if any(name == site or name.startswith(f"{site}.") for name in self.last)
+        }
+        first = {site: pair[0].mean(1) for site, pair in pairs.items()}
+        last = {site: pair[1].mean(1) for site, pair in pairs.items()}
+        path = record.with_name("parameters.png")
+        picture = draw_parameters(path, x, first, last, history(record, self.last))
+        show_picture(trainer.loggers, "parameters", picture, path, trainer.global_step)

@@ -20,7 +20,8 @@ def run_summary(trainer: Trainer, stage: str) -> str:
     """
     lines = []
     callbacks = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-    for monitor in (c for c in callbacks if isinstance(c, ActivationMonitor) and c.last):
+    monitors = [c for c in callbacks if isinstance(c, ActivationMonitor)]
+    for monitor in (monitor for monitor in monitors if monitor.last):
         lines += ["", "What the activations learned", monitor.table()]
     results = {name: trainer.callback_metrics.get(f"{stage}/{name}") for name in _NAMES}
     found = [f"{_NAMES[name]} {value:.4f}" for name, value in results.items() if value is not None]
@@ -30,11 +31,12 @@ def run_summary(trainer: Trainer, stage: str) -> str:
         lines.append(f"{'run':<12} {folder}")
         if best := getattr(trainer.checkpoint_callback, "best_model_path", ""):
             lines.append(f"{'checkpoint':<12} {os.path.relpath(best)}")
-        if (folder / "activations.png").is_file():
-            lines.append(f"{'picture':<12} {folder / 'activations.png'}")
         python = Path(sys.executable)
         python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
         lines.append(f"{'TensorBoard':<12} {python} -m tensorboard.main --logdir {folder.parent}")
+    for record in (monitor.record for monitor in monitors if monitor.record):
+        found = [file.name for file in sorted(record.path.parent.glob("*s.png"))]
+        lines.append(f"{'activations':<12} {record.path}{''.join(f', {name}' for name in found)}")
     return "\n".join(lines)
 
 

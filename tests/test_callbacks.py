@@ -10,10 +10,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from activations import LSLU, CosLU, DSReLU
-from callbacks import ActivationMonitor, ActivationSchedule, PredictionWriter, run_summary
+from callbacks import ActivationMonitor, ActivationSchedule, PredictionWriter
 from models import Classifier
 from tests.data import Tiny
 
@@ -122,52 +121,6 @@ def test_the_same_seed_gives_the_same_bits(tmp_path: Path):
         trainer(tmp_path).fit(model, datamodule=Tiny())
     first, second = (model.state_dict() for model in models)
     assert all(torch.equal(value, second[name]) for name, value in first.items())
-
-
-def test_monitor_logs_tags_table_and_picture(tmp_path: Path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    logger = TensorBoardLogger(tmp_path, "board", default_hp_metric=False)
-    model, monitor = classifier(LSLU), ActivationMonitor(every_n_steps=4)
-    run = trainer(tmp_path, monitor, logger=logger)
-    run.fit(model, datamodule=Tiny())
-    board = EventAccumulator(logger.log_dir).Reload()
-    tags = {
-        tag for tag in board.Tags()["scalars"] if tag.split("/")[0].startswith(("theta", "omega"))
-    }
-    sites = [name for name, module in model.backbone.named_modules() if isinstance(module, LSLU)]
-    assert len(sites) == 7
-    assert tags == {
-        f"{p}_{i}/{site}" for p in ("theta", "omega") for i in (1, 2, 3) for site in sites
-    }
-    scalars = board.Scalars("theta_2/layer1.0.act1")
-    assert [scalar.step for scalar in scalars] == [0, 4, 8, 12, 16, 20, 24]
-    assert scalars[0].value == 1
-    theta = model.backbone.get_submodule("layer1.0.act1").theta
-    assert scalars[-1].value == pytest.approx(theta[1].item())
-    row = next(line for line in monitor.table().splitlines() if line.startswith("layer1.0.act1"))
-    assert row.split()[1:] == ["theta"] + ["1.0000"] * 3 + [f"{v:.4f}" for v in theta.tolist()]
-    assert (Path(logger.log_dir) / "activations.png").stat().st_size > 10_000
-    summary = run_summary(run, "val")
-    assert "macro-F1" in summary
-    assert f"tensorboard.main --logdir {tmp_path / 'board'}" in summary
-
-
-def test_monitor_means_channels_and_knows_prelu(tmp_path: Path):
-    logger = CSVLogger(tmp_path)
-    model = classifier(None)
-    model.backbone.act1 = CosLU(num_parameters=16)
-    model.backbone.get_submodule("layer1.0").act1 = torch.nn.PReLU()
-    trainer(tmp_path, ActivationMonitor(every_n_steps=1), logger=logger).fit(
-        model, datamodule=Tiny()
-    )
-    with open(Path(logger.log_dir) / "metrics.csv") as file:
-        last = [row for row in csv.DictReader(file) if row["alpha/act1"]][-1]
-    alpha = model.backbone.act1.alpha
-    assert float(last["alpha/act1"]) == pytest.approx(alpha.mean().item(), rel=1e-4)
-    assert float(last["alpha_std/act1"]) == pytest.approx(alpha.std().item(), rel=1e-4)
-    weight = model.backbone.get_submodule("layer1.0.act1").weight
-    assert float(last["weight/layer1.0.act1"]) == pytest.approx(weight.item(), rel=1e-4)
 
 
 def test_predictions_are_a_complete_csv(tmp_path: Path):
