@@ -48,6 +48,11 @@ class Parser(LightningArgumentParser):
                 "Any other class goes by its full path, such as "
                 f"torch.nn.{value[1] if hasattr(nn, value[1]) else 'GELU'}"
             )
+        elif key and "Dict must include a class_path" in message:
+            message = (
+                f"--{key[1]} has arguments but no class: name it ahead of them, such as "
+                f"--{key[1]} {'SGD' if key[1].endswith('optimizer') else 'NAME'} --{key[1]}.lr 0.05"
+            )
         elif message.startswith("unrecognized arguments: --"):
             asked = message.removeprefix("unrecognized arguments: ").split("=")[0].split()[0]
             options = [option for action in self._actions for option in action.option_strings]
