@@ -95,6 +95,7 @@ def test_seed_zero_is_a_seed_and_reaches_the_data(parsed):
         ("--data Digits --model.activation PReLU", "full path, such as torch.nn.PReLU"),
         ("--data Digitz", "unknown --data 'Digitz'; the nearest: Digits"),
         ("--data CIFAR10 --data.root /no/such", "no CIFAR10 in '/no/such'.*--data.root DIR"),
+        ("--data Digits --model.optimizer.lr 0.1", "--model.optimizer has arguments but no class.*--model.optimizer SGD"),
         ("--data Digits --model.activaton CosLU", "--model.activaton CosLU; the nearest: --model.activation"),
         ("--data Digits --model.activation CosLU --model.activation.gamma 3", "'gamma' is not accepted"),
         ("--data Digits --model.backbone resnet21", "unknown backbone 'resnet21'; the nearest:.*resnet20"),
