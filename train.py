@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from torch import nn
+from torch import distributed, nn
 
 import activations
 import datamodules
@@ -153,6 +153,8 @@ def main() -> None:
         if slip is None or os.environ.get("SUPPLE_TRACEBACK"):
             raise
         sys.exit(f"train.py: error: {slip} [SUPPLE_TRACEBACK=1 shows the traceback]")
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()  # else its threads may end the interpreter by abort
 
 
 def _raised_here(error: BaseException | None) -> Iterator[BaseException]:
