@@ -4,77 +4,157 @@ import math
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, Timer
+from lightning.pytorch.callbacks import (
+    GradientAccumulationScheduler,
+    StochasticWeightAveraging,
+    Timer,
+)
+from lightning.pytorch.utilities import rank_zero_info
+from torch.optim.swa_utils import AveragedModel
 
-from activations import set_progress
+from activations import Scheduled, set_progress
+
+_UNPLANNABLE = {
+    GradientAccumulationScheduler: "changes the steps of an epoch: use "
+    "trainer.accumulate_grad_batches",
+    StochasticWeightAveraging: "adds an epoch: use WeightAveraging or EMAWeightAveraging",
+}
 
 
 class ActivationSchedule(Callback):
     """Moves every scheduled activation (DSReLU, ...) through the planned training.
 
     Progress is a function of the optimizer steps done, so it is right under gradient accumulation,
-    on several processes and after a resume, also in the middle of an epoch.
+    on several processes and after a resume, also in the middle of an epoch. A copy of the network
+    that another callback averages (WeightAveraging, EMAWeightAveraging) is *set* to the present
+    progress wherever it is looked at: in validation, in checkpoints and at the end. Validation,
+    testing and prediction on their own leave the stored value alone.
 
     Args:
-        interval: `step`: t = steps done / steps planned, set after each step; t = 1 after the last.
-            `epoch`: t = e / (E - 1) during epoch e = 0 ... E - 1, as the papers do; each validation
+        interval: `step`: u = steps done / steps planned, set after each step; u = 1 after the last.
+            `epoch`: u = e / (E - 1) during epoch e = 0 ... E - 1, as the papers do; each validation
             sees the function that was trained with.
+        start: the share u of the training up to which the activations stay at t = 0.
+        end: the share u from which they are at t = 1; t = (u - start) / (end - start) between.
+
+    The plan is trainer.max_epochs or trainer.max_steps, whichever ends first. With trainer.max_time
+    u is the larger share, of the steps or of the time; `epoch` cannot tell its E then.
 
     Raises:
-        ValueError: the planned length cannot be told.
+        ValueError: an argument is out of range, the planned length cannot be told, or there are two
+            schedules.
     """
 
-    def __init__(self, interval: Literal["epoch", "step"] = "step") -> None:
+    def __init__(
+        self, interval: Literal["epoch", "step"] = "step", start: float = 0.0, end: float = 1.0
+    ) -> None:
         if interval not in ("epoch", "step"):
             raise ValueError(f"interval must be 'epoch' or 'step', got {interval!r}")
-        self.interval = interval
-        self._active = False
+        if not 0 <= start < end <= 1:
+            raise ValueError(
+                f"the schedule needs 0 <= start < end <= 1, got start {start} and end {end}"
+            )
+        self.interval, self.start, self.end = interval, start, end
+        self._progress: float | None = None  # None outside of training, or with nothing to move
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a second schedule, which would move the same functions."""
+        self._progress = None
+        count = sum(isinstance(c, ActivationSchedule) for c in _callbacks(trainer))
+        if stage == "fit" and count > 1:
+            raise ValueError(
+                f"{count} ActivationSchedule callbacks would move the same functions; keep one "
+                "(train.py has one: --schedule.interval, --schedule.start, --schedule.end)"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start where the run stands: at 0, or where a checkpoint left it."""
-        self._active = set_progress(pl_module, 0.0) > 0
-        if self._active:
-            set_progress(pl_module, self.progress(trainer))
+        if any(isinstance(module, Scheduled) for module in pl_module.modules()):
+            self._move(trainer, pl_module, self.progress(trainer))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Enter a new epoch's progress before its first step."""
-        if self._active and self.interval == "epoch" and batch_idx == 0:
-            set_progress(pl_module, self.progress(trainer))
+        if self._progress is not None and self.interval == "epoch" and batch_idx == 0:
+            self._move(trainer, pl_module, self.progress(trainer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Follow the steps done."""
-        if self._active and self.interval == "step":
-            set_progress(pl_module, self.progress(trainer))
+        if self._progress is not None and self.interval == "step":
+            self._move(trainer, pl_module, self.progress(trainer))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Averages that are validated in place of the network are where the network is."""
+        self._move(trainer, pl_module, self._progress)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Averages in a checkpoint too; what it holds shares its memory with the models."""
+        self._move(trainer, pl_module, self._progress)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Averages that stay as the network too; say where the functions stopped."""
+        self._move(trainer, pl_module, self._progress)
+        if self._progress is not None and self._progress < 1:
+            rank_zero_info(
+                f"Training ended with the scheduled activations at t = {self._progress:.3g} of 1."
+            )
+        self._progress = None
 
     def progress(self, trainer: Trainer) -> float:
-        """Training progress in [0, 1] at the trainer's present step."""
-        if any(isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks):  # pyright: ignore[reportAttributeAccessIssue]
-            raise ValueError(
-                "ActivationSchedule cannot plan with GradientAccumulationScheduler, which changes "
-                "the steps of an epoch: use trainer.accumulate_grad_batches"
-            )
-        planned = trainer.estimated_stepping_batches
-        if self.interval == "step" and planned == float("inf"):
-            return self._elapsed(trainer)
-        if not 0 < planned < float("inf"):
-            raise ValueError(
-                "ActivationSchedule needs a planned length: set trainer.max_epochs or "
-                "trainer.max_steps (or, with interval: step, trainer.max_time)"
-            )
-        if self.interval == "step":
-            return min(trainer.global_step / planned, 1.0)
-        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        epochs = math.ceil(planned / steps)
-        return min(trainer.global_step // steps / max(epochs - 1, 1), 1.0)
+        """The schedule's t in [0, 1] at the trainer's present step."""
+        for callback in _callbacks(trainer):
+            for kind, why in _UNPLANNABLE.items():
+                if isinstance(callback, kind):
+                    raise ValueError(f"ActivationSchedule cannot plan: {kind.__name__} {why}")
+        done = self._epochs(trainer) if self.interval == "epoch" else self._steps(trainer)
+        return min(max((done - self.start) / (self.end - self.start), 0.0), 1.0)
 
     @staticmethod
-    def _elapsed(trainer: Trainer) -> float:
-        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
-            if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None:
-                done = callback.time_elapsed()
-                return min(done / max(done + left, 1e-9), 1.0)
-        raise ValueError("ActivationSchedule needs trainer.max_epochs, max_steps or max_time")
+    def _epochs(trainer: Trainer) -> float:
+        planned, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+        if not 0 < planned < math.inf or batches == math.inf or _timers(trainer):
+            raise ValueError(
+                "a schedule with interval: epoch needs a number of epochs: set trainer.max_epochs "
+                "or trainer.max_steps, data with a length, and no trainer.max_time; or choose "
+                "interval: step"
+            )
+        steps = math.ceil(batches / trainer.accumulate_grad_batches)
+        last = math.ceil(planned / steps) - 1
+        return min(trainer.global_step // steps, last) / max(last, 1)
+
+    @staticmethod
+    def _steps(trainer: Trainer) -> float:
+        planned = trainer.estimated_stepping_batches  # inf or -1 where it cannot be told
+        shares = [trainer.global_step / planned] if 0 < planned < math.inf else []
+        for timer in _timers(trainer):
+            done, left = timer.time_elapsed(), timer.time_remaining() or 0.0
+            # processes have clocks of their own
+            shares.append(trainer.strategy.broadcast(done / max(done + left, 1e-9)))
+        if not shares:
+            raise ValueError(
+                "ActivationSchedule needs a planned length: set trainer.max_epochs, "
+                "trainer.max_steps (data without a length need it) or trainer.max_time"
+            )
+        return min(max(shares), 1.0)
+
+    def _move(self, trainer: Trainer, pl_module: LightningModule, progress: float | None) -> None:
+        self._progress = progress
+        if progress is None:
+            return
+        held = (value for callback in _callbacks(trainer) for value in vars(callback).values())
+        for model in (pl_module, *(value for value in held if isinstance(value, AveragedModel))):
+            set_progress(model, progress)
+
+
+def _callbacks(trainer: Trainer) -> list[Callback]:
+    return trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _timers(trainer: Trainer) -> list[Timer]:
+    timers = (callback for callback in _callbacks(trainer) if isinstance(callback, Timer))
+    return [timer for timer in timers if timer.time_remaining() is not None]

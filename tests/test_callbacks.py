@@ -1,118 +1,19 @@
-"""Schedules, monitor and predictions in real, small trainings."""
+"""Monitor and predictions in real, small trainings."""
 
 import csv
 import math
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 
-from activations import LSLU, CosLU, DSReLU
-from callbacks import ActivationMonitor, ActivationSchedule, PredictionWriter
+from activations import LSLU, CosLU
+from callbacks import PredictionWriter
 from models import Classifier
 from tests.data import Tiny
-
-GENTLE = {"a": 1.5, "b": 0.5}  # the paper's slopes need more care than these short runs take
-
-
-GENTLE_DSRELU = partial(DSReLU, **GENTLE)
-
-
-def classifier(activation: Any = GENTLE_DSRELU) -> Classifier:
-    torch.manual_seed(4)
-    return Classifier("resnet8", 3, 1, 8, activation)
-
-
-def trainer(tmp_path: Path, *callbacks: Callback, **more: Any) -> Trainer:
-    more = {"max_epochs": 3, "logger": False, "enable_checkpointing": False} | more
-    return Trainer(accelerator="cpu", devices=1, default_root_dir=tmp_path, log_every_n_steps=2,
-                   enable_progress_bar=False, enable_model_summary=False,
-                   callbacks=list(callbacks), **more)  # fmt: skip
-
-
-class Slopes(Callback):
-    """Remembers the slope that each step and each validation used."""
-
-    def __init__(self) -> None:
-        self.steps: list[float] = []
-        self.validations: list[float] = []
-
-    def on_before_backward(self, trainer, pl_module, loss):
-        self.steps.append(pl_module.backbone.act1.slope.item())
-
-    def on_validation_start(self, trainer, pl_module):
-        if not trainer.sanity_checking:
-            self.validations.append(pl_module.backbone.act1.slope.item())
-
-
-def slope(progress: float) -> Any:
-    return pytest.approx(DSReLU(**GENTLE).slope_at(progress))
-
-
-def test_progress_by_step(tmp_path: Path):
-    seen, model = Slopes(), classifier()
-    trainer(tmp_path, ActivationSchedule(), seen).fit(model, datamodule=Tiny())
-    assert len(seen.steps) == 3 * 8
-    assert seen.steps == [slope(step / 24) for step in range(24)]
-    assert seen.validations == [slope(epoch / 3) for epoch in (1, 2, 3)]
-    slopes = [m.slope.item() for m in model.modules() if isinstance(m, DSReLU)]
-    assert slopes == [slope(1)] * 7
-
-
-def test_progress_by_epoch(tmp_path: Path):
-    seen = Slopes()
-    trainer(tmp_path, ActivationSchedule("epoch"), seen).fit(classifier(), datamodule=Tiny())
-    assert seen.steps == [slope(epoch / 2) for epoch in (0, 1, 2) for _ in range(8)]
-    assert seen.validations == [slope(epoch / 2) for epoch in (0, 1, 2)]
-
-
-@pytest.mark.parametrize(
-    ("limits", "expected"),
-    [
-        ({"accumulate_grad_batches": 2}, [step // 2 / 12 for step in range(24)]),
-        ({"max_steps": 10, "max_epochs": -1}, [step / 10 for step in range(10)]),
-        ({"limit_train_batches": 5, "max_epochs": 2}, [step / 10 for step in range(10)]),
-    ],
-)
-def test_planned_length(tmp_path: Path, limits: dict[str, Any], expected: list[float]):
-    seen = Slopes()
-    trainer(tmp_path, ActivationSchedule(), seen, **limits).fit(classifier(), datamodule=Tiny())
-    assert seen.steps == [slope(progress) for progress in expected]
-
-
-def test_an_unplannable_length_is_refused(tmp_path: Path):
-    changing = GradientAccumulationScheduler({0: 1, 1: 2})
-    with pytest.raises(ValueError, match="cannot plan with GradientAccumulationScheduler"):
-        trainer(tmp_path, ActivationSchedule(), changing).fit(classifier(), datamodule=Tiny())
-    with pytest.raises(ValueError, match="interval must be 'epoch' or 'step', got 'day'"):
-        ActivationSchedule("day")
-    with pytest.raises(ValueError, match="default cosine needs a planned length"):
-        trainer(tmp_path, max_epochs=-1).fit(classifier(), datamodule=Tiny())
-
-
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-@pytest.mark.parametrize("interval", ["step", "epoch"])
-@pytest.mark.parametrize("steps", [5, 8, 11, 16])
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, steps: int, interval: Any):
-    whole, seen = classifier(), Slopes()
-    save = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=steps, save_top_k=-1)
-    schedule, monitor = ActivationSchedule(interval), ActivationMonitor(figure=False)
-    run = trainer(tmp_path, schedule, monitor, save, seen, enable_checkpointing=True)
-    run.fit(whole, datamodule=Tiny())
-
-    resumed, after = classifier(), Slopes()
-    schedule, monitor_after = ActivationSchedule(interval), ActivationMonitor(figure=False)
-    save = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=steps, save_top_k=-1)
-    run = trainer(tmp_path, schedule, monitor_after, save, after, enable_checkpointing=True)
-    run.fit(resumed, datamodule=Tiny(), ckpt_path=str(tmp_path / f"step={steps}.ckpt"))
-    assert after.steps == seen.steps[steps:]
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
-    assert monitor_after.table() == monitor.table()
+from tests.trainings import classifier, trainer
 
 
 def test_the_same_seed_gives_the_same_bits(tmp_path: Path):

@@ -31,8 +31,8 @@ from callbacks.record import Record, Row, read, thinned
 from callbacks.sites import Probe, activation_sites, curves, function_of, read_values
 from models import Classifier, build_backbone
 from tests.data import Tiny
-from tests.test_callbacks import classifier as fast_classifier
-from tests.test_callbacks import trainer
+from tests.trainings import classifier as fast_classifier
+from tests.trainings import trainer
 
 
 def classifier(activation: Any) -> Classifier:
