@@ -1,0 +1,157 @@
+"""Alternating optimisation: one group of parameters learns while the others are frozen."""
+
+import copy
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import nn
+from torch.optim import LBFGS, Optimizer
+
+from activations import shape_parameters
+
+
+class AlternatingOptimization(Callback):
+    """Lets groups of parameters learn in turn, `every` steps or epochs each, first group first.
+
+    A frozen group has no gradient when the optimizer steps: its values and its optimizer state
+    (momentum, averages, step counts) stay as they are to the bit, it is not decayed, and the norm
+    that gradients are clipped by is the learning group's. Gradients are still computed, so that
+    processes stay in step. Batch normalisation's statistics follow the data in every phase, and the
+    learning rate its own plan. Whose turn it is follows from the step or epoch alone: a resumed run
+    goes on exactly. The share of each epoch's steps in which a group learned is logged as
+    `alternating/<group>`.
+
+    Args:
+        groups: two or more. Each is `weights`, `activations` (what activations learn as their
+            shape), a glob over parameter names (`layer4.*`), or a list of these. Parameters in no
+            group always learn.
+        every: length of a turn.
+        unit: `epoch` or `step` (of the optimizer).
+
+    Raises:
+        ValueError: fewer than two groups, `every` < 1, a glob that fits no parameter, a parameter
+            in two groups, or LBFGS, which moves all parameters together.
+
+    Reference: Varshney and Singh 2021, doi 10.1007/s11760-021-01863-z, train FReLU so. Deviation
+    from it: none known; its schedule is not known, turns of an epoch are our reading.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[str | list[str]] = ("weights", "activations"),
+        every: int = 1,
+        unit: Literal["epoch", "step"] = "epoch",
+    ) -> None:
+        if isinstance(groups, str) or len(groups) < 2:
+            raise ValueError(f"groups must be two or more that take turns, got {groups!r}")
+        if every < 1:
+            raise ValueError(f"every must be an integer >= 1, got {every!r}")
+        if unit not in ("epoch", "step"):
+            raise ValueError(f"unit must be 'epoch' or 'step', got {unit!r}")
+        self.groups = [[group] if isinstance(group, str) else list(group) for group in groups]
+        self.every, self.unit = every, unit
+        self._members: list[list[nn.Parameter]] = []
+        self._learning = 0
+        self._counters: list[tuple[dict[str, Any], Any]] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find each group's parameters."""
+        if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
+            raise ValueError("LBFGS moves all parameters together: alternate with SGD or Adam")
+        self._members = members(pl_module, self.groups)
+        self._learning = self.turn(trainer)
+        planned = trainer.max_epochs if self.unit == "epoch" else trainer.estimated_stepping_batches
+        for index, group in enumerate(self.groups):
+            if 0 < (planned or 0) <= index * self.every:
+                rank_zero_warn(
+                    f"{_name(group)} never learns: the {planned} planned {self.unit}s end before "
+                    f"its first turn (every: {self.every})"
+                )
+        sizes = [sum(parameter.numel() for parameter in group) for group in self._members]
+        learned = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+        turns = ", ".join(f"{_name(g)} ({n:,})" for g, n in zip(self.groups, sizes, strict=True))
+        rank_zero_info(
+            f"Parameters that learn in turn, {self.every} {self.unit}(s) each: {turns}; always: "
+            f"{learned - sum(sizes):,}"
+        )
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Drop the frozen groups' gradients; Lightning clips after this."""
+        self._learning = self.turn(trainer)
+        for index, group in enumerate(self._members):
+            for parameter in group if index != self._learning else ():
+                parameter.grad = None
+        # LAMB counts the steps of an optimizer group, with or without gradients
+        self._counters = [
+            (group, copy.deepcopy(group.get("step")))
+            for group in optimizer.param_groups
+            if all(parameter.grad is None for parameter in group["params"])
+        ]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Put back the frozen groups' step counts; log who learned."""
+        for group, step in self._counters:
+            group.pop("step", None)
+            group.update({} if step is None else {"step": step})
+        self._counters = []
+        for index, group in enumerate(self.groups):
+            share = float(index == self._learning)
+            name = f"alternating/{_name(group)}"
+            pl_module.log(name, share, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+
+    def turn(self, trainer: Trainer) -> int:
+        """Index of the group that learns at the trainer's present step."""
+        done = trainer.global_step if self.unit == "step" else trainer.current_epoch
+        return done // self.every % len(self.groups)
+
+
+def members(model: nn.Module, groups: Sequence[Sequence[str]]) -> list[list[nn.Parameter]]:
+    """The trained parameters of each group; names count from `model.backbone` where it has one."""
+    shapes = {id(parameter) for parameter in shape_parameters(model).values()}
+    named = {
+        name.removeprefix("backbone."): parameter
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter.requires_grad
+    }
+    owner: dict[int, int] = {}
+    for index, group in enumerate(groups):
+        for pattern in group:
+            found = [
+                name
+                for name, parameter in named.items()
+                if (
+                    (id(parameter) in shapes) is (pattern == "activations")
+                    if pattern in ("weights", "activations")
+                    else fnmatchcase(name, pattern)
+                )
+            ]
+            if not found and pattern == "activations":
+                raise ValueError("the group activations is empty: no activation here learns")
+            if not found:
+                raise ValueError(
+                    f"the group {pattern!r} fits none of {len(named)} parameters, such as "
+                    f"{', '.join(list(named)[:3])}"
+                )
+            for name in found:
+                first = owner.setdefault(id(named[name]), index)
+                if first != index:
+                    raise ValueError(
+                        f"the parameter {name} is in two groups: {_name(groups[first])} and "
+                        f"{_name(group)}"
+                    )
+    unique = {id(parameter): parameter for parameter in named.values()}
+    return [
+        [unique[key] for key, place in owner.items() if place == index]
+        for index in range(len(groups))
+    ]
+
+
+def _name(group: Sequence[str]) -> str:
+    return "+".join(group)

@@ -1,0 +1,143 @@
+"""Schedule, alternation and monitor together under Lightning's own options."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, WeightAveraging
+from lightning.pytorch.plugins import TorchSyncBatchNorm
+from torch import nn
+
+from activations import parameter_groups, set_progress, shape_parameters
+from callbacks import ActivationMonitor, ActivationSchedule, AlternatingOptimization
+from tests.data import Tiny
+from tests.trainings import Small, by_hand, is_shape, is_weight, same, trainer
+
+
+def together() -> list[Callback]:
+    """Turns of three steps, a slope that moves from a quarter to three quarters."""
+    return [
+        ActivationSchedule(start=0.25, end=0.75),
+        AlternatingOptimization(["activations", "weights"], 3, "step"),
+        ActivationMonitor(),
+    ]
+
+
+def fit(tmp_path: Path, *more: Callback, model: Small | None = None, **options: Any) -> Small:
+    model = model or Small(decay=0.01)
+    trainer(tmp_path, *more, *together(), **options).fit(model, datamodule=Tiny())
+    return model
+
+
+def expected(model: Small | None = None, **more: Any) -> Small:
+    model = model or Small(decay=0.01)
+    by_hand(
+        model,
+        [is_shape, is_weight],
+        lambda step, epoch: step // 3 % 2,
+        progress=lambda step, epoch: min(max((step - 6) / 12, 0), 1),
+        **more,
+    )
+    return model
+
+
+def test_plain(tmp_path: Path):
+    assert same(fit(tmp_path).state_dict(), expected().state_dict())
+
+
+def test_gradient_clipping(tmp_path: Path):
+    found = {}
+    for name, clip in (
+        ("norm", lambda p: nn.utils.clip_grad_norm_(p, 0.3)),
+        ("value", lambda p: nn.utils.clip_grad_value_(p, 0.03)),
+    ):
+        model = fit(tmp_path, gradient_clip_val=0.3 if name == "norm" else 0.03,
+                    gradient_clip_algorithm=name)  # fmt: skip
+        found[name] = model.state_dict()
+        assert same(found[name], expected(clip=clip).state_dict())
+    assert not same(found["norm"], found["value"])
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true", "bf16-true"])
+def test_precision(tmp_path: Path, precision: Any):
+    model, oracle = Small(decay=0.01), Small(decay=0.01)
+    dtype = {"64-true": torch.float64, "bf16-true": torch.bfloat16}.get(precision)
+    expected(oracle.to(dtype) if dtype else oracle, autocast=precision == "bf16-mixed")
+    fit(tmp_path, model=model, precision=precision)
+    assert model.backbone.act2.b.dtype == (dtype or torch.float32)
+    tolerance = {"rtol": 1e-12, "atol": 1e-12} if precision == "64-true" else {"rtol": 0, "atol": 0}
+    for name, value in oracle.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, **tolerance, msg=name)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="float16 is scaled on a GPU")
+@pytest.mark.parametrize("norm", [None, 0.3])
+def test_float16_on_a_gpu(tmp_path: Path, norm: float | None):
+    results = []
+    for precision in ("16-mixed", "32-true"):
+        model = fit(tmp_path, precision=precision, accelerator="gpu", gradient_clip_val=norm)
+        results.append(model.cpu().state_dict())
+    for name, value in results[1].items():
+        torch.testing.assert_close(results[0][name], value, rtol=0.05, atol=0.02, msg=name)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="SyncBatchNorm needs a GPU")
+def test_synchronised_normalisation_on_a_gpu(tmp_path: Path):
+    model = fit(tmp_path, accelerator="gpu", strategy="ddp", sync_batchnorm=True)
+    plain = fit(tmp_path, accelerator="gpu")
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_synchronised_normalisation_keeps_schedule_and_groups():
+    model = Small()
+    before = shape_parameters(model)
+    weights = [id(p) for group in parameter_groups(model) for p in group["params"]]
+    converted = TorchSyncBatchNorm().apply(model)
+    assert isinstance(converted.backbone.bn1, nn.SyncBatchNorm)
+    assert shape_parameters(converted).keys() == before.keys()
+    assert weights == [id(p) for group in parameter_groups(converted) for p in group["params"]]
+    assert set_progress(converted, 1.0) == 1
+
+
+class Mean(WeightAveraging):
+    """The plain mean of what follows each step."""
+
+
+@pytest.mark.parametrize("average", [EMAWeightAveraging(decay=0.8), Mean()], ids=["ema", "mean"])
+def test_weight_averaging(tmp_path: Path, average: WeightAveraging):
+    mean: dict[str, torch.Tensor] = {}
+    weight = (lambda n: 0.8) if isinstance(average, EMAWeightAveraging) else lambda n: n / (n + 1)
+    oracle = expected(mean=mean, decay=weight)
+    model = fit(tmp_path, average)
+    for name, value in model.state_dict().items():
+        if name.endswith("slope"):
+            assert torch.equal(value, oracle.backbone.act1.slope)  # set, not averaged
+        elif value.is_floating_point():
+            torch.testing.assert_close(value.double(), mean[name], rtol=1e-4, atol=1e-6)
+    assert not same(model.backbone.fc.state_dict(), oracle.backbone.fc.state_dict())
+
+
+def test_early_stopping(tmp_path: Path):
+    stop = EarlyStopping("val/loss", stopping_threshold=1e9)  # after the first epoch
+    oracle = Small(decay=0.01)
+    by_hand(oracle, [is_shape, is_weight], lambda step, epoch: step // 3 % 2, epochs=1,
+            progress=lambda step, epoch: max(step - 6, 0) / 12)  # fmt: skip
+    assert same(fit(tmp_path, stop).state_dict(), oracle.state_dict())
+
+
+def test_accumulation(tmp_path: Path):
+    model, oracle = fit(tmp_path, accumulate_grad_batches=2), Small(decay=0.01)
+    by_hand(oracle, [is_shape, is_weight], lambda step, epoch: step // 3 % 2, accumulate=2,
+            progress=lambda step, epoch: min(max((step - 3) / 6, 0), 1))  # fmt: skip
+    assert same(model.state_dict(), oracle.state_dict())
+
+
+def test_a_compiled_network(tmp_path: Path):
+    model = Small(decay=0.01)
+    model.backbone.compile(backend="eager")
+    fit(tmp_path, model=model)
+    for name, value in expected().state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-4, atol=1e-6)
