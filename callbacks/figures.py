@@ -77,12 +77,13 @@ def draw_shapes(path: Path, panels: list[Panel], looks: list[str]) -> Tensor:
             quantiles = torch.quantile(now, torch.tensor([0.1, 0.9]), dim=1).numpy()
             axis.fill_between(x, *quantiles, color=colors[-1], alpha=0.3, linewidth=0)
         axis.set(xlim=(x[0], x[-1]), ylim=(low, high))
-        axis.set_title(panel.title, fontsize=7, pad=3)
+        lines = [line if len(line) < 28 else f"…{line[-26:]}" for line in panel.title.split("\n")]
+        axis.set_title("\n".join(lines), fontsize=7, pad=3)
         axis.tick_params(labelsize=6, length=2, pad=1.5)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[len(shown) :]:
         axis.set_visible(False)
-    lines = [
+    handles = [
         Line2D([], [], color=color, linestyle=style, linewidth=width)
         for color, style, width in zip(colors, styles, widths, strict=True)
     ]
@@ -90,7 +91,7 @@ def draw_shapes(path: Path, panels: list[Panel], looks: list[str]) -> Tensor:
         left=0.32 / size[0], right=1 - 0.1 / size[0], bottom=0.25 / size[1],
         top=1 - 0.75 / size[1], wspace=0.28, hspace=0.5,
     )  # fmt: skip
-    figure.legend(lines, looks, loc="upper center", ncols=5, frameon=False, fontsize=7)
+    figure.legend(handles, looks, loc="upper center", ncols=5, frameon=False, fontsize=7)
     if every > 1:
         figure.text(0.01, 0.99, f"1 of {every} sites", fontsize=7, va="top")
     return _save(figure, path)

@@ -1,4 +1,4 @@
-"""Monitor and predictions in real, small trainings."""
+"""Classifier and predictions in real, small trainings."""
 
 import csv
 import math
