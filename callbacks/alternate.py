@@ -133,7 +133,10 @@ def members(model: nn.Module, groups: Sequence[Sequence[str]]) -> list[list[nn.P
                 )
             ]
             if not found and pattern == "activations":
-                raise ValueError("the group activations is empty: no activation here learns")
+                raise ValueError(
+                    "the group activations is empty: no activation of this network learns a shape; "
+                    "choose one that does, such as FReLU, or other groups"
+                )
             if not found:
                 raise ValueError(
                     f"the group {pattern!r} fits none of {len(named)} parameters, such as "
