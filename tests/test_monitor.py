@@ -309,7 +309,8 @@ def test_warnings(tmp_path: Path):
 def test_a_resumed_run_keeps_the_history(tmp_path: Path):
     save = ModelCheckpoint(tmp_path / "ckpt", "{step}", every_n_train_steps=11, save_top_k=-1)
     whole = CSVLogger(tmp_path, "whole")
-    run = trainer(tmp_path, ActivationMonitor(1), save, logger=whole, enable_checkpointing=True)
+    watched = ActivationMonitor(1)
+    run = trainer(tmp_path, watched, save, logger=whole, enable_checkpointing=True)
     run.fit(classifier(CosLU), datamodule=Tiny())
     resumed = CSVLogger(tmp_path, "resumed")
     monitor = ActivationMonitor(1)
@@ -322,6 +323,7 @@ def test_a_resumed_run_keeps_the_history(tmp_path: Path):
                        for logger in (whole, resumed))  # fmt: skip
     assert found == expected
     assert [label for label, _ in monitor._shapes] == ["at the start", "epoch 3"]
+    assert monitor.table() == watched.table()
 
 
 def test_without_a_logger_files_are_kept_apart(tmp_path: Path):
