@@ -113,7 +113,7 @@ def check(case: Case, shape: tuple[int, ...], dtype: torch.dtype, **more: Any) -
     if dtype == torch.float64 or not case.scalar:
         module.to(dtype)
     x64, grad64 = numbers(case, shape), numbers(case, shape, seed=2)
-    x, grad = x64.to(dtype).requires_grad_(), grad64.to(dtype)
+    x, grad = x64.to(dtype, copy=True).requires_grad_(), grad64.to(dtype)
     y = module(x)
     y.backward(grad)
     assert (y.dtype, y.shape, y.stride()) == (x.dtype, x.shape, x.stride())
