@@ -8,7 +8,7 @@ from pathlib import Path
 def main() -> None:
     """Run the measurement that the first argument names."""
     files = Path(__file__).parent.glob("[a-z]*.py")
-    names = sorted(file.stem for file in files if file.stem != "report")
+    names = sorted({file.stem for file in files} - {"measure", "report"})
     if len(sys.argv) < 2 or sys.argv[1] not in names:
         sys.exit(f"usage: python -m bench {' | '.join(names)} [--help]")
     name = sys.argv.pop(1)

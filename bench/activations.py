@@ -9,7 +9,6 @@ import argparse
 import inspect
 import random
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 import activations
 from activations.compile import fuse_kernels
 
+from .measure import now, saved_bytes, spread
 from .report import machine, write
 
 RIVALS: list[tuple[str, Callable[[], nn.Module]]] = [
@@ -49,36 +49,19 @@ class Entry:
         for parameter in (x, *self.module.parameters()):
             parameter.grad = None
         with fuse_kernels(MODES.get(self.mode, False)):
-            start = _now(x)
+            start = now(x.device)
             y = self.module(x)
-            middle = _now(x)
+            middle = now(x.device)
             y.backward(grad)
-            end = _now(x)
+            end = now(x.device)
         self.forward.append(middle - start)
         self.both.append(end - start)
 
     def saved(self, x: Tensor) -> float:
         """Bytes kept for backward, parameters aside, in multiples of the input."""
-        own = {parameter.untyped_storage().data_ptr() for parameter in self.module.parameters()}
-        found: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                found[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-        with fuse_kernels(MODES.get(self.mode, False)), hooks:
-            kept = self.module(x)
-        del kept
-        return sum(found.values()) / x.untyped_storage().nbytes()
-
-
-def _now(x: Tensor) -> float:
-    if x.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
+        with fuse_kernels(MODES.get(self.mode, False)):
+            kept = saved_bytes(lambda: self.module(x), self.module.parameters())
+        return kept / x.untyped_storage().nbytes()
 
 
 def entries(options: argparse.Namespace) -> list[Entry]:
@@ -136,7 +119,6 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         silu, relu = (next(e for e in chosen if e.name == f"nn.{n}") for n in ("SiLU", "ReLU"))
         for entry in chosen:
             both = statistics.median(entry.both)
-            low, _, high = statistics.quantiles(entry.both, n=4)
             rows.append(
                 {
                     "function": entry.name,
@@ -145,7 +127,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                     "forward_ms": 1e3 * statistics.median(entry.forward),
                     "both_ms": 1e3 * both,
                     "least_ms": 1e3 * min(entry.both),
-                    "spread_percent": 50 * (high - low) / both,
+                    "spread_percent": spread(entry.both),
                     "forward_to_silu": statistics.median(entry.forward)
                     / statistics.median(silu.forward),
                     "both_to_silu": both / statistics.median(silu.both),

@@ -12,7 +12,7 @@ ALLOWED = {
     "datamodules": set(),
     "models": {"activations"},
     "callbacks": {"activations"},
-    "bench": {"activations", "datamodules", "models"},
+    "bench": {"activations", "callbacks", "datamodules", "models"},
 }
 
 

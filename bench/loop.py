@@ -1,0 +1,239 @@
+"""What Lightning, our callbacks and the loggers add to a bare PyTorch loop.
+
+All variants train the same network on the same batches, made by the project's own loader from
+generated images of CIFAR's shape. Each runs in a thread of its own and they take turns, one batch
+each in a new random order, so that whatever else the machine does falls on all of them alike. A
+variant adds one part to the one above it; `part` is what that part costs in % of a bare epoch.
+Processor time leaves out what other jobs do to the clock on the wall.
+"""
+
+import argparse
+import contextlib
+import io
+import logging
+import random
+import statistics
+import tempfile
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from activations import fuse_kernels, parameter_groups
+from callbacks import ActivationMonitor, ActivationSchedule
+from datamodules import ImageDataModule
+from models import Classifier
+
+from .measure import Turns, spread
+from .report import ROOT, machine, write
+from .step import factory
+
+PARTS = ("Trainer", "schedule", "monitor", "progress bar", "TensorBoard", "checkpoints")
+
+
+class Generated(ImageDataModule):
+    """Random images of CIFAR's shape: so many whole batches an epoch."""
+
+    num_classes, in_channels, image_size = 10, 3, 32
+    class_names = tuple("0123456789")
+    mean, std = (0.5,) * 3, (0.25,) * 3
+
+    def __init__(self, batch_size: int, steps: int, turns: Turns) -> None:
+        super().__init__(batch_size=batch_size, seed=0)
+        self.steps, self.turns = steps, turns
+
+    def load(self, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
+        """As many images as one epoch takes."""
+        generator, images = torch.Generator().manual_seed(0), self.batch_size * self.steps
+        pixels = torch.randint(0, 256, (images, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        return pixels, torch.arange(images) % 10
+
+    def choose(self, split: str, labels: Tensor) -> Tensor:
+        """All of them, whatever the split."""
+        return torch.arange(len(labels))
+
+    def train_dataloader(self) -> Any:
+        """The project's loader, which takes turns."""
+        return self.turns.over(super().train_dataloader())
+
+
+def bare(data: Generated, model: Classifier, options: argparse.Namespace) -> None:
+    """The loop that anyone would write, with the same optimizer, clipping and schedule."""
+    device, clip = torch.device(options.device), _trainer()["gradient_clip_val"]
+    data.setup("fit")
+    model.to(device)
+    fuse_kernels(model.compile_mode == "activations")
+    optimizer = model.optimizer(parameter_groups(model.backbone))
+    scheduler = CosineAnnealingLR(optimizer, (options.epochs + 1) * data.steps)
+    turns = data.train_dataloader()
+    for epoch in range(options.epochs + 1):
+        turns.loader.set_epoch(epoch)
+        for images, labels, _ in turns:
+            loss = F.cross_entropy(model(images.to(device)), labels.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            scheduler.step()
+
+
+def lightning(
+    data: Generated, model: Classifier, options: argparse.Namespace, parts: int, folder: str
+) -> None:
+    """The same by a Trainer with the first so many of PARTS."""
+    have = PARTS[:parts]
+    callbacks: list[Callback] = []
+    callbacks += [ActivationSchedule()] if "schedule" in have else []
+    callbacks += [ActivationMonitor(figure=False)] if "monitor" in have else []
+    bar = "progress bar" in have
+    callbacks += [TQDMProgressBar(refresh_rate=20)] if bar else []
+    logger = TensorBoardLogger(folder, default_hp_metric=False) if "TensorBoard" in have else False
+    if "checkpoints" in have:
+        last = ModelCheckpoint(filename="last", enable_version_counter=False)
+        callbacks += [ModelCheckpoint(monitor="train/acc", mode="max", filename="best"), last]
+    trainer = Trainer(
+        **_trainer(),
+        max_epochs=options.epochs + 1,
+        accelerator="gpu" if options.device == "cuda" else "cpu",
+        devices=1,
+        callbacks=callbacks,
+        logger=logger,
+        enable_checkpointing="checkpoints" in have,
+        enable_progress_bar=bar,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(model, datamodule=data)
+
+
+def _trainer() -> dict[str, Any]:
+    """What base.yaml says of a training run."""
+    settings = yaml.safe_load((ROOT / "configs/base.yaml").read_text())["trainer"]
+    return {name: settings[name] for name in ("gradient_clip_val", "log_every_n_steps")}
+
+
+def train(options: argparse.Namespace) -> dict[str, tuple[Turns, Classifier]]:
+    """Let all variants take turns until each has trained; their times and their networks."""
+    found: dict[str, tuple[Turns, Classifier]] = {}
+    threads = []
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        for parts, name in enumerate(("bare loop", *PARTS)):
+            torch.manual_seed(0)
+            model = Classifier(
+                options.backbone, activation=factory(options.activation), compile=options.compile
+            )
+            turns = Turns(options.device)
+            data = Generated(options.batch_size, options.steps, turns)
+            run = partial(lightning, parts=parts, folder=f"{folder}/{parts}") if parts else bare
+            threads.append(turns.start(partial(run, data, model, options)))
+            found[name] = turns, model
+        for k in range((options.epochs + 1) * options.steps):
+            for name in random.Random(k).sample(list(found), len(found)):
+                found[name][0].step()
+        for thread in threads:
+            thread.join()
+    return found
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row for each variant."""
+    found = {}
+    for name, (turns, _) in train(options).items():
+        epochs = [
+            slice(e * options.steps, (e + 1) * options.steps) for e in range(1, options.epochs + 1)
+        ]
+        found[name] = [[sum(t[e]) for e in epochs] for t in (turns.wall, turns.processor)]
+    rows, before = [], None
+    for name, (wall, processor) in found.items():
+        base = found["bare loop"]
+        ratio, of_processor = (
+            statistics.median(mine) / statistics.median(bare)
+            for mine, bare in zip((wall, processor), base, strict=True)
+        )
+        rows.append(
+            {
+                "variant": f"+ {name}" if before is not None else name,
+                "epoch_s": statistics.median(wall),
+                "spread_percent": spread(wall),
+                "ratio": ratio,
+                "processor_s": statistics.median(processor),
+                "processor_ratio": of_processor,
+                "part_percent": 0.0 if before is None else 100 * (of_processor - before),
+                "part_ms_a_step": 0.0 if before is None else
+                1e3 * (of_processor - before) * statistics.median(base[1]) / options.steps,
+            }
+        )  # fmt: skip
+        before = of_processor
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> str:
+    """The table."""
+    lines = [
+        f"{'':15} {'epoch':>8} {'spread':>6} {'ratio':>6}  {'processor':>9} {'ratio':>6} "
+        f"{'part':>7} {'part':>9}",
+        f"{'':15} {'s':>8} {'%':>6} {'':>6}  {'s':>9} {'':>6} {'%':>7} {'ms a step':>9}",
+    ]
+    lines += [
+        f"{row['variant']:15} {row['epoch_s']:8.2f} {row['spread_percent']:6.1f} "
+        f"{row['ratio']:6.3f}  {row['processor_s']:9.2f} {row['processor_ratio']:6.3f} "
+        f"{row['part_percent']:7.2f} {row['part_ms_a_step']:9.2f}"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def parse() -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench loop", description=(__doc__ or "").splitlines()[0]
+    )
+    add = parser.add_argument
+    add("--backbone", default="resnet20")
+    add("--activation", default="CosLU", help="ours by name, or any class by its full path")
+    add("--compile", choices=("off", "activations", "model"), default="off")
+    add("--batch_size", type=int, default=128)
+    add("--steps", type=int, default=40, help="batches an epoch")
+    add("--epochs", type=int, default=5, help="epochs that count; one more comes first")
+    add("--threads", type=int, default=1, help="of the CPU")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--out", type=Path, default=Path("runs/bench"), help="folder of the JSON and CSV")
+    options = parser.parse_args()
+    for name, least in (("epochs", 2), ("steps", 2), ("batch_size", 2), ("threads", 1)):
+        if getattr(options, name) < least:
+            parser.error(f"--{name} must be >= {least}, got {getattr(options, name)}")
+    return options
+
+
+def main() -> None:
+    """Measure, print the table, write JSON and CSV."""
+    options = parse()
+    torch.set_num_threads(options.threads)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")  # Lightning's advice
+    about = {**machine(), "settings": {k: v for k, v in vars(options).items() if k != "out"}}
+    where = about["gpu"] if options.device == "cuda" else about["processor"]
+    print(
+        f"{options.backbone} with {options.activation}, compile {options.compile}, "
+        f"{options.epochs} epochs of {options.steps} batches of {options.batch_size}, "
+        f"{options.threads} thread(s); {where}, load {about['load']:.1f}, torch {about['torch']}, "
+        f"commit {about['commit']}",
+        flush=True,
+    )
+    rows = measure(options)
+    print(show(rows))
+    write(options.out, "loop", about, rows)
+    print(f"{options.out / 'loop'}.json, .csv")
+
+
+if __name__ == "__main__":
+    main()
