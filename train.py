@@ -14,7 +14,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from torch import distributed, nn
 
@@ -71,8 +71,43 @@ class SaveConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
+class Progress(TQDMProgressBar):
+    """A bar in a terminal; elsewhere, as in a file, one line an epoch.
+
+    Args:
+        refresh_rate: steps between two looks: each number makes the host wait for a GPU.
+    """
+
+    def __init__(self, refresh_rate: int = 20) -> None:
+        super().__init__(refresh_rate)
+        if not sys.stdout.isatty():
+            self.disable()
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The training loss too; logged for the bar it would be read at every step."""
+        loss = trainer.callback_metrics.get("train/loss")
+        shown = {} if loss is None else {"train/loss": loss.item()}
+        return shown | super().get_metrics(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The epoch's line, where there is no bar."""
+        if not self.is_disabled:
+            super().on_train_epoch_end(trainer, pl_module)
+        elif trainer.is_global_zero and not sys.stdout.isatty():
+            metrics = self.get_metrics(trainer, pl_module).items()
+            found = [f"{name} {value:.4g}" for name, value in metrics if isinstance(value, float)]
+            print(f"epoch {trainer.current_epoch}: {', '.join(found)}", flush=True)
+
+
 class CLI(LightningCLI):
     """The model is always Classifier; data, activation, optimizer and callbacks are chosen."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The one asked for alone, if it is clear: each takes a quarter of a second to set up."""
+        known = LightningCLI.subcommands()
+        asked = sys.argv[1:2]
+        return {name: known[name] for name in asked if name in known} or known
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link what the data know to the model, and add the callbacks that are always on."""
@@ -83,6 +118,7 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(ActivationSchedule, "schedule")
         parser.add_lightning_class_args(ActivationMonitor, "monitor")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(Progress, "progress")
         parser.add_argument(
             "--test_after_fit", type=bool, default=False, help="Test the best checkpoint after fit."
         )
@@ -101,6 +137,9 @@ class CLI(LightningCLI):
         if trainer.enable_checkpointing is False or trainer.fast_dev_run:
             for name in ("checkpoint", "last_checkpoint"):
                 self._parser(self.subcommand).callback_keys.remove(name)
+        own_bar = any("ProgressBar" in each.class_path for each in trainer.callbacks or [])
+        if trainer.enable_progress_bar is False or own_bar:
+            self._parser(self.subcommand).callback_keys.remove("progress")
         arguments = getattr(trainer.logger, "init_args", None)
         if arguments is not None and arguments.get("name", "") is None:
             chosen = (config.data, config.model.activation)

@@ -135,7 +135,7 @@ class ImageLoader:
         )
         for batch, chosen in enumerate(batches, start=first):
             images = self._images(next(pixels), chosen)
-            labels, index = self.labels[chosen].to(self.device), chosen.to(self.device)
+            labels, index = self._send(self.labels[chosen]), self._send(chosen)
             if self.training and self.mix is not None:
                 images, labels = self._mix(images, labels, batch)
             self.next_batch = batch + 1
@@ -151,24 +151,27 @@ class ImageLoader:
         return self.indices[torch.randperm(len(self.indices), generator=generator)]
 
     def _images(self, images: Tensor, chosen: Tensor) -> Tensor:
-        if self.device.type == "cuda":
-            images = images.pin_memory()
-        images = images.to(self.device, non_blocking=True)
+        images = self._send(images)
         if self.training:
             side = 2 * self.crop_padding + 1
             bounds = (side, side, 2, 2**31)
             top, left, mirrored, seeds = uniform(self.seed, self.epoch, chosen, bounds)
             if self.crop_padding:
-                images = crop(images, self.crop_padding, top, left)
+                images = crop(images, self.crop_padding, self._send(top), self._send(left))
             if self.flip:
-                images = torch.where(
-                    mirrored.to(self.device).bool().view(-1, 1, 1, 1), images.flip(3), images
-                )
+                mirrored = self._send(mirrored).bool().view(-1, 1, 1, 1)
+                images = torch.where(mirrored, images.flip(3), images)
             if self.augment:
                 images = torch.stack(
                     [self._augment(*one) for one in zip(images, seeds.tolist(), strict=True)]
                 )
         return (images.float() - self.shift) * self.scale
+
+    def _send(self, tensor: Tensor) -> Tensor:
+        """To the device; from pinned memory, so that the host need not wait for it."""
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _augment(self, image: Tensor, seed: int) -> Tensor:
         with self._drawing(seed):
@@ -197,4 +200,4 @@ def crop(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
     padded = F.pad(images, (padding,) * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
     each = torch.arange(len(images), device=images.device)
-    return windows[each, :, top.to(images.device), left.to(images.device)]
+    return windows[each, :, top, left]

@@ -218,10 +218,12 @@ class Classifier(LightningModule):
         loss = loss + penalty(self.backbone)
         # mixed images have a share in several classes
         self.train_acc.update(scores, labels.argmax(1) if labels.ndim == 2 else labels)
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss)
         self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
-        for group in self.trainer.optimizers[0].param_groups:
-            self.log(f"lr/{group['name']}", group["lr"])
+        every = getattr(self.trainer, "log_every_n_steps", 50) or math.inf
+        if (self.trainer.global_step + 1) % every == 0:  # the host waits while a GPU takes a number
+            for group in self.trainer.optimizers[0].param_groups:
+                self.log(f"lr/{group['name']}", group["lr"])
         self._last_loss = loss.detach()
         return loss
 

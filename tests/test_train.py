@@ -1,5 +1,6 @@
 """The command line, as a user types it."""
 
+import itertools
 import json
 import re
 import subprocess
@@ -62,7 +63,7 @@ def test_the_everyday_command(parsed):
     assert cli.datamodule.root == Path("DIR")
     assert cli.trainer.logger.name == "CIFAR10-resnet20-DSReLU"
     names = [type(callback).__name__ for callback in cli.trainer.callbacks]
-    for name in ("ModelCheckpoint", "ActivationSchedule", "ActivationMonitor", "TQDMProgressBar"):
+    for name in ("ModelCheckpoint", "ActivationSchedule", "ActivationMonitor", "Progress"):
         assert name in names
 
 
@@ -237,6 +238,74 @@ def test_two_processes_test_every_sample_once(tmp_path: Path):
     # 49 test images do not: a padded or dropped sample would leave the grid of 1/49
     for numbers in results.values():
         assert numbers[0] * 49 == pytest.approx(round(numbers[0] * 49), abs=0.01)
+
+
+def test_progress_is_a_line_an_epoch_without_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    monkeypatch.chdir(tmp_path)
+    line = ("fit --data Digits --model.backbone resnet8 --trainer.max_epochs 2 --data.batch_size 100 "
+            "--trainer.limit_train_batches 5 --trainer.logger false --trainer.enable_checkpointing false "
+            "--trainer.enable_model_summary false --trainer.log_every_n_steps 3")  # fmt: skip
+    command(monkeypatch, line)
+    printed = capsys.readouterr()
+    lines = re.findall(r"^epoch .*", printed.out, re.MULTILINE)
+    assert [re.sub(r"\d\.\d+|\d", "#", each) for each in lines] == [
+        "epoch #: train/loss #, val/acc #, val/acc_top# #, val/auroc #, val/f# #"
+    ] * 2
+    assert "it/s" not in printed.out + printed.err
+    command(monkeypatch, line + " --trainer.enable_progress_bar false")
+    assert "epoch 0" not in capsys.readouterr().out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    command(monkeypatch, line + " --progress.refresh_rate 2")
+    bars = [each for each in capsys.readouterr().out.split("\r") if each.startswith("Epoch 1")]
+    assert {re.findall(r"(\d)/5 ", each)[0] for each in bars} == {"0", "2", "4", "5"}
+    assert "train/loss=" in bars[-1]
+    assert "epoch" not in "".join(bars)
+
+
+@pytest.mark.filterwarnings("ignore:.*smaller than the logging interval")
+def test_steps_between_two_logs_read_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    """On a GPU every number that the host reads makes it wait for all that was asked before."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    reads, steps, logs = [0], [], {}
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+            reads[0] += function is torch.ops.aten._local_scalar_dense.default
+            return function(*args, **(kwargs or {}))
+
+    def begin(model: Any, batch: Any, batch_idx: int) -> None:
+        steps.append(reads[0])
+
+    def log(logger: Any, metrics: dict[str, float], step: int | None = None) -> None:
+        logs.setdefault(step, {}).update(metrics)
+
+    monkeypatch.setattr(train.Classifier, "on_train_batch_start", begin, raising=False)
+    monkeypatch.setattr("lightning.pytorch.loggers.TensorBoardLogger.log_metrics", log)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.chdir(tmp_path)
+    with Count():
+        command(monkeypatch, "fit --data Digits --model.backbone resnet8 --model.activation CosLU "
+                "--data.batch_size 64 --trainer.limit_train_batches 13 --trainer.max_epochs 1 "
+                "--trainer.limit_val_batches 0 --trainer.enable_checkpointing false "
+                "--trainer.log_every_n_steps 5 --progress.refresh_rate 5 --monitor.figure false")  # fmt: skip
+    each = [after - before for before, after in itertools.pairwise(steps)]
+    assert [k for k, number in enumerate(each) if number] == [4, 9]
+    assert {"train/loss", "lr/weights", "lr/activations"} <= logs[4].keys()
+    assert 0 < logs[9]["lr/weights"] < logs[4]["lr/weights"] < 0.1
+
+
+def test_the_command_line_knows_all_commands(monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    for line in ("--help", "fitt"):
+        with pytest.raises(SystemExit):
+            command(monkeypatch, line)
+        text = "".join(capsys.readouterr())
+        for name in ("fit", "validate", "test", "predict"):
+            assert re.search(rf"\b{name}\b", text), text
 
 
 def test_help_is_quick_to_import():
