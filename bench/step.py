@@ -1,12 +1,12 @@
 """A training step of whole networks: each activation against ReLU and SiLU in the same run.
 
-A step is forward, cross-entropy, backward and SGD. Each round times every network
-once, in a new random order; the table shows medians and the spread (half the distance of the
-quartiles, in % of the median). A rival is one line in RIVALS, or a class's full path after
-`--activations`. Modes are those of `--model.compile` in train.py; in `model` a row is compared with
-ReLU and SiLU in `model`. The first step holds the compilation, nothing being cached but what the
-rows above it have compiled; `even` is the number of steps after which the row's mode has won that
-back against `off`.
+A step is forward, cross-entropy, backward and SGD. Each round times every network once, in a new
+random order; the table shows medians and the spread (half the distance of the quartiles, in % of
+the median). Processor time (proc) leaves out what other jobs do to the clock. A rival is one line
+in RIVALS, or a class's full path after `--activations`. Modes are those of `--model.compile` in
+train.py; in `model` a row is compared with ReLU and SiLU in `model`. The first step holds the
+compilation, nothing being cached but what the rows above it have compiled; `even` is the number of
+steps after which the row's mode has won that back against `off`.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import os
 import random
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -86,15 +87,15 @@ class Entry:
                 scores = self.model(self.x)
             return F.cross_entropy(scores.float(), self.y)
 
-    def step(self) -> float:
-        """One training step; its seconds."""
-        start = now(self.x.device)
+    def step(self) -> tuple[float, float]:
+        """One training step; its seconds, and those of the processor."""
+        start, processor = now(self.x.device), time.process_time()
         self.optimizer.zero_grad()
         loss = self.loss()
         with fuse_kernels(self.mode == "activations"):
             loss.backward()
         self.optimizer.step()
-        return now(self.x.device) - start
+        return now(self.x.device) - start, time.process_time() - processor
 
     def saved(self) -> int:
         """Bytes kept for backward, parameters and buffers aside."""
@@ -142,17 +143,20 @@ def _compare(
             modes = ["off", *({"model"} & {*modes})]
         for mode in modes:
             entry = Entry(function, factory(function), mode, dtype, network, options)
-            first[function, mode] = entry.step() + (0.0 if mode == "off" else once)
+            first[function, mode] = entry.step()[0] + (0.0 if mode == "off" else once)
             for _ in range(2):
                 entry.step()
             chosen[function, mode] = entry
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in chosen}
+    times: dict[tuple[str, str], list[tuple[float, float]]] = {key: [] for key in chosen}
     order = list(chosen)
     for k in range(options.rounds):
         random.Random(k).shuffle(order)
         for key in order:
             times[key].append(chosen[key].step())
-    step = {key: statistics.median(found) for key, found in times.items()}
+    wall, busy = ({k: [both[i] for both in found] for k, found in times.items()} for i in (0, 1))
+    step, processor = (
+        {key: statistics.median(found) for key, found in each.items()} for each in (wall, busy)
+    )
     saved = {key: entry.saved() for key, entry in chosen.items()}
     rows = []
     for key in chosen:
@@ -166,10 +170,13 @@ def _compare(
                 "mode": mode,
                 "dtype": dtype,
                 "step_ms": 1e3 * step[key],
-                "least_ms": 1e3 * min(times[key]),
-                "spread_percent": spread(times[key]),
+                "least_ms": 1e3 * min(wall[key]),
+                "spread_percent": spread(wall[key]),
                 "step_to_relu": step[key] / step["ReLU", like],
                 "step_to_silu": step[key] / step["SiLU", like],
+                "processor_ms": 1e3 * processor[key],
+                "processor_to_relu": processor[key] / processor["ReLU", like],
+                "processor_to_silu": processor[key] / processor["SiLU", like],
                 "saved_mb": saved[key] / 1e6,
                 "saved_to_silu": saved[key] / saved["SiLU", like],
                 "saved_to_relu_in_place": saved[key] / saved["ReLU in place", like],
@@ -183,17 +190,19 @@ def _compare(
 def show(rows: list[dict[str, Any]]) -> str:
     """The table."""
     lines = [
-        f"{'network':11} {'function':14} {'mode':11} {'dtype':8} {'step':>8} {'spread':>6} "
-        f"{'step':>6} {'step':>6} {'saved':>7} {'saved':>6} {'saved':>6} {'first':>6} {'even':>6}",
-        f"{'':47} {'ms':>8} {'%':>6} {'/ReLU':>6} {'/SiLU':>6} {'MB':>7} {'/SiLU':>6} "
-        f"{'/ReLU_':>6} {'s':>6} {'steps':>6}",
+        f"{'network':11} {'function':14} {'mode':11} {'dtype':8} {'step':>7} {'spread':>6} "
+        f"{'step':>6} {'step':>6} {'proc':>6} {'proc':>6} {'saved':>6} {'saved':>6} {'saved':>6} "
+        f"{'first':>6} {'even':>6}",
+        f"{'':47} {'ms':>7} {'%':>6} {'/ReLU':>6} {'/SiLU':>6} {'/ReLU':>6} {'/SiLU':>6} {'MB':>6} "
+        f"{'/SiLU':>6} {'/ReLU_':>6} {'s':>6} {'steps':>6}",
     ]
     for row in rows:
         even = "" if row["even_steps"] is None else f"{row['even_steps']:.0f}"
         lines.append(
             f"{row['network']:11} {row['function']:14} {row['mode']:11} {row['dtype']:8} "
-            f"{row['step_ms']:8.1f} {row['spread_percent']:6.1f} {row['step_to_relu']:6.3f} "
-            f"{row['step_to_silu']:6.3f} {row['saved_mb']:7.1f} {row['saved_to_silu']:6.2f} "
+            f"{row['step_ms']:7.1f} {row['spread_percent']:6.1f} {row['step_to_relu']:6.3f} "
+            f"{row['step_to_silu']:6.3f} {row['processor_to_relu']:6.3f} "
+            f"{row['processor_to_silu']:6.3f} {row['saved_mb']:6.1f} {row['saved_to_silu']:6.2f} "
             f"{row['saved_to_relu_in_place']:6.2f} {row['first_step_s']:6.1f} {even:>6}"
         )
     return "\n".join(lines)
