@@ -3,8 +3,9 @@
 All variants train the same network on the same batches, made by the project's own loader from
 generated images of CIFAR's shape. Each runs in a thread of its own and they take turns, one batch
 each in a new random order, so that whatever else the machine does falls on all of them alike. A
-variant adds one part to the one above it; `part` is what that part costs in % of a bare epoch.
-Processor time leaves out what other jobs do to the clock on the wall.
+variant adds one part to the one above it; `more` is what that adds in processor time, in % of a
+bare epoch, and `inside` what was spent inside that part's own hooks, which a busy machine hardly
+disturbs. Processor time leaves out what other jobs do to the clock on the wall.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import logging
 import random
 import statistics
 import tempfile
+import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,7 @@ import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.profilers import Profiler
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -37,7 +40,14 @@ from .measure import Turns, spread
 from .report import ROOT, machine, write
 from .step import factory
 
-PARTS = ("Trainer", "schedule", "monitor", "progress bar", "TensorBoard", "checkpoints")
+PARTS = {  # and the callback that it is, if it is one
+    "Trainer": None,
+    "schedule": "ActivationSchedule",
+    "monitor": "ActivationMonitor",
+    "progress bar": "TQDMProgressBar",
+    "TensorBoard": None,
+    "checkpoints": "ModelCheckpoint",
+}
 
 
 class Generated(ImageDataModule):
@@ -66,7 +76,33 @@ class Generated(ImageDataModule):
         return self.turns.over(super().train_dataloader())
 
 
-def bare(data: Generated, model: Classifier, options: argparse.Namespace) -> None:
+class Inside(Profiler):
+    """Processor time inside the callbacks' hooks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spent: dict[str, float] = {}
+        self._since: dict[str, float] = {}
+
+    def start(self, action_name: str) -> None:
+        """Enter a hook."""
+        self._since[action_name] = time.process_time()
+
+    def stop(self, action_name: str) -> None:
+        """Leave it."""
+        seconds = time.process_time() - self._since.pop(action_name)
+        self.spent[action_name] = self.spent.get(action_name, 0.0) + seconds
+
+    def of(self, callback: str) -> float:
+        """Seconds inside the hooks of batches and epochs of `callback`."""
+        return sum(
+            seconds
+            for action, seconds in self.spent.items()
+            if callback in action and ("batch" in action or "epoch" in action)
+        )
+
+
+def bare(data: Generated, model: Classifier, options: argparse.Namespace, inside: Profiler) -> None:
     """The loop that anyone would write, with the same optimizer, clipping and schedule."""
     device, clip = torch.device(options.device), _trainer()["gradient_clip_val"]
     data.setup("fit")
@@ -87,10 +123,15 @@ def bare(data: Generated, model: Classifier, options: argparse.Namespace) -> Non
 
 
 def lightning(
-    data: Generated, model: Classifier, options: argparse.Namespace, parts: int, folder: str
+    data: Generated,
+    model: Classifier,
+    options: argparse.Namespace,
+    inside: Profiler,
+    parts: int,
+    folder: str,
 ) -> None:
     """The same by a Trainer with the first so many of PARTS."""
-    have = PARTS[:parts]
+    have = list(PARTS)[:parts]
     callbacks: list[Callback] = []
     callbacks += [ActivationSchedule()] if "schedule" in have else []
     callbacks += [ActivationMonitor(figure=False)] if "monitor" in have else []
@@ -111,6 +152,7 @@ def lightning(
         enable_progress_bar=bar,
         enable_model_summary=False,
         limit_val_batches=0,
+        profiler=inside,
     )
     trainer.fit(model, datamodule=data)
 
@@ -121,9 +163,9 @@ def _trainer() -> dict[str, Any]:
     return {name: settings[name] for name in ("gradient_clip_val", "log_every_n_steps")}
 
 
-def train(options: argparse.Namespace) -> dict[str, tuple[Turns, Classifier]]:
+def train(options: argparse.Namespace) -> dict[str, tuple[Turns, Classifier, Inside]]:
     """Let all variants take turns until each has trained; their times and their networks."""
-    found: dict[str, tuple[Turns, Classifier]] = {}
+    found: dict[str, tuple[Turns, Classifier, Inside]] = {}
     threads = []
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         for parts, name in enumerate(("bare loop", *PARTS)):
@@ -131,11 +173,11 @@ def train(options: argparse.Namespace) -> dict[str, tuple[Turns, Classifier]]:
             model = Classifier(
                 options.backbone, activation=factory(options.activation), compile=options.compile
             )
-            turns = Turns(options.device)
+            turns, inside = Turns(options.device), Inside()
             data = Generated(options.batch_size, options.steps, turns)
             run = partial(lightning, parts=parts, folder=f"{folder}/{parts}") if parts else bare
-            threads.append(turns.start(partial(run, data, model, options)))
-            found[name] = turns, model
+            threads.append(turns.start(partial(run, data, model, options, inside)))
+            found[name] = turns, model, inside
         for k in range((options.epochs + 1) * options.steps):
             for name in random.Random(k).sample(list(found), len(found)):
                 found[name][0].step()
@@ -146,33 +188,29 @@ def train(options: argparse.Namespace) -> dict[str, tuple[Turns, Classifier]]:
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for each variant."""
-    found = {}
-    for name, (turns, _) in train(options).items():
-        epochs = [
-            slice(e * options.steps, (e + 1) * options.steps) for e in range(1, options.epochs + 1)
-        ]
-        found[name] = [[sum(t[e]) for e in epochs] for t in (turns.wall, turns.processor)]
-    rows, before = [], None
-    for name, (wall, processor) in found.items():
-        base = found["bare loop"]
-        ratio, of_processor = (
-            statistics.median(mine) / statistics.median(bare)
-            for mine, bare in zip((wall, processor), base, strict=True)
+    rows: list[dict[str, Any]] = []
+    for name, (turns, _, inside) in train(options).items():
+        counted = range(options.steps, (options.epochs + 1) * options.steps, options.steps)
+        wall, processor = (
+            [sum(times[k : k + options.steps]) for k in counted]
+            for times in (turns.wall, turns.processor)
         )
-        rows.append(
-            {
-                "variant": f"+ {name}" if before is not None else name,
-                "epoch_s": statistics.median(wall),
-                "spread_percent": spread(wall),
-                "ratio": ratio,
-                "processor_s": statistics.median(processor),
-                "processor_ratio": of_processor,
-                "part_percent": 0.0 if before is None else 100 * (of_processor - before),
-                "part_ms_a_step": 0.0 if before is None else
-                1e3 * (of_processor - before) * statistics.median(base[1]) / options.steps,
-            }
-        )  # fmt: skip
-        before = of_processor
+        row: dict[str, Any] = {
+            "variant": f"+ {name}" if rows else name,
+            "epoch_s": statistics.median(wall),
+            "spread_percent": spread(wall),
+            "processor_s": statistics.median(processor),
+        }
+        bare, before = (rows[0], rows[-1]) if rows else (row, row)
+        row["ratio"] = row["epoch_s"] / bare["epoch_s"]
+        row["processor_ratio"] = row["processor_s"] / bare["processor_s"]
+        more = row["processor_s"] - before["processor_s"]
+        row["more_percent"] = 100 * more / bare["processor_s"]
+        callback = PARTS.get(name)
+        own = inside.of(callback) / (options.epochs + 1) if callback else None
+        row["inside_percent"] = None if own is None else 100 * own / bare["processor_s"]
+        row["inside_ms_a_step"] = None if own is None else 1e3 * own / options.steps
+        rows.append(row)
     return rows
 
 
@@ -180,15 +218,17 @@ def show(rows: list[dict[str, Any]]) -> str:
     """The table."""
     lines = [
         f"{'':15} {'epoch':>8} {'spread':>6} {'ratio':>6}  {'processor':>9} {'ratio':>6} "
-        f"{'part':>7} {'part':>9}",
-        f"{'':15} {'s':>8} {'%':>6} {'':>6}  {'s':>9} {'':>6} {'%':>7} {'ms a step':>9}",
+        f"{'more':>7} {'inside':>7} {'inside':>9}",
+        f"{'':15} {'s':>8} {'%':>6} {'':>6}  {'s':>9} {'':>6} {'%':>7} {'%':>7} {'ms a step':>9}",
     ]
-    lines += [
-        f"{row['variant']:15} {row['epoch_s']:8.2f} {row['spread_percent']:6.1f} "
-        f"{row['ratio']:6.3f}  {row['processor_s']:9.2f} {row['processor_ratio']:6.3f} "
-        f"{row['part_percent']:7.2f} {row['part_ms_a_step']:9.2f}"
-        for row in rows
-    ]
+    for row in rows:
+        own = [row["inside_percent"], row["inside_ms_a_step"]]
+        inside, each = ("" if value is None else f"{value:.2f}" for value in own)
+        lines.append(
+            f"{row['variant']:15} {row['epoch_s']:8.2f} {row['spread_percent']:6.1f} "
+            f"{row['ratio']:6.3f}  {row['processor_s']:9.2f} {row['processor_ratio']:6.3f} "
+            f"{row['more_percent']:7.2f} {inside:>7} {each:>9}"
+        )
     return "\n".join(lines)
 
 

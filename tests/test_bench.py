@@ -81,19 +81,30 @@ def test_all_loops_train_the_same_network():
     expected = found["bare loop"][1].backbone.state_dict()
     start = Classifier("resnet8").backbone.state_dict()["conv1.weight"]
     assert not torch.equal(expected["conv1.weight"], start)
-    for name, (turns, model) in found.items():
+    for name, (turns, model, inside) in found.items():
         assert len(turns.wall) == len(turns.processor) == 4, name
+        for part, callback in loop.PARTS.items():
+            has = name != "bare loop" and list(loop.PARTS).index(part) <= list(loop.PARTS).index(
+                name
+            )
+            assert callback is None or (inside.of(callback) > 0) == has, (name, part)
         for key, value in model.backbone.state_dict().items():
             torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_the_loop_compares_medians_of_epochs(monkeypatch: pytest.MonkeyPatch):
-    def turns(*epochs: float) -> tuple[measure.Turns, None]:
-        one = measure.Turns()
+    def turns(*epochs: float) -> tuple[measure.Turns, None, loop.Inside]:
+        one, inside = measure.Turns(), loop.Inside()
+        inside.spent = {
+            "[Callback]ActivationMonitor.on_train_batch_end": 1.0,
+            "[Callback]ActivationMonitor.on_train_epoch_end": 0.8,
+            "[Callback]ActivationMonitor.on_train_end": 50.0,  # once a run, not an epoch
+            "[Callback]ModelCheckpoint.on_train_epoch_end": 7.0,
+        }
         for seconds in (99.0, *epochs):  # what comes first does not count
             one.wall += [seconds, 1.0]
             one.processor += [seconds / 2, 0.0]
-        return one, None
+        return one, None, inside
 
     times = {"bare loop": turns(7, 9, 30), "Trainer": turns(10, 11, 5), "monitor": turns(9, 14, 14)}
     monkeypatch.setattr(loop, "train", lambda options: times)
@@ -102,8 +113,11 @@ def test_the_loop_compares_medians_of_epochs(monkeypatch: pytest.MonkeyPatch):
     assert [row["epoch_s"] for row in rows] == [10, 11, 15]
     assert [row["ratio"] for row in rows] == pytest.approx([1, 1.1, 1.5])
     assert [row["processor_s"] for row in rows] == [4.5, 5, 7]
-    assert rows[2]["part_percent"] == pytest.approx(100 * (7 - 5) / 4.5)
-    assert rows[2]["part_ms_a_step"] == pytest.approx(1e3 * (7 - 5) / 2)
+    assert rows[2]["more_percent"] == pytest.approx(100 * (7 - 5) / 4.5)
+    # 1.8 s in four epochs
+    assert rows[2]["inside_percent"] == pytest.approx(100 * 0.45 / 4.5)
+    assert rows[2]["inside_ms_a_step"] == pytest.approx(1e3 * 0.45 / 2)
+    assert rows[1]["inside_percent"] is None
     assert "+ monitor" in loop.show(rows)
 
 
