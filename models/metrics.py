@@ -24,7 +24,9 @@ def classification_metrics(num_classes: int) -> MetricCollection:
     }
     if num_classes >= 10:
         metrics["acc_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
-    return MetricCollection(metrics)
+    # each with counts of its own: torchmetrics joins those that agree after the first batch, as
+    # top-5 and F1 do on a batch of a single class, and goes on with the wrong ones
+    return MetricCollection(metrics, compute_groups=False)
 
 
 def class_measures(matrix: Tensor) -> dict[str, Tensor]:

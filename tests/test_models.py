@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from activations import LSLU, CosLU
 from models import CifarResNet, Classifier, build_backbone
+from models.metrics import classification_metrics
 
 
 def reference_resnet(state: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
@@ -207,3 +208,22 @@ def test_binary_cross_entropy_of_each_class():
     shares = torch.eye(3)[labels] * 0.9 + 0.1 / 3
     expected = -(shares * scores.log() + (1 - shares) * (1 - scores).log()).mean()
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_metrics_do_not_share_counts():
+    """A first batch of one class makes torchmetrics take top-5 accuracy and F1 for one thing."""
+    from sklearn.metrics import f1_score
+
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.arange(10).repeat_interleave(5)
+    scores = torch.randn(50, 10, generator=generator)
+    scores[:5] = -scores.new_ones(5, 10).cumsum(1).flip(1)  # the first class is never among five
+    metrics = classification_metrics(10)
+    for part in range(10):
+        metrics.update(scores[5 * part :][:5], labels[5 * part :][:5])
+    found = metrics.compute()
+    best, top = scores.argmax(1), scores.topk(5).indices
+    assert found["acc"].item() == pytest.approx((best == labels).double().mean().item())
+    assert found["f1"].item() == pytest.approx(f1_score(labels, best, average="macro"))
+    hits = (top == labels[:, None]).any(1).double().mean().item()
+    assert found["acc_top5"].item() == pytest.approx(hits)
