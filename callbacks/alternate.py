@@ -61,6 +61,11 @@ class AlternatingOptimization(Callback):
         """Find each group's parameters."""
         if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
             raise ValueError("LBFGS moves all parameters together: alternate with SGD or Adam")
+        if self.unit == "step" and len(trainer.optimizers) > 1:
+            raise ValueError(
+                f"unit: step would count the steps of {len(trainer.optimizers)} optimizers "
+                "together: use unit: epoch"
+            )
         self._members = members(pl_module, self.groups)
         self._learning = self.turn(trainer)
         planned = trainer.max_epochs if self.unit == "epoch" else trainer.estimated_stepping_batches
@@ -77,6 +82,12 @@ class AlternatingOptimization(Callback):
             f"Parameters that learn in turn, {self.every} {self.unit}(s) each: {turns}; always: "
             f"{learned - sum(sizes):,}"
         )
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Whose turn it is, also in batches that only add to the gradient."""
+        self._learning = self.turn(trainer)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -115,11 +126,9 @@ class AlternatingOptimization(Callback):
 def members(model: nn.Module, groups: Sequence[Sequence[str]]) -> list[list[nn.Parameter]]:
     """The trained parameters of each group; names count from `model.backbone` where it has one."""
     shapes = {id(parameter) for parameter in shape_parameters(model).values()}
-    named = {
-        name.removeprefix("backbone."): parameter
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if parameter.requires_grad
-    }
+    full = {n: p for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    short = {name.removeprefix("backbone."): parameter for name, parameter in full.items()}
+    named = short if len(short) == len(full) else full
     owner: dict[int, int] = {}
     for index, group in enumerate(groups):
         for pattern in group:

@@ -95,13 +95,17 @@ def choices(
         "train.precision": str(trainer.precision),
         "train.weight_decay": group.get("weight_decay"),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: _plain(value) for name, value in found.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    """A value that HParams takes; NumPy and torch have numbers of their own."""
+    if hasattr(value, "item") and (getattr(value, "size", 0) == 1 or isinstance(value, Tensor)):
+        value = value.item() if not isinstance(value, Tensor) or value.numel() == 1 else str(value)
+    return value if isinstance(value, bool | int | float) else str(value)
 
 
 def _arguments(activation: Any) -> dict[str, Any]:
     """The activation's own arguments, if the command line has chosen them."""
     arguments = dict(getattr(activation, "init_args", None) or {})
-    return {
-        f"activation.{name}": value if isinstance(value, bool | int | float) else str(value)
-        for name, value in arguments.items()
-    }
+    return {f"activation.{name}": value for name, value in arguments.items()}

@@ -33,6 +33,7 @@ class Panel(NamedTuple):
 def grid(inputs: Tensor | None) -> Tensor:
     """Where a function is drawn: over 99.8% of its finite inputs and 0; [-4, 4] without any."""
     finite = torch.empty(0) if inputs is None else inputs[inputs.isfinite()].flatten()
+    finite = finite.clamp(-1e37, 1e37)  # so that differences are finite too
     if len(finite) < 2:
         return torch.linspace(-4, 4, 201)
     low, high = torch.quantile(finite, torch.tensor([0.001, 0.999])).tolist()

@@ -12,10 +12,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from .board import choices, show_choices, show_end, show_histograms, show_layout, show_picture
 from .figures import Panel, draw_parameters, draw_shapes, grid
 from .record import Record, Row, history, run_folder, scalars_of, table, terms, thinned
-from .sites import Probe, Values, activation_sites, curves, read_values
+from .sites import Probe, Values, activation_sites, curves, odd_values, read_values
 
 _SHAPES = 8  # curves a panel
-_ZEROS, _GROWTH = 0.95, 1000.0
+_ZEROS = 0.95
 
 
 class ActivationMonitor(Callback):
@@ -32,9 +32,8 @@ class ActivationMonitor(Callback):
       norm ahead of clipping. They are read from a part of the batches that are looked at, in the
       first process, and not under `compile: model`, where the network is one kernel. Single
       channels are written whenever a picture is drawn.
-    - A row of TensorBoard's HParams.
-    - A warning when a site gives at least 95% zeros for an epoch, or a value is not finite or has
-      grown a thousandfold.
+    - A row of TensorBoard's HParams; a warning when a site gives at least 95% zeros for an epoch,
+      or a value is not finite or has grown a thousandfold.
 
     The files lie in the run's folder; without a logger in `monitor/version_<n>` of the trainer's
     default_root_dir.
@@ -78,8 +77,8 @@ class ActivationMonitor(Callback):
         self.first: Values = {}
         self.last: Values = {}
         self._shapes: list[tuple[str, Values]] = []  # what the figures show
-        self._earlier: Path | None = None
         self.record: Record | None = None
+        self._earlier: Path | None = None  # what it goes on from
         self._resumed = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -95,30 +94,38 @@ class ActivationMonitor(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for the first time."""
-        backbone = getattr(pl_module, "backbone", pl_module)
-        self._sites = activation_sites(backbone)
+        found = activation_sites(pl_module)
+        short = {name.removeprefix("backbone."): module for name, module in found.items()}
+        self._sites = short if len(short) == len(found) else found
         self._probe = Probe(self._sites)
+        if self.record and trainer.global_step and not self._resumed:  # fit was called again
+            self._resumed, self._earlier = True, self.record.path
         self.record = None
         self._looked, self._drawn, self._warned = -1, -1, set[tuple[str, str]]()
         self._health: dict[str, dict[str, float]] = {}
         # inside a compiled network nothing can be watched
-        self._whole = getattr(backbone, "_compiled_call_impl", None) is not None
+        self._whole = any(m._compiled_call_impl is not None for m in pl_module.modules())
         every = self.every_n_steps or getattr(trainer, "log_every_n_steps", 50)
         steps = trainer.num_training_batches / max(trainer.accumulate_grad_batches, 1)
+        steps = min(steps, trainer.max_steps if trainer.max_steps > 0 else math.inf)
         if self.every_n_steps is None and math.isfinite(steps):
             every = max(every, int(steps // 20))
-        self._every = max(every, 1)  # log_every_n_steps may be 0
+        self._every, self._epoch = max(every, 1), trainer.current_epoch
         folder = run_folder(trainer)
         self.last = read_values(self._sites)
         if not self._resumed:
             self.first, self._shapes, self._earlier = self.last, [("at the start", self.last)], None
+        if self._earlier and not self._earlier.is_file() and trainer.ckpt_path:
+            beside = Path(trainer.ckpt_path).parent.parent / "activations.csv"  # the run was moved
+            if not beside.is_file():
+                rank_zero_warn(f"activations.csv starts anew: {self._earlier} is gone")
+            self._earlier = beside
         self._resumed = False
         self._tags = self._choose_tags()
         self._active = trainer.is_global_zero and bool(self._sites)
-        self._ends: list[Any] = []
+        self._ends = []
         if self._active and folder:
-            path, names = folder / "activations.csv", {row[:2] for row in scalars_of(self.last)}
-            self.record = Record(path, self._earlier, trainer.global_step, names)
+            self.record = Record(folder / "activations.csv", self._earlier, trainer.global_step)
             show_layout(trainer.loggers, dict.fromkeys(self._tags.values()))
             self._ends = show_choices(trainer.loggers, choices(trainer, pl_module, self._sites))
         self._look(trainer)
@@ -127,6 +134,7 @@ class ActivationMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Watch the first batch of an epoch, and every `every_n_steps`-th."""
+        self._epoch = trainer.current_epoch
         due = batch_idx == 0 or trainer.global_step % self._every == 0
         if self._active and due and not self._whole:
             self._probe.watch()
@@ -136,7 +144,7 @@ class ActivationMonitor(Callback):
     ) -> None:
         """Read the gradients of a step that is watched, ahead of clipping."""
         if self._probe.watching:
-            self._probe.gradients()
+            self._probe.gradients(optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -150,6 +158,7 @@ class ActivationMonitor(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write how each site was doing, warn, and draw when it is time."""
+        self._probe.leave()
         self._look(trainer)
         if not self._active:
             return
@@ -175,7 +184,7 @@ class ActivationMonitor(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for the last time, and draw."""
         self._look(trainer)
-        self._draw(trainer, f"epoch {trainer.current_epoch}")
+        self._draw(trainer, f"epoch {self._epoch + 1}")
         if self._active and self.record and self.figure and self.last:
             self._draw_parameters(trainer, self.record.path)
         show_end(self._ends)
@@ -208,22 +217,14 @@ class ActivationMonitor(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(scalars, step)
         if self.record:
-            epoch = trainer.current_epoch
-            self.record.write(Row(step, epoch, site, name, None, v) for site, name, v in found)
-        for site, values in self.last.items():
-            for name, value in values.items():
-                first = self.first.get(site, {}).get(name, value).abs().max().item()
-                largest = value.abs().max().item()
-                if not math.isfinite(largest):
-                    self._warn(site, name, f"its {name} is {largest} at step {step}")
-                elif largest >= _GROWTH * (first or 1.0):
-                    self._warn(site, name, f"its {name} has grown from {first:.4g} to "
-                               f"{largest:.4g} at step {step}: a lower learning rate "
-                               "(--model.activation_lr_scale 0.1) may help")  # fmt: skip
+            e = self._epoch
+            self.record.write(Row(step, e, site, name, None, v) for site, name, v in found)
+        for site, name, message in odd_values(self.first, self.last):
+            self._warn(site, name, f"{message} at step {step}")
 
     def _single(self, trainer: Trainer) -> Iterator[Row]:
         """The values of single channels."""
-        step, epoch = trainer.global_step, trainer.current_epoch
+        step, epoch = trainer.global_step, self._epoch
         for site, values in self.last.items():
             for name, value in values.items():
                 for term, row in zip(terms(name, value), value.t().tolist(), strict=True):
@@ -249,7 +250,7 @@ class ActivationMonitor(Callback):
 
     def _draw(self, trainer: Trainer, label: str | None = None) -> None:
         step = trainer.global_step
-        if step == self._drawn:
+        if step == self._drawn and (not label or label == self._shapes[-1][0]):
             return
         self._drawn = step
         if label:

@@ -3,7 +3,8 @@
 import csv
 import io
 import itertools
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,32 +43,34 @@ class Record:
         path: the file.
         earlier: that of the run that is resumed, whose rows are taken over.
         step: where the run starts.
-        first: (site, param) of what is written at `step`, again.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        earlier: Path | None = None,
-        step: int = 0,
-        first: Container[tuple[str, str]] = (),
-    ) -> None:
+    def __init__(self, path: Path, earlier: Path | None = None, step: int = 0) -> None:
         self.path = path
-        kept = [
-            row
-            for row in (read(earlier) if earlier else ())
-            if row.step < step
-            or (row.step == step and (row.channel is not None or row[2:4] not in first))
-        ]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".part")
-        unfinished.write_text(_lines([Row._fields, *kept]))
-        unfinished.replace(path)
+        kept = [row for row in (read(earlier) if earlier else ()) if row.step <= step]
+        self._held = {(row.step, *row[2:5]) for row in kept if row.step == step}
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_name(path.name + ".part")
+            unfinished.write_text(_lines([Row._fields, *kept]))
+            unfinished.replace(path)
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Append `rows`."""
-        with self.path.open("a", newline="") as file:
-            file.write(_lines(rows))
+        """Append `rows`, but for those that were taken over."""
+        new = [row for row in rows if (row.step, *row[2:5]) not in self._held]
+        with _writing(self.path), self.path.open("a", newline="") as file:
+            file.write(_lines(new if file.tell() else [Row._fields, *new]))
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"cannot write {path}: {error.strerror}; make room there, or choose another folder "
+            "(--trainer.logger.init_args.save_dir, --trainer.default_root_dir)"
+        ) from error
 
 
 def read(path: Path) -> Iterator[Row]:

@@ -69,7 +69,9 @@ class ActivationSchedule(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start where the run stands: at 0, or where a checkpoint left it."""
-        if any(isinstance(module, Scheduled) for module in pl_module.modules()):
+        scheduled = (module for module in pl_module.modules() if isinstance(module, Scheduled))
+        # a series that is not progressive stands still
+        if any(getattr(module, "progressive", True) for module in scheduled):
             self._move(trainer, pl_module, self.progress(trainer))
 
     def on_train_batch_start(
@@ -111,6 +113,13 @@ class ActivationSchedule(Callback):
             for kind, why in _UNPLANNABLE.items():
                 if isinstance(callback, kind):
                     raise ValueError(f"ActivationSchedule cannot plan: {kind.__name__} {why}")
+        by_steps = trainer.max_steps > 0 and trainer.max_epochs == -1
+        module = trainer.lightning_module
+        if module and not module.automatic_optimization and not by_steps:
+            raise ValueError(
+                "ActivationSchedule cannot plan manual optimization, where every optimizer's steps "
+                "count: set trainer.max_steps, and trainer.max_epochs to -1"
+            )
         done = self._epochs(trainer) if self.interval == "epoch" else self._steps(trainer)
         return min(max((done - self.start) / (self.end - self.start), 0.0), 1.0)
 

@@ -2,8 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ Values = dict[str, dict[str, Tensor]]  # site -> parameter -> (channels, terms),
 Function = Callable[[Tensor], Tensor]
 
 SAMPLES, ELEMENTS = 16, 2**14  # of a batch, that the health of a site is read from
+GROWTH = 1000.0
 FLAT = 0.01  # a slope below it counts as saturated
 HEALTH = ("zeros", "saturated", "in_mean", "in_std", "out_mean", "out_std")
 
@@ -68,23 +69,45 @@ def _values(module: nn.Module) -> dict[str, Tensor]:
     return {}
 
 
+def odd_values(first: Values, last: Values) -> Iterator[tuple[str, str, str]]:
+    """Site, parameter and what is wrong: not finite, or a thousand times as large as at first."""
+    for site, values in last.items():
+        for name, value in values.items():
+            before = first.get(site, {}).get(name, value).abs().max().item()
+            largest = value.abs().max().item()
+            if not math.isfinite(largest):
+                yield site, name, f"its {name} is {largest}"
+            elif largest >= GROWTH * (before or 1.0):
+                grown = f"its {name} has grown from {before:.4g} to {largest:.4g}"
+                yield site, name, f"a lower --model.activation_lr_scale may help: {grown}"
+
+
 def function_of(module: nn.Module) -> Function:
     """The elementwise function of a site; that of LSLU is the part ahead of its convolution."""
     if isinstance(module, Fade):
         old, new = function_of(module.old), function_of(module.new)
         return lambda x: torch.lerp(old(x), new(x), module.progress.to(x.dtype))
     if isinstance(module, Activation):
-        return module.function
+        return lambda x: cast(Activation, _twin(module)).function(x)
 
     def function(x: Tensor) -> Tensor:
-        training, module.training = module.training, False  # RReLU draws its slopes in training
-        try:
-            own = next(module.parameters(), x)
-            return module.forward(x.to(own.dtype, copy=True)).to(x.dtype)
-        finally:
-            module.training = training
+        own = next(module.parameters(), x)
+        return _twin(module).forward(x.to(own.dtype, copy=True)).to(x.dtype)
 
     return function
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """A copy at rest: it draws no random slopes, and what it keeps of a call stays its own."""
+    twin = copy.copy(module)  # deepcopy refuses what a class keeps of a forward pass
+    twin.training = False
+    parameters = module._parameters.items()
+    twin._parameters = {
+        n: p if p is None else nn.Parameter(p.detach().clone()) for n, p in parameters
+    }
+    twin._buffers = {n: b if b is None else b.clone() for n, b in module._buffers.items()}
+    twin._modules = {n: m if m is None else _twin(m) for n, m in module._modules.items()}
+    return twin
 
 
 @torch.no_grad()
@@ -102,7 +125,7 @@ def is_drawn(module: nn.Module) -> bool:
 @torch.no_grad()
 def curves(site: str, module: nn.Module, grid: Tensor, shapes: list[Values]) -> list[Tensor]:
     """The function of a site on `grid`, (points, channels), for each of several `shapes`."""
-    twin = copy.deepcopy(module).cpu()
+    twin = _twin(module).cpu()
     channels = max(getattr(module, "num_parameters", 1), 1)
     x = grid[:, None].expand(-1, channels).contiguous()
     drawn = []
@@ -113,7 +136,7 @@ def curves(site: str, module: nn.Module, grid: Tensor, shapes: list[Values]) -> 
                 known[parameter].copy_(value.view_as(known[parameter]))
         if getattr(twin, "channel_dim", 1) not in (1, -1):
             setattr(twin, "channel_dim", 1)  # noqa: B010 - the grid's; nn.Module does not declare it
-        drawn.append(function_of(twin)(x))
+        drawn.append(function_of(twin)(x).float())
     return drawn
 
 
@@ -143,7 +166,8 @@ class Probe:
         """Look at every forward pass until :meth:`leave`."""
         self.leave()
         for name, module in self.sites.items():
-            into = module.register_forward_pre_hook(self._before(name))  # it may work in place
+            # ahead of the call too, which may work in place
+            into = module.register_forward_pre_hook(self._before(name), with_kwargs=True)
             self._handles += [into, module.register_forward_hook(self._after(name))]
 
     def leave(self) -> None:
@@ -158,9 +182,11 @@ class Probe:
         return bool(self._handles)
 
     def _before(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if inputs and isinstance(inputs[0], Tensor):
-                self.inputs[name] = _sample(inputs[0], getattr(module, "channel_dim", 1))
+        def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            x = next(iter((*args, *named.values())), None)
+            # a copy of the network has a copy of this hook
+            if module is self.sites[name] and isinstance(x, Tensor):
+                self.inputs[name] = _sample(x, getattr(module, "channel_dim", 1))
 
         return hook
 
@@ -168,23 +194,24 @@ class Probe:
         @torch.no_grad()
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             x = self.inputs.get(name)
-            if x is None or not isinstance(output, Tensor):
+            if module is not self.sites[name] or x is None or not isinstance(output, Tensor):
                 return
             y = _sample(output, getattr(module, "channel_dim", 1))
-            moments = (x.mean(), x.square().mean(), y.mean(), y.square().mean())
+            moments = (x.mean(), x.var(correction=0), y.mean(), y.var(correction=0))
             row = torch.stack([*_ends(self.functions.get(name), x, y), *moments])
             self._health.setdefault(name, []).append(row)
 
         return hook
 
-    def gradients(self) -> None:
-        """Keep the norm of each learned parameter's gradient, ahead of clipping."""
+    def gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep the norm of each gradient that `optimizer` steps by, ahead of clipping."""
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for site, outer in self.sites.items():
             for name, module in outer.named_modules():
                 if isinstance(module, Activation | nn.PReLU):
                     key = f"{site}.{name}".strip(".")
                     for parameter, value in module.named_parameters(recurse=False):
-                        if value.grad is not None:
+                        if value.grad is not None and id(value) in held:
                             norms = self._gradients.setdefault((key, f"grad_{parameter}"), [])
                             norms.append(value.grad.detach().float().norm())
 
@@ -192,8 +219,13 @@ class Probe:
         """Means since the last call: site -> quantity -> value; see `HEALTH`."""
         found: dict[str, dict[str, float]] = {}
         for name, rows in self._health.items():
-            zeros, saturated, x, x2, y, y2 = torch.stack(rows).mean(0).tolist()
-            spread = [math.sqrt(max(b - a * a, 0.0)) for a, b in ((x, x2), (y, y2))]
+            table = torch.stack(rows).cpu().double()
+            zeros, saturated, x, _, y, _ = table.mean(0).tolist()
+            # within the batches, and between them
+            spread = [
+                (table[:, i + 1].mean() + table[:, i].var(correction=0)).sqrt().item()
+                for i in (2, 4)
+            ]
             numbers = (zeros, saturated, x, spread[0], y, spread[1])
             found[name] = dict(zip(HEALTH, numbers, strict=True))
         for (site, name), norms in self._gradients.items():
@@ -204,7 +236,7 @@ class Probe:
 
 def _sample(x: Tensor, channel_dim: int) -> Tensor:
     """Some elements of `x`, with all its channels, in float32 and apart from it."""
-    x = x.detach()[:SAMPLES]
+    x = torch.atleast_1d(x.detach())[:SAMPLES]
     axes = [axis for axis in range(1, x.dim()) if axis != channel_dim % x.dim()]
     step = math.ceil((x.numel() / ELEMENTS) ** (1 / len(axes))) if axes else 1
     every = [slice(None, None, max(step, 1) if axis in axes else None) for axis in range(x.dim())]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from .monitor import ActivationMonitor
@@ -33,7 +34,9 @@ def run_summary(trainer: Trainer, stage: str) -> str:
             lines.append(f"{'checkpoint':<12} {os.path.relpath(best)}")
         python = Path(sys.executable)
         python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
-        lines.append(f"{'TensorBoard':<12} {python} -m tensorboard.main --logdir {folder.parent}")
+        if isinstance(trainer.loggers[0], TensorBoardLogger):
+            command = f"{python} -m tensorboard.main --logdir {folder.parent}"
+            lines.append(f"{'TensorBoard':<12} {command}")
     for record in (monitor.record for monitor in monitors if monitor.record):
         found = [file.name for file in sorted(record.path.parent.glob("*s.png"))]
         lines.append(f"{'activations':<12} {record.path}{''.join(f', {name}' for name in found)}")

@@ -270,7 +270,9 @@ def test_the_monitor_changes_nothing(tmp_path: Path):
     assert all(torch.equal(value, watched[name]) for name, value in alone.items())
 
 
-@pytest.mark.filterwarnings("ignore:.*its (beta|alpha) is nan")  # everywhere, at once
+@pytest.mark.filterwarnings(
+    "ignore:.*its (beta|alpha) is nan", "ignore:.*has grown"
+)  # everywhere, at once
 def test_warnings(tmp_path: Path):
     class Shift(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -292,7 +294,7 @@ def test_warnings(tmp_path: Path):
             if trainer.global_step == 5:
                 pl_module.backbone.act1.alpha.data.fill_(self.value)
 
-    with pytest.warns(UserWarning, match="act1: its alpha has grown from 1 to 1500 at step 6"):
+    with pytest.warns(UserWarning, match="act1: .*its alpha has grown from 1 to 1500 at step 6"):
         trainer(tmp_path, ActivationMonitor(1, figure=False), Jump(1500.0), max_epochs=1).fit(
             classifier(CosLU), datamodule=Tiny()
         )
@@ -324,6 +326,103 @@ def test_a_resumed_run_keeps_the_history(tmp_path: Path):
     assert found == expected
     assert [label for label, _ in monitor._shapes] == ["at the start", "epoch 3"]
     assert monitor.table() == watched.table()
+
+
+class Own(LightningModule):
+    """Any module: names of its own, activations wherever they are."""
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        self.backbone = "a name"  # a common attribute, and no network here
+        torch.manual_seed(5)
+        self.layer = nn.Linear(64, 5)
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self.last = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.act(self.layer(x)))
+
+    def training_step(self, batch, batch_idx):
+        images, labels, *_ = batch
+        loss = nn.functional.cross_entropy(self(images.flatten(1).to(self.layer.weight)), labels)
+        return loss + 0.5 * getattr(self.act, "kept", loss).mean()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+class KeepingReLU(nn.Module):
+    """Its output is used again, and it counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.kept = x.relu() * 1
+        return self.kept
+
+
+@pytest.mark.parametrize("act", [KeepingReLU, lambda: LinComb([nn.RReLU, nn.ReLU])])
+def test_no_module_notices_the_monitor(tmp_path: Path, act: Any):
+    def trained(*callbacks: Callback) -> dict[str, Tensor]:
+        model = Own(act=act())
+        torch.manual_seed(3)
+        trainer(tmp_path, *callbacks, max_epochs=1).fit(model, datamodule=Tiny())
+        return model.state_dict()
+
+    alone, watched = trained(), trained(ActivationMonitor(1, figure_every_n_epochs=1))
+    assert all(torch.equal(value, watched[name]) for name, value in alone.items())
+
+
+def test_double_precision_and_odd_choices(tmp_path: Path):
+    logger = TensorBoardLogger(tmp_path, "board", default_hp_metric=False)
+    model = Own(act=CosLU(num_parameters=5, channel_dim=-1))
+    model.save_hyperparameters({"backbone": {"a": [1]}, "share": np.float64(0.5)})
+    model.hparams["stem"] = [1, 2]
+    monitor = ActivationMonitor(1)
+    trainer(tmp_path, monitor, logger=logger, max_epochs=1, precision="64-true").fit(
+        model, datamodule=Tiny()
+    )
+    assert list(monitor.last) == ["act"]
+    assert (Path(logger.log_dir) / "activations.png").is_file()
+    found = health(logger.log_dir, "act")
+    assert found["grad_alpha"][0] > 0
+
+
+def test_deviations_far_from_zero():
+    act = nn.ReLU()
+    probe = Probe({"act": act})
+    probe.watch()
+    generator = torch.Generator().manual_seed(1)
+    batches = [mean + 0.1 * torch.randn(16, 500, generator=generator) for mean in (300.0, 300.4)]
+    for batch in batches:
+        act(input=batch)
+    probe.leave()
+    whole = torch.stack(batches).double()
+    assert probe.read()["act"]["in_std"] == pytest.approx(whole.std(correction=0).item(), rel=1e-3)
+
+
+def test_a_second_fit_goes_on(tmp_path: Path):
+    run = trainer(tmp_path, ActivationMonitor(4), logger=CSVLogger(tmp_path), max_epochs=1)
+    model = classifier(CosLU)
+    run.fit(model, datamodule=Tiny())
+    run.fit_loop.max_epochs = 2
+    run.fit(model, datamodule=Tiny())
+    found = [r for r in read(next(tmp_path.rglob("activations.csv"))) if r[2:4] == ("act1", "beta")]
+    assert [row.step for row in found] == [0, 4, 8, 12, 16]
+    assert [row.epoch for row in found] == [0, 0, 0, 1, 1]
+
+
+def test_a_record_that_cannot_be_written_is_named(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot write .*activations.csv: .*save_dir"):
+        Record(tmp_path / "file" / "activations.csv")
 
 
 def test_without_a_logger_files_are_kept_apart(tmp_path: Path):
