@@ -38,7 +38,7 @@ class Expression(NamedTuple):
             arrive as a list of k such tensors. P is 1 or the number of channels.
         constants: numbers and other hashable things; each set of them is compiled by itself.
         tables: tensors that arrive as they are; the formula then takes `channel_dim` too, and
-            `take(table, index)` for look-ups with int32 indices that are in range.
+            `take(table, indices)` for look-ups with int32 indices that are in range.
     """
 
     formula: Callable[..., Tensor]
@@ -125,8 +125,9 @@ def fused(expression: Expression, x: Tensor, num_parameters: int, channel_dim: i
         x = x.contiguous()
         view = _view(x, channel_dim if per_channel else None)
     formula, values, constants, tables = expression
+    half = x.dtype in (torch.bfloat16, torch.float16)
     kernel = functools.partial(
-        _kernel, formula, constants, len(values), len(tables), per_channel, x.device.type
+        _kernel, formula, constants, len(values), len(tables), per_channel, x.device.type, half
     )
     result: Any = _Fused.apply(kernel, view, x, *values, *tables)
     return result
@@ -203,6 +204,7 @@ def _kernel(
     number_of_tables: int,
     per_channel: bool,
     device: str,
+    half: bool,
     needed: tuple[bool, ...] | None,
 ) -> Callable[..., Any]:
     """The forward (needed is None) or the backward of `formula`, compiled at its first call."""
@@ -268,18 +270,18 @@ def _kernel(
         recompile_limit=64,
         isolate_recompiles=True,
         backend=_BACKEND,
-        options=_options(device, needed is None) if _BACKEND == "inductor" else None,
+        options=_options(device, half, needed is None) if _BACKEND == "inductor" else None,
     )
 
 
-def _options(device: str, forward: bool) -> dict[str, Any]:
+def _options(device: str, half: bool, forward: bool) -> dict[str, Any]:
     if device != "cpu":
         return _KEEP_NOTHING
     from .shortcuts import Shortcuts  # imports the compiler
 
     options = _KEEP_NOTHING if forward else _ONE_WALK
     contract = {"cpp.enable_floating_point_contract_flag": "fast"}  # a x + b rounded once
-    return {**options, **contract, "post_grad_custom_post_pass": Shortcuts()}
+    return {**options, **contract, "post_grad_custom_post_pass": Shortcuts(half)}
 
 
 def _laid_out(y: Tensor, x: Tensor) -> Tensor:
@@ -287,8 +289,8 @@ def _laid_out(y: Tensor, x: Tensor) -> Tensor:
     return torch.empty_like(x).copy_(y)
 
 
-def _take(table: Tensor, index: Tensor) -> Tensor:
-    return torch.ops.aten._unsafe_index(table, [index])  # neither wraps nor checks the index
+def _take(table: Tensor, index: tuple[Tensor, ...]) -> Tensor:
+    return torch.ops.aten._unsafe_index(table, list(index))  # does not check the index
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .activation import Activation
 from .compile import Expression
@@ -10,7 +9,7 @@ from .compile import Expression
 
 def delu(x: Tensor, n: Tensor | float) -> Tensor:
     """`x sigmoid(x)` for x <= 0, else `(n + 0.5) x + |exp(-x) - 1|`; `n` broadcasts against `x`."""
-    return torch.where(x > 0, (n + 0.5) * x - torch.expm1(-x.clamp(min=0)), F.silu(x))
+    return torch.where(x > 0, (n + 0.5) * x - torch.expm1(-x.abs()), x * torch.sigmoid(x))
 
 
 class DELU(Activation):

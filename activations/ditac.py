@@ -120,10 +120,12 @@ def transform(
     take: Take = operator.getitem,
 ) -> Tensor:
     """T(x), interpolated in `table`; `ends` are T's slopes at a and b."""
-    value, _ = interpolate(x, table, a, b, channel_dim, take)
     if variant != "inf":
-        return torch.where((x > a) & (x < b), value, x)
+        within = (x > a) & (x < b)
+        value, _ = interpolate(torch.where(within, x, a), table, a, b, channel_dim, take)
+        return torch.where(within, value, x)
     below, above = ends
+    value, _ = interpolate(x.clamp(a, b), table, a, b, channel_dim, take)
     return value + below * (x - x.clamp(min=a)) + above * (x - x.clamp(max=b))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from .activation import Activation, finite, integer
 from .compile import Expression
 
-Take = Callable[[Tensor, Tensor], Tensor]
+Take = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
 
 
 def interpolate(
@@ -22,25 +22,25 @@ def interpolate(
 ) -> tuple[Tensor, Tensor]:
     """Linear interpolation in `table`, (P, K + 1) values at equidistant knots from `low` to `high`.
 
-    Row c serves channel c of `channel_dim`; a single row serves all. Gradients are exact for both
-    `x` and `table`. Returns the value, outside of [low, high] that of the nearest end, and the
-    interval's slope. `take(values, index)` looks up; a kernel has a faster one.
+    Row c serves channel c of `channel_dim`; a single row serves all. `x` lies in [low, high].
+    Gradients are exact for both `x` and `table`. Returns the value and the interval's slope.
+    `take(table, index)` looks up; a kernel has a faster one.
     """
     rows, cells = table.shape[0], table.shape[1] - 1
-    width = (high - low) / cells
-    position = (x.clamp(low, high) - low) / width
-    inside = position.detach().clamp(max=cells - 1)
-    cell = torch.where(inside > 0, inside, 0.0).to(torch.int32)  # of NaN: 0
+    scale = cells / (high - low)
+    position = (x - low) * scale
+    cell = position.to(torch.int32).clamp(0, cells - 1)  # whatever a NaN becomes
     fraction = position - cell
+    row: tuple[Tensor, ...] = ()
     if rows > 1:
         shape = [1] * x.dim()
         shape[channel_dim] = rows
-        rows_before = torch.arange(rows, device=x.device, dtype=torch.int32).view(shape)
-        cell = cell + rows_before * (cells + 1)
-    values = table.reshape(-1)
-    left = take(values, cell)
-    rise = take(values, cell + 1) - left
-    return left + rise * fraction, rise / width
+        row = (torch.arange(rows, device=x.device, dtype=torch.int32).view(shape),)
+    else:
+        table = table[0]
+    left = take(table[..., :-1], (*row, cell))
+    rise = take(table.diff(dim=-1), (*row, cell))
+    return left + rise * fraction, rise * scale
 
 
 def linear_spline(
@@ -52,8 +52,9 @@ def linear_spline(
     take: Take = operator.getitem,
 ) -> Tensor:
     """Interpolate `values` (P, K + 1) linearly, going on along the end pieces outside."""
-    inner, slope = interpolate(x, values, low, high, channel_dim, take)
-    return inner + slope * (x - x.clamp(low, high))
+    inside = x.clamp(low, high)
+    inner, slope = interpolate(inside, values, low, high, channel_dim, take)
+    return inner + slope * (x - inside)
 
 
 class BSpline(Activation):

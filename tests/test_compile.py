@@ -322,6 +322,40 @@ def test_shortcuts(name: str):
     assert own(torch.tensor([torch.nan])).isnan().all()
 
 
+@pytest.mark.parametrize("name", ["exp", "sigmoid", "expm1", "tanh", "erfc", "sin", "cos"])
+def test_rough_shortcuts(name: str, monkeypatch: pytest.MonkeyPatch):
+    from activations import shortcuts
+
+    own = shortcuts.ROUGH[getattr(torch.ops.aten, name).default]
+    monkeypatch.setattr(torch, "exp", shortcuts.rough_exp)  # as the pass does, last
+    for reach in (1e-4, 0.1, 1.0, 10.0, 80.0):
+        x = torch.linspace(-reach, reach, 20_001)
+        wide = x.double()
+        true = torch.special.erfc(wide) if name == "erfc" else getattr(torch, name)(wide)
+        exponent = wide.square() if name == "erfc" else wide.abs()
+        bound = torch.where(exponent < 8, 3e-5, torch.where(exponent < 20, 1e-4, 4e-3))
+        size = true.abs()
+        if name in ("sin", "cos"):  # as rounding the angle
+            bound, size = 3e-6, 1 + wide.abs()
+        elif name in ("expm1", "tanh"):  # exp(x) - 1, but next to 0
+            size = torch.where(wide.abs() < 0.02, size, size + 1)
+        assert ((own(x).double() - true).abs() <= bound * size + 1e-37).all(), reach
+    assert own(torch.tensor([torch.nan])).isnan().all()
+    if name == "exp":
+        far = torch.tensor([-torch.inf, -1e30, -200.0, 200.0, torch.inf])
+        assert own(far).tolist() == [0, 0, 0, torch.inf, torch.inf]
+
+
+def test_erfc_shortcut():
+    from activations.shortcuts import erfc
+
+    x = torch.linspace(-9, 9, 100_001)
+    true = torch.special.erfc(x.double())
+    bound = (4 + 2 * x.double().square()) * torch.finfo(torch.float32).eps * true
+    assert ((erfc(x).double() - true).abs() <= bound + 1e-37).all()
+    assert erfc(torch.tensor([-torch.inf, torch.inf])).tolist() == [2, 0]
+
+
 def test_long_sums_are_exact(inductor: None):
     n = 3_000_000
     x = torch.full((n,), 0.7)
