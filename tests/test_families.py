@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -199,7 +200,7 @@ def test_the_classifier_adds_the_penalty(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
         Classifier,
         "trainer",
-        type("T", (), {"optimizers": [torch.optim.SGD(A.parameter_groups(model), 1)]}),
+        SimpleNamespace(optimizers=[torch.optim.SGD(A.parameter_groups(model), 1)], global_step=0),
     )
     x, y = torch.randn(2, 3, 32, 32), torch.tensor([1, 2])
     loss = model.training_step((x, y), 0)

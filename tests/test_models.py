@@ -152,7 +152,7 @@ def test_every_overlay_builds_swaps_steps_and_predicts(file: Path):
         options["backbone_kwargs"] = {"width": 16}
     model = Classifier(num_classes=5, in_channels=1, image_size=side, activation=CosLU, **options)
     assert len(model.swapped) >= 4
-    model.trainer = SimpleNamespace(optimizers=[SimpleNamespace(param_groups=[])])
+    model.trainer = SimpleNamespace(optimizers=[SimpleNamespace(param_groups=[])], global_step=0)
     model.log = lambda *arguments, **options: None
     model._balance = None
     images, labels = torch.randn(2, 1, *[side] * dims), torch.tensor([3, 1])
@@ -199,7 +199,7 @@ def test_arguments_and_inputs_that_do_not_fit():
 
 def test_binary_cross_entropy_of_each_class():
     model = Classifier("resnet8", 3, loss="bce", label_smoothing=0.1)
-    model.trainer = SimpleNamespace(optimizers=[SimpleNamespace(param_groups=[])])
+    model.trainer = SimpleNamespace(optimizers=[SimpleNamespace(param_groups=[])], global_step=0)
     model.log = lambda *arguments, **options: None
     model._balance = None
     images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 2, 1, 1])
