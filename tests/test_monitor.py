@@ -90,7 +90,7 @@ def test_one_chart_a_parameter_and_one_row_a_run(tmp_path: Path):
     from tensorboard.plugins.hparams import plugin_data_pb2
 
     logger = TensorBoardLogger(tmp_path, "board", default_hp_metric=False)
-    run = trainer(tmp_path, ActivationMonitor(every_n_steps=8), logger=logger, max_epochs=1)
+    run = trainer(tmp_path, ActivationMonitor(8, figure=False), logger=logger, max_epochs=1)
     run.fit(classifier(partial(CosLU, alpha=0.7)), datamodule=Tiny())
     found = board(logger)
     layout = layout_pb2.Layout()
@@ -124,7 +124,7 @@ def test_per_channel_values_and_prelu(tmp_path: Path):
     model = classifier(None)
     model.backbone.act1 = CosLU(num_parameters=16)
     model.backbone.get_submodule("layer1.0").act1 = nn.PReLU()
-    trainer(tmp_path, ActivationMonitor(every_n_steps=1), logger=logger).fit(
+    trainer(tmp_path, ActivationMonitor(1, figure=False), logger=logger).fit(
         model, datamodule=Tiny()
     )
     with open(Path(logger.log_dir) / "metrics.csv") as file:
@@ -159,9 +159,9 @@ def test_every_channel_and_histograms_on_request(tmp_path: Path):
 def test_pandas_reads_the_record(tmp_path: Path):
     import pandas
 
-    trainer(tmp_path, ActivationMonitor(4), logger=CSVLogger(tmp_path), max_epochs=2).fit(
-        classifier(partial(DSReLU, a=1.5, b=0.5)), datamodule=Tiny()
-    )
+    trainer(
+        tmp_path, ActivationMonitor(4, figure=False), logger=CSVLogger(tmp_path), max_epochs=2
+    ).fit(classifier(partial(DSReLU, a=1.5, b=0.5)), datamodule=Tiny())
     table = pandas.read_csv(next(tmp_path.rglob("activations.csv")))
     assert list(table.columns) == ["step", "epoch", "site", "param", "channel", "value"]
     slope = table[(table.param == "slope") & (table.site == "layer3.0.act2")]
@@ -311,11 +311,11 @@ def test_warnings(tmp_path: Path):
 def test_a_resumed_run_keeps_the_history(tmp_path: Path):
     save = ModelCheckpoint(tmp_path / "ckpt", "{step}", every_n_train_steps=11, save_top_k=-1)
     whole = CSVLogger(tmp_path, "whole")
-    watched = ActivationMonitor(1)
+    watched = ActivationMonitor(1, figure=False)
     run = trainer(tmp_path, watched, save, logger=whole, enable_checkpointing=True)
     run.fit(classifier(CosLU), datamodule=Tiny())
     resumed = CSVLogger(tmp_path, "resumed")
-    monitor = ActivationMonitor(1)
+    monitor = ActivationMonitor(1, figure=False)
     save = ModelCheckpoint(tmp_path / "ckpt", "{step}", every_n_train_steps=11, save_top_k=-1)
     trainer(tmp_path, monitor, save, logger=resumed, enable_checkpointing=True).fit(
         classifier(CosLU), datamodule=Tiny(), ckpt_path=str(tmp_path / "ckpt/step=11.ckpt")
@@ -409,7 +409,9 @@ def test_deviations_far_from_zero():
 
 
 def test_a_second_fit_goes_on(tmp_path: Path):
-    run = trainer(tmp_path, ActivationMonitor(4), logger=CSVLogger(tmp_path), max_epochs=1)
+    run = trainer(
+        tmp_path, ActivationMonitor(4, figure=False), logger=CSVLogger(tmp_path), max_epochs=1
+    )
     model = classifier(CosLU)
     run.fit(model, datamodule=Tiny())
     run.fit_loop.max_epochs = 2
