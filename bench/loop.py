@@ -34,6 +34,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from activations import fuse_kernels, parameter_groups
 from callbacks import ActivationMonitor, ActivationSchedule
 from datamodules import ImageDataModule
+from datamodules.loader import ImageLoader
 from models import Classifier
 
 from .measure import Turns, spread
@@ -58,7 +59,7 @@ class Generated(ImageDataModule):
     mean, std = (0.5,) * 3, (0.25,) * 3
 
     def __init__(self, batch_size: int, steps: int, turns: Turns) -> None:
-        super().__init__(batch_size=batch_size, seed=0)
+        super().__init__(batch_size=batch_size)
         self.steps, self.turns = steps, turns
 
     def load(self, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
@@ -72,8 +73,13 @@ class Generated(ImageDataModule):
         return torch.arange(len(labels))
 
     def train_dataloader(self) -> Any:
-        """The project's loader, which takes turns."""
-        return self.turns.over(super().train_dataloader())
+        """The project's loader, on the device with or without a Trainer; it takes turns."""
+        assert self._train is not None
+        loader = ImageLoader(
+            *self._train, self.train_indices, self.batch_size, mean=self.mean, std=self.std,
+            training=True, crop_padding=4, flip=True, device=self.turns.device,
+        )  # fmt: skip
+        return self.turns.over(loader)
 
 
 class Inside(Profiler):
@@ -104,17 +110,16 @@ class Inside(Profiler):
 
 def bare(data: Generated, model: Classifier, options: argparse.Namespace, inside: Profiler) -> None:
     """The loop that anyone would write, with the same optimizer, clipping and schedule."""
-    device, clip = torch.device(options.device), _trainer()["gradient_clip_val"]
     data.setup("fit")
-    model.to(device)
+    model.to(options.device)
     fuse_kernels(model.compile_mode == "activations")
     optimizer = model.optimizer(parameter_groups(model.backbone))
     scheduler = CosineAnnealingLR(optimizer, (options.epochs + 1) * data.steps)
-    turns = data.train_dataloader()
+    turns, clip = data.train_dataloader(), _trainer()["gradient_clip_val"]
     for epoch in range(options.epochs + 1):
         turns.loader.set_epoch(epoch)
         for images, labels, _ in turns:
-            loss = F.cross_entropy(model(images.to(device)), labels.to(device))
+            loss = F.cross_entropy(model(images), labels)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
