@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .activation import Activation, at_least, positive
 from .compile import Expression
@@ -12,14 +11,29 @@ _LEAST = 1e-4  # of lambda, as in the paper
 
 def apa(x: Tensor, lambd: Tensor, kappa: Tensor) -> Tensor:
     """`(lambd exp(-kappa x) + 1)^(-1 / lambd)` for lambd > 0; parameters broadcast against `x`."""
-    # exp(-1000) is 0 in every dtype: beyond it nothing changes but overflows on the way
-    exponent = F.softplus((lambd.log() - kappa * x).clamp(min=-1000), threshold=50)
-    return torch.exp(-torch.minimum(exponent, 1000 * lambd) / lambd)
+    return _apa(x, lambd.log(), 1 / lambd, kappa)
 
 
 def aglu(x: Tensor, lambd: Tensor, kappa: Tensor) -> Tensor:
     """`x apa(x)`; parameters broadcast against `x`."""
     return x * apa(x, lambd, kappa)
+
+
+# a kernel would take the logarithm and the inverse once an element
+def _apa(x: Tensor, log_lambd: Tensor, inverse: Tensor, kappa: Tensor) -> Tensor:
+    # exp(-1000) is 0 in every dtype: beyond it nothing changes but overflows on the way
+    exponent = inverse * _softplus((log_lambd - kappa * x).clamp(min=-1000))
+    return torch.exp(-exponent.clamp(max=1000))
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)), whose two sides share exp(-|x|)."""
+    right = x > 0
+    return torch.where(right, x, 0.0) + torch.log1p(torch.exp(torch.where(right, -x, x)))
+
+
+def _aglu(x: Tensor, log_lambd: Tensor, inverse: Tensor, kappa: Tensor) -> Tensor:
+    return x * _apa(x, log_lambd, inverse, kappa)
 
 
 class APA(Activation):
@@ -65,7 +79,9 @@ class APA(Activation):
 
     def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return Expression(apa, (at_least(self.lambd, _LEAST), self.kappa))
+        lambd = at_least(self.lambd, _LEAST)
+        lambd = lambd.to(torch.promote_types(lambd.dtype, torch.float32))
+        return Expression(_apa, (lambd.log(), 1 / lambd, self.kappa))
 
 
 class AGLU(APA):
@@ -94,4 +110,4 @@ class AGLU(APA):
 
     def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return super().expression()._replace(formula=aglu)
+        return super().expression()._replace(formula=_aglu)

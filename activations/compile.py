@@ -8,12 +8,14 @@ and backward read the input and the gradient once, and the input alone is kept f
 import functools
 import types
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from .view import View, view_of
 
 _BACKEND = "inductor"
 _ON = False
@@ -26,7 +28,6 @@ _KEEP_NOTHING = {
 }
 # and the gradients of `x` and of the parameters come from one walk over (groups, channels, block)
 _ONE_WALK = _KEEP_NOTHING | {"pick_loop_orders": False}
-_BLOCK, _ROW = 256, 4096  # elements that one partial sum takes in, channels last and first
 
 
 class Expression(NamedTuple):
@@ -119,55 +120,28 @@ def _has_compiler(device: str) -> bool:
 
 def fused(expression: Expression, x: Tensor, num_parameters: int, channel_dim: int) -> Tensor:
     """`expression` of `x` by its kernels; dtype, shape and memory order of `x` are kept."""
-    per_channel = num_parameters > 1
-    view = _view(x, channel_dim if per_channel else None)
+    formula, values, constants, tables = expression
+    dim = channel_dim if num_parameters > 1 else None
+    view = view_of(x, dim, bool(tables))
     if view is None:
         x = x.contiguous()
-        view = _view(x, channel_dim if per_channel else None)
-    formula, values, constants, tables = expression
+        view = view_of(x, dim, bool(tables))
+    assert view is not None
     half = x.dtype in (torch.bfloat16, torch.float16)
-    kernel = functools.partial(
-        _kernel, formula, constants, len(values), len(tables), per_channel, x.device.type, half
-    )
-    result: Any = _Fused.apply(kernel, view, x, *values, *tables)
+    sizes = len(values), len(tables), len(view.sizes)
+    kernel = functools.partial(_kernel, formula, constants, *sizes, x.device.type, half)
+    result: Any = _Fused.apply(kernel, view, len(values), x, *values, *tables)
     return result
-
-
-def _view(x: Tensor, channel_dim: int | None) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Sizes and strides of a view of all of `x`; None where its elements are not packed.
-
-    (numel,) without channels. Else (groups, C, pieces, block), whatever the layout: a parameter's
-    gradient is summed over a block within the kernel's loop, then over the groups and pieces.
-    """
-    if not x.is_contiguous():
-        packed = 1
-        for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
-            if size > 1 and stride != packed:
-                return None
-            packed *= size
-    if channel_dim is None:
-        return (x.numel(),), (1,)
-    channels, inner = x.shape[channel_dim], x.stride(channel_dim)
-    outer = x.numel() // (channels * inner)
-    if inner == 1:
-        block = _divisor(outer, _BLOCK)
-        return (outer // block, channels, 1, block), (block * channels, 1, 1, channels)
-    row = inner if inner <= _ROW else _divisor(inner, _ROW)
-    return (outer, channels, inner // row, row), (channels * inner, inner, row, 1)
-
-
-@functools.cache
-def _divisor(number: int, most: int) -> int:
-    """The largest divisor of `number` in 2 ... `most` that leaves 2 or more; `number` if none."""
-    return next((d for d in range(min(most, number // 2), 1, -1) if number % d == 0), number)
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, kernel: Callable, view: tuple, x: Tensor, *values: Tensor) -> Tensor:
-        ctx.kernel, ctx.view = kernel, view
+    def forward(
+        ctx: Any, kernel: Callable, view: View, number: int, x: Tensor, *values: Tensor
+    ) -> Tensor:
+        ctx.kernel, ctx.view, ctx.number = kernel, view, number
         ctx.save_for_backward(x, *values)
-        y = kernel(None)(_flat(x, view), *(value.data for value in values))
+        y = kernel(None)(view.of(x), *_arguments(view, number, values))
         return y.as_strided(x.shape, x.stride()).data
 
     @staticmethod
@@ -179,21 +153,25 @@ class _Fused(torch.autograd.Function):
             )
         (grad,) = grads
         x, *values = ctx.saved_tensors
-        needed = ctx.needs_input_grad[2:]
+        needed = ctx.needs_input_grad[3:]
         if grad.stride() != x.stride():
             grad = torch.empty_like(x).copy_(grad)
-        inputs = _flat(x, ctx.view), _flat(grad, ctx.view), *(value.data for value in values)
+        view, number = ctx.view, ctx.number
+        inputs = view.of(x), view.of(grad), *_arguments(view, number, values)
         found = iter(ctx.kernel(needed)(*inputs))
         of_x, *rest = (next(found) if need else None for need in needed)
         if of_x is not None:
             of_x = of_x.as_strided(x.shape, x.stride()).data
-        return None, None, of_x, *rest
+        for k, value in enumerate(values[:number]):
+            if rest[k] is not None:
+                rest[k] = view.gather(rest[k], value)
+        return None, None, None, of_x, *rest
 
 
-def _flat(x: Tensor, view: tuple) -> Tensor:
-    # .data has no base, whose layout Dynamo would compile in
-    sizes, strides = view
-    return x.as_strided(sizes, strides, x.storage_offset()).data
+def _arguments(view: View, number: int, values: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The first `number` tensors as `view` wants them, and the tables as they are."""
+    for k, value in enumerate(values):
+        yield view.spread(value) if k < number else value.data
 
 
 @functools.cache
@@ -202,7 +180,7 @@ def _kernel(
     constants: tuple,
     number_of_values: int,
     number_of_tables: int,
-    per_channel: bool,
+    dims: int,
     device: str,
     half: bool,
     needed: tuple[bool, ...] | None,
@@ -212,15 +190,18 @@ def _kernel(
     mask = needed or ()
     is_value = [True] * number_of_values + [False] * number_of_tables
 
-    def spread(tensors: Sequence[Tensor], groups: int, pieces: int) -> list[Tensor]:
+    def spread(tensors: Sequence[Tensor], x: Tensor, copies: bool) -> list[Tensor]:
         """Each value once for every partial sum of its gradient, in float32 or better."""
         found = []
         for tensor, value in zip(map(_wide, tensors), is_value, strict=True):
-            if value and per_channel and tensor.dim():
-                rows = tensor[None, :, None, None]
-                tensor = rows.expand(groups, -1, pieces, 1, *tensor.shape[1:])
-            elif value:
+            if value and tensor.dim() and x.dim() == 1:
                 tensor = tensor.view(tensor.shape[1:])
+            elif value and tensor.dim() and x.dim() == 2:
+                tensor = tensor[:, None]
+            elif value and tensor.dim():
+                groups, _, pieces, _ = x.shape if copies else (1, 1, 1, 1)
+                channels = tensor[None, :, None, None]
+                tensor = channels.expand(groups, -1, pieces, 1, *tensor.shape[1:])
             found.append(tensor)
         return found
 
@@ -232,10 +213,10 @@ def _kernel(
         return formula(_wide(x), *arguments, *constants, **place).to(x.dtype)
 
     def forward(x: Tensor, *tensors: Tensor) -> Tensor:
-        return _laid_out(call(x, spread(tensors, 1, 1), tensors), x)
+        return _laid_out(call(x, spread(tensors, x, False), tensors), x)
 
     def backward(x: Tensor, grad: Tensor, *tensors: Tensor) -> list[Tensor]:
-        inputs = [x, *spread(tensors, x.shape[0], x.shape[-2] if per_channel else 1)]
+        inputs = [x, *spread(tensors, x, True)]
 
         def function(*chosen: Tensor) -> Tensor:
             rest = iter(chosen)
@@ -248,13 +229,15 @@ def _kernel(
         for k, need in enumerate(mask):
             if not need:
                 continue
-            found.append(next(of_wanted))
+            grad = next(of_wanted)
             if k == 0:
-                found[0] = _laid_out(found[0], x)
-            else:
-                if is_value[k - 1] and per_channel and tensors[k - 1].dim():
-                    found[-1] = found[-1].sum((0, 2, 3))
-                found[-1] = found[-1].view(tensors[k - 1].shape).to(tensors[k - 1].dtype)
+                found.append(_laid_out(grad, x))
+                continue
+            tensor, value = tensors[k - 1], is_value[k - 1] and tensors[k - 1].dim() > 0
+            if value and x.dim() == 4:
+                grad = grad.sum((0, 2, 3))
+            grad = grad.view(tensor.shape)
+            found.append(grad if value and x.dim() == 2 else grad.to(tensor.dtype))
         return found
 
     chosen: Any = forward if needed is None else backward
@@ -277,7 +260,7 @@ def _kernel(
 def _options(device: str, half: bool, forward: bool) -> dict[str, Any]:
     if device != "cpu":
         return _KEEP_NOTHING
-    from .shortcuts import Shortcuts  # imports the compiler
+    from .lowering import Shortcuts  # imports the compiler
 
     options = _KEEP_NOTHING if forward else _ONE_WALK
     contract = {"cpp.enable_floating_point_contract_flag": "fast"}  # a x + b rounded once

@@ -32,7 +32,10 @@ def pelu(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def snake(x: Tensor, alpha: Tensor) -> Tensor:
     """`x + sin(alpha x)^2 / alpha`, continued by x at alpha = 0; `alpha` broadcasts against `x`."""
     angle = inside(alpha * x)
-    return x + x * torch.sin(angle) * torch.sinc(angle / torch.pi)
+    sine, tiny = torch.sin(angle), angle.abs() < torch.finfo(x.dtype).eps ** 0.5
+    inverse = 1 / torch.where(tiny, 1.0, angle)  # one division both ways
+    ratio = torch.where(tiny, 1.0, sine * inverse)
+    return x + x * sine * ratio
 
 
 class Swish(Activation):

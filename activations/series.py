@@ -28,33 +28,42 @@ def rational(
     where they are smaller than the lists say, whose other coefficients are 0.
     """
     m, n = degrees or (len(numerator) - 1, len(denominator))
-    small, large = x.clamp(-1, 1), torch.where(x.abs() > 1, x, 1.0)
-    zero = torch.zeros_like(denominator[0])
-    near = polynomial(small, numerator) / (1 + polynomial(small, [zero, *denominator]).abs())
-    u = 1 / large
-    top, below = _reversed(u, numerator, m), _reversed(u, [zero, *denominator], n)
-    bottom = u.abs() ** n + below.abs()
-    tiny = torch.finfo(x.dtype).tiny
+    far = x.abs() > 1
+    large = torch.where(far, x, 1.0)
+    z = torch.where(far, 1 / large, x)
+    top = _either(z, far, numerator, m)
+    below = _either(z, far, denominator, n - 1) * torch.where(far, 1.0, z)
+    bottom = torch.where(far, z.abs() ** n, 1.0) + below.abs()
+    value = top * (1 / bottom.clamp(min=torch.finfo(x.dtype).tiny))  # one division both ways
     # x^m / |x|^n = sign(x)^n x^(m - n)
-    far = large ** (m - n) * large.sign() ** n * (top / bottom.clamp(min=tiny))
-    return torch.where(x.abs() > 1, far, near)
+    even = isinstance(n, int) and n % 2 == 0
+    return large ** (m - n) * (value if even else large.sign() ** n * value)
 
 
-def _reversed(u: Tensor, coefficients: list[Tensor], degree: Tensor | int) -> Tensor:
-    """`c_0 u^degree + c_1 u^(degree - 1) + ... + c_degree`."""
-    value = coefficients[0].expand_as(u)
-    for k, coefficient in enumerate(coefficients[1:], start=1):
-        longer = value * u + coefficient
-        value = longer if isinstance(degree, int) else torch.where(degree >= k, longer, value)
+def _either(z: Tensor, far: Tensor, coefficients: list[Tensor], degree: Tensor | int) -> Tensor:
+    """`c_0 + c_1 z + ... + c_d z^d`; where `far`, `c_0 z^degree + c_1 z^(degree - 1) + ...`."""
+    terms = [coefficient.expand_as(z) for coefficient in coefficients]  # one gradient each
+    value = torch.where(far, terms[0], terms[-1])
+    for k in range(1, len(terms)):
+        longer = value * z + torch.where(far, terms[k], terms[-1 - k])
+        if not isinstance(degree, int):
+            longer = torch.where(far & (degree < k), value, longer)
+        value = longer
     return value
 
 
 def fourier(x: Tensor, line: list[Tensor], waves: list[Tensor], omega: Tensor) -> Tensor:
     """`l_0 + l_1 x + sum_k (s_k sin(k omega x) + c_k cos(k omega x))`, waves = [s_1, c_1, ...]."""
     value = line[1] * x + line[0]
+    angle = inside(omega * x)
+    first_sine, first_cosine = sine, cosine = angle.sin(), angle.cos()
     for k in range(1, len(waves) // 2 + 1):
-        angle = inside(k * omega * x)
-        value = value + waves[2 * k - 2] * angle.sin() + waves[2 * k - 1] * angle.cos()
+        if k > 1:
+            sine, cosine = (
+                sine * first_cosine + cosine * first_sine,
+                cosine * first_cosine - sine * first_sine,
+            )
+        value = value + waves[2 * k - 2] * sine + waves[2 * k - 1] * cosine
     return value
 
 

@@ -7,49 +7,48 @@ expm1 and tanh; (4 + 2 x^2) eps of it for erfc. For an input in half precision, 
 three digits, it is 3e-5 of exp and what is made of it while |x| < 8, growing to 4e-3 where exp(x)
 leaves the range of numbers, and 3e-6 (1 + |x|) for sine and cosine.
 The formulas still say
-`torch.cos`; a pass over the graph that Inductor is about to compile puts these in.
+`torch.cos`; `lowering.Shortcuts` puts these in.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
-from torch._inductor.decomposition import select_decomp_table
-from torch.fx import Graph
-from torch.fx.experimental.proxy_tensor import make_fx
 
 aten = torch.ops.aten
+Shortcut = Callable[..., Tensor]
 
 
 def sine(x: Tensor) -> Tensor:
-    """sin(x)."""
-    n = torch.round(x * (1 / torch.pi))
-    return _half_wave(x, n) * _sign(n)
+    """sin(x) = 2 sin(h) cos(h), h = x / 2 + n pi, whatever n."""
+    s, c = _half_waves(x)
+    return 2 * s * c
 
 
 def cosine(x: Tensor) -> Tensor:
-    """cos(x) = -(-1)^n sin(x - (n + 1/2) pi)."""
-    n = torch.round(x * (1 / torch.pi) - 0.5)
-    return _half_wave(x, n + 0.5) * -_sign(n)
+    """cos(x) = cos(h)^2 - sin(h)^2, h = x / 2 + n pi, whatever n."""
+    s, c = _half_waves(x)
+    return (c - s) * (c + s)
 
 
-def _half_wave(x: Tensor, n: Tensor) -> Tensor:
-    """sin(x - n pi), whose argument lies in [-pi/2, pi/2]."""
+def _half_waves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """sin(h) and cos(h) of h = x / 2 - n pi in [-pi / 2, pi / 2]."""
+    n = torch.round(x * (0.5 / torch.pi))
     # pi in three parts, of which n takes the first two exactly up to 2^15 (Cody and Waite)
-    r = ((x - n * 3.140625) - n * 9.67502593994140625e-4) - n * 1.509957990978376e-7
-    r = r.clamp(-1.5708, 1.5708)  # far out, where x is no angle any more, stay in [-1, 1]
-    z = r * r
-    # minimax of (sin(r) - r) / r^3, relative error 6e-9 of sin(r)
+    h = ((x * 0.5 - n * 3.140625) - n * 9.67502593994140625e-4) - n * 1.509957990978376e-7
+    h = _known(x, h)
+    z = h * h
+    # minimax of (sin(h) - h) / h^3, relative error 6e-9 of sin(h), and of (cos(h) - 1) / h^2
     p = 1.6666659713e-1, -8.333059027791e-3, 1.9809053628705e-4, -2.6045020149468e-6
-    return r - r * z * _polynomial(z, p)
+    q = (-0.49999999, 4.166663637e-2, -1.38883612e-3, 2.476015e-5, -2.60513e-7)
+    return h - h * z * _polynomial(z, p), 1 + z * _polynomial(z, q)
 
 
-def _sign(n: Tensor) -> Tensor:
-    """(-1)^n."""
-    half = n * 0.5
-    return 1 - 4 * (half - torch.floor(half))
+def _known(x: Tensor, value: Tensor) -> Tensor:
+    """`value`, or 0 where rounding leaves nothing of the angle `x`: from 1 / eps radians on."""
+    return torch.where(x.abs() >= 2.0**23, 0.0, value)
 
 
 def _polynomial(x: Tensor, factors: tuple[float, ...]) -> Tensor:
@@ -59,41 +58,79 @@ def _polynomial(x: Tensor, factors: tuple[float, ...]) -> Tensor:
     return value
 
 
-def sigmoid(x: Tensor) -> Tensor:
-    """1 / (1 + exp(-x)), by an exponential that other functions can share."""
-    e = torch.exp(-x.abs())
-    return torch.where(x > 0, 1.0, e) * (1 / (1 + e))
+def exp(x: Tensor) -> Tensor:
+    """By its decay, also for x > 0; infinite above 88.37."""
+    return decay(torch.where(x > 89, 89.0, x))
+
+
+def decay(x: Tensor) -> Tensor:
+    """exp(x) = 2^n exp(r), |r| <= log(2) / 2, for x <= 0; 0 below the least normal number."""
+    scale, rest = _scale_and_rest(x)
+    return scale * (1 + rest)
 
 
 def expm1(x: Tensor) -> Tensor:
-    """exp(x) - 1; near 0 by its Taylor series."""
-    series = _polynomial(x, (1 / 2, 1 / 6, 1 / 24, 1 / 120, 1 / 720, 1 / 5040, 1 / 40320))
-    return torch.where(x.abs() < 0.5, x + x * x * series, torch.exp(x) - 1)
+    """2^n (exp(r) - 1) + (2^n - 1), where 2^n is finite."""
+    return torch.where(x > 88, torch.inf, decay_m1(torch.where(x > 88, 0.0, x)))
+
+
+def decay_m1(x: Tensor) -> Tensor:
+    """exp(x) - 1 for x <= 0."""
+    scale, rest = _scale_and_rest(x)
+    return scale * rest + (scale - 1)
+
+
+def _scale_and_rest(x: Tensor) -> tuple[Tensor, Tensor]:
+    """2^n, by its bits, and exp(r) - 1, where x = n log(2) + r."""
+    x = torch.where(x < -88, -88.0, x)
+    n = torch.round(x * 1.4426950408889634)
+    r = (x - n * 0.693359375) - n * -2.12194440e-4
+    # minimax of (exp(r) - 1 - r) / r^2, error 2e-9 of exp(r)
+    p = (0.49999992, 0.1666642, 4.166823e-2, 8.37482e-3, 1.38368e-3)
+    scale = (n * 2.0**23 + 127 * 2.0**23).to(torch.int32).view(torch.float32)
+    return scale, r + r * r * _polynomial(r, p)
+
+
+def sigmoid(x: Tensor, exp: Shortcut = decay) -> Tensor:
+    """1 / (1 + exp(-x)), by an exponential that other functions can share."""
+    e = exp(-x.abs())
+    return torch.where(x > 0, 1.0, e) / (1 + e)
 
 
 def tanh(x: Tensor) -> Tensor:
-    """Near 0 by a minimax polynomial, relative error 2^-26."""
-    z = x * x
-    p = -3.33332819422e-1, 1.33314422036e-1, -5.37397155531e-2, 2.06390887954e-2, -5.70498872745e-3
-    far = (1 - 2 / (torch.exp(2 * x.abs()) + 1)) * torch.sign(x)
-    return torch.where(x.abs() < 0.625, x + x * z * _polynomial(z, p), far)
+    """-m / (2 + m), m = exp(-2 |x|) - 1, with the sign of `x`."""
+    m = decay_m1(-2 * x.abs())
+    value = m / (2 + m)
+    return torch.where(x > 0, -value, value)
 
 
-def erfc(x: Tensor) -> Tensor:
+def log1p(x: Tensor) -> Tensor:
+    """log(1 + x) for x in [0, 1], by a minimax polynomial, relative error 5e-9."""
+    p = (
+        *(1.0, -0.49999902, 0.33329962, -0.24954134, 0.1967594),
+        *(-0.15305593, 0.10603655, -0.05695952, 0.01985145, -0.00324402),
+    )
+    return x * _polynomial(x, p)
+
+
+def erfc(x: Tensor, exp: Shortcut = decay) -> Tensor:
     """1 - erf(x), for x > 0 as exp(-x^2) t p(t) with a minimax polynomial, relative error 2^-22."""
     t = 1 / (1 + 0.4 * x.abs())
     p = (
         *(0.22567586185747, 0.22566960736336, 0.20784245719675, 0.16854436019365, 0.14142014274226),
         *(-0.00557902194131, 0.16904618210483, -0.18287372158117, 0.05025425220188),
     )
-    tail = torch.exp(-(x * x)) * (t * _polynomial(t, p))
+    tail = exp(-(x * x)) * (t * _polynomial(t, p))
     return torch.where(x > 0, tail, 2 - tail)
 
 
 def rough_exp(x: Tensor) -> Tensor:
     """exp(x / 128)^128, by a minimax polynomial that is negative where exp(x) is 0."""
     p = _polynomial(x * (1 / 128), (1.0, 1.0, 0.4999979, 0.16666861, 0.04220175, 0.00830965))
-    return torch.relu(p).pow(16).pow(8)  # Inductor would trace each of seven products twice
+    p = torch.relu(p)
+    for _ in range(7):
+        p = p * p
+    return p
 
 
 def rough_sine(x: Tensor) -> Tensor:
@@ -111,64 +148,45 @@ def rough_cosine(x: Tensor) -> Tensor:
 def _turn(x: Tensor) -> Tensor:
     """The angle `x` in turns, between -1/2 and 1/2."""
     t = x * (0.5 / torch.pi)
-    return t - torch.round(t)
+    return _known(x, t - torch.round(t))
 
 
 def rough_expm1(x: Tensor) -> Tensor:
     """exp(x) - 1; near 0 by its Taylor series."""
-    return torch.where(x.abs() < 0.02, x + x * x * (1 / 2 + x * (1 / 6)), torch.exp(x) - 1)
+    return torch.where(x.abs() < 0.02, x + x * x * (1 / 2 + x * (1 / 6)), rough_exp(x) - 1)
+
+
+def rough_log1p(x: Tensor) -> Tensor:
+    """log(1 + x) for x in [0, 1], by a minimax polynomial, relative error 6e-5."""
+    return x * _polynomial(x, (0.99994328, -0.49697782, 0.30630095, -0.15742719, 0.04134728))
 
 
 def rough_tanh(x: Tensor) -> Tensor:
     """2 / (1 + exp(-2 |x|)) - 1 with the sign of `x`; near 0 by its Taylor series."""
-    e = torch.exp(-x.abs())
+    e = rough_exp(-x.abs())
     far = torch.where(x > 0, 1.0, -1.0) * (2 / (1 + e * e) - 1)
     return torch.where(x.abs() < 0.03, x - x * x * x * (1 / 3), far)
 
 
-EXACT: dict[Any, Callable[[Tensor], Tensor]] = {
+EXACT: dict[Any, Shortcut] = {
     aten.sin.default: sine,
     aten.cos.default: cosine,
     aten.sigmoid.default: sigmoid,
     aten.expm1.default: expm1,
     aten.tanh.default: tanh,
     aten.erfc.default: erfc,
+    aten.exp.default: exp,
 }
-ROUGH = EXACT | {
+ROUGH: dict[Any, Shortcut] = {
     aten.sin.default: rough_sine,
     aten.cos.default: rough_cosine,
+    aten.sigmoid.default: functools.partial(sigmoid, exp=rough_exp),
     aten.expm1.default: rough_expm1,
     aten.tanh.default: rough_tanh,
-    aten.exp.default: rough_exp,  # last: the others use it
+    aten.erfc.default: functools.partial(erfc, exp=rough_exp),
+    aten.exp.default: rough_exp,
 }
-
-
-class Shortcuts(CustomGraphPass):
-    """Puts the functions above in place of torch's, for float32.
-
-    Args:
-        rough: whether the results are rounded to half precision.
-    """
-
-    def __init__(self, rough: bool) -> None:
-        self.rough = rough
-
-    def __call__(self, graph: Graph) -> None:
-        """Change `graph`, of aten operations, in place."""
-        for target, shortcut in (ROUGH if self.rough else EXACT).items():
-            for node in graph.find_nodes(op="call_function", target=target):
-                if node.meta["val"].dtype == torch.float32:
-                    self._replace(graph, node, shortcut)
-
-    def _replace(self, graph: Graph, node: Any, shortcut: Callable[[Tensor], Tensor]) -> None:
-        (x,) = node.args
-        with x.meta["val"].fake_mode:
-            traced = make_fx(shortcut, select_decomp_table())(x.meta["val"]).graph
-        (placeholder,) = (n for n in traced.nodes if n.op == "placeholder")
-        with graph.inserting_before(node):
-            node.replace_all_uses_with(graph.graph_copy(traced, {placeholder: x}))
-        graph.erase_node(node)
-
-    def uuid(self) -> bytes:
-        """What Inductor's cache tells this version by."""
-        return get_hash_for_files((__file__,), str(self.rough))
+# of -|x|, and of exp(-|x|)
+NARROW: dict[Any, Shortcut] = {aten.exp.default: decay, aten.expm1.default: decay_m1}
+NARROW_EXACT: dict[Any, Shortcut] = NARROW | {aten.log1p.default: log1p}
+NARROW_ROUGH: dict[Any, Shortcut] = {aten.log1p.default: rough_log1p}
