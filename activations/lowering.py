@@ -36,6 +36,24 @@ def _drop_bounds(graph: Graph) -> None:
     graph.eliminate_dead_code()
 
 
+def _join_branches(graph: Graph) -> None:
+    """where(m, a, 0) + where(m, 0, b) is where(m, a, b): what the derivative of `where` leaves."""
+    for node in graph.find_nodes(op="call_function", target=aten.add.Tensor):
+        sides = [side for side in node.args if getattr(side, "target", None) is aten.where.self]
+        if len(sides) < 2 or sides[0].args[0] is not sides[1].args[0]:
+            continue
+        if _is_zero(sides[0].args[1]):
+            sides.reverse()
+        (mask, left, zero), (_, other_zero, right) = sides[0].args, sides[1].args
+        if _is_zero(zero) and _is_zero(other_zero):
+            node.target, node.args = aten.where.self, (mask, left, right)
+    graph.eliminate_dead_code()
+
+
+def _is_zero(node: Any) -> bool:
+    return node.target is aten.scalar_tensor.default and node.args[0] == 0
+
+
 def _is_narrow(node: Any) -> bool:
     """Whether the argument of `node` is -|x|, or exp(-|x|) for log1p."""
     if node.target is aten.log1p.default:
@@ -112,6 +130,7 @@ class Shortcuts(CustomGraphPass):
     def __call__(self, graph: Graph) -> None:
         """Change `graph`, of aten operations, in place."""
         _drop_bounds(graph)
+        _join_branches(graph)
         wide, narrow = (
             (shortcuts.ROUGH, shortcuts.NARROW_ROUGH)
             if self.rough

@@ -33,10 +33,10 @@ def rational(
     z = torch.where(far, 1 / large, x)
     top = _either(z, far, numerator, m)
     below = _either(z, far, denominator, n - 1) * torch.where(far, 1.0, z)
-    bottom = torch.where(far, z.abs() ** n, 1.0) + below.abs()
+    even = isinstance(n, int) and n % 2 == 0
+    bottom = torch.where(far, z**n if even else z.abs() ** n, 1.0) + below.abs()
     value = top * (1 / bottom.clamp(min=torch.finfo(x.dtype).tiny))  # one division both ways
     # x^m / |x|^n = sign(x)^n x^(m - n)
-    even = isinstance(n, int) and n % 2 == 0
     return large ** (m - n) * (value if even else large.sign() ** n * value)
 
 

@@ -301,7 +301,7 @@ def test_instances_share_their_kernels(counter: Counter):
     assert counter.compiled == 4
 
 
-@pytest.mark.parametrize("name", ["sin", "cos", "exp", "expm1", "tanh", "sigmoid"])
+@pytest.mark.parametrize("name", ["sin", "cos", "exp", "expm1", "tanh", "sigmoid", "erf"])
 def test_shortcuts(name: str):
     from activations import shortcuts
 
@@ -339,7 +339,7 @@ def test_narrow_shortcuts():
     assert ((shortcuts.rough_log1p(e).double() - wanted).abs() <= 6e-5 * wanted).all()
 
 
-@pytest.mark.parametrize("name", ["exp", "sigmoid", "expm1", "tanh", "erfc", "sin", "cos"])
+@pytest.mark.parametrize("name", ["exp", "sigmoid", "expm1", "tanh", "erf", "erfc", "sin", "cos"])
 def test_rough_shortcuts(name: str):
     from activations import shortcuts
 
@@ -353,7 +353,7 @@ def test_rough_shortcuts(name: str):
         size = true.abs()
         if name in ("sin", "cos"):  # as rounding the angle
             bound, size = 3e-6, 1 + wide.abs()
-        elif name in ("expm1", "tanh"):  # exp(x) - 1, but next to 0
+        elif name in ("expm1", "tanh", "erf"):  # exp(x) - 1, but next to 0
             size = torch.where(wide.abs() < 0.02, size, size + 1)
         assert ((own(x).double() - true).abs() <= bound * size + 1e-37).all(), reach
     assert own(torch.tensor([torch.nan])).isnan().all()
