@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from . import shortcuts
 
 aten = torch.ops.aten
+_EXPONENTIALS = aten.exp.default, aten.expm1.default, aten.tanh.default
 _WAVES = {aten.sin.default, aten.cos.default}
 
 
@@ -136,6 +137,10 @@ class Shortcuts(CustomGraphPass):
             if self.rough
             else (shortcuts.EXACT, shortcuts.NARROW_EXACT)
         )
+        if self.rough and not any(
+            graph.find_nodes(op="call_function", target=other) for other in _EXPONENTIALS
+        ):
+            wide = wide | {aten.sigmoid.default: shortcuts.rough_sigmoid}
         for target in (aten.log1p.default, *wide):
             for node in graph.find_nodes(op="call_function", target=target):
                 if node.meta["val"].dtype != torch.float32:

@@ -166,6 +166,11 @@ def _turn(x: Tensor) -> Tensor:
     return _known(x, t - torch.round(t))
 
 
+def rough_sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + exp(-x)), for a formula without another exponential."""
+    return 1 / (1 + rough_exp(-x))
+
+
 def rough_expm1(x: Tensor) -> Tensor:
     """exp(x) - 1; near 0 by its Taylor series."""
     return torch.where(x.abs() < 0.02, x + x * x * (1 / 2 + x * (1 / 6)), rough_exp(x) - 1)

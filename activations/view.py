@@ -25,9 +25,10 @@ class View(NamedTuple):
         return x.as_strided(self.sizes, self.strides, x.storage_offset()).data
 
     def spread(self, value: Tensor) -> Tensor:
-        """A value for every row."""
+        """A value for every row; without rows, the values of one term side by side."""
         if self.copies is None or not value.dim():
-            return value.data
+            several = len(self.sizes) == 4 and value.dim() == 2
+            return value.detach().t().contiguous().t() if several else value.data
         outer, inner = self.copies
         channels = self.sizes[0] // (outer * inner)
         rows = value.detach()[None, :, None].expand(outer, channels, inner, *value.shape[1:])
