@@ -6,7 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -376,6 +376,54 @@ def test_erfc_shortcut():
     bound = (4 + 2 * x.double().square()) * torch.finfo(torch.float32).eps * true
     assert ((erfc(x).double() - true).abs() <= bound + 1e-37).all()
     assert erfc(torch.tensor([-torch.inf, torch.inf])).tolist() == [2, 0]
+
+
+def both_ways(make: Callable[[], A.Activation], x: Tensor) -> list[list[Tensor]]:
+    """Value and gradients, plain and fused."""
+    found = []
+    for fuse in (False, True):
+        module, x = make(), x.detach().requires_grad_()
+        with fuse_kernels(fuse):
+            y = module(x)
+            y.backward(y.detach().cos())
+        assert x.grad is not None
+        found.append([y, x.grad, *(p.grad for p in module.parameters() if p.grad is not None)])
+    return found
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_one_number_beside_one_a_channel(counter: Counter, layout: torch.memory_format):
+    x = torch.randn(3, 5, 4, 6).contiguous(memory_format=layout)
+    plain, fused = both_ways(lambda: A.LinComb([A.CosLU, nn.SiLU], num_parameters=5), x)
+    for one, other in zip(plain, fused, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def _odd(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    e = torch.exp(-x.abs())
+    gate = torch.sigmoid(e * torch.tanh(a)) * torch.exp(a)
+    return gate * torch.sin(b * x) + torch.log1p(e) * torch.erf(b) + torch.log1p(x.abs() * a.abs())
+
+
+class OddActivation(A.Activation):
+    """Elementary functions of parameters, of x and of each other."""
+
+    def __init__(self, num_parameters: int = 1) -> None:
+        super().__init__(num_parameters)
+        self.a, self.b = self.learned("a", 0.7), self.learned("b", 1.3)
+
+    def expression(self) -> fusion.Expression:
+        return fusion.Expression(_odd, (self.a, self.b))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_parameters", [1, 5])
+def test_shortcuts_in_any_formula(num_parameters: int, inductor: None):
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(3, 5, 4, 6).contiguous(memory_format=layout)
+        plain, fused = both_ways(lambda: OddActivation(num_parameters), x)
+        for one, other in zip(plain, fused, strict=True):
+            torch.testing.assert_close(one, other, rtol=2e-6, atol=2e-6)
 
 
 def test_long_sums_are_exact(inductor: None):
