@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 _BLOCK, _ROW = 256, 4096  # elements that one partial sum takes in, channels last and first
+_LEAST_ROW = 16  # shorter ones would be outweighed by their copies of the values
 
 
 class View(NamedTuple):
@@ -60,7 +61,7 @@ def view_of(x: Tensor, channel_dim: int | None, tables: bool) -> View | None:
         sizes, strides = (outer // block, channels, 1, block), (block * channels, 1, 1, channels)
         return View(sizes, strides)
     row = inner if inner <= _ROW else _divisor(inner, _ROW)
-    if tables:
+    if tables or row < _LEAST_ROW:
         sizes, strides = (outer, channels, inner // row, row), (channels * inner, inner, row, 1)
         return View(sizes, strides)
     return View((x.numel() // row, row), (row, 1), (outer, inner // row))
