@@ -45,10 +45,11 @@ def _either(z: Tensor, far: Tensor, coefficients: list[Tensor], degree: Tensor |
     terms = [coefficient.expand_as(z) for coefficient in coefficients]  # one gradient each
     value = torch.where(far, terms[0], terms[-1])
     for k in range(1, len(terms)):
-        longer = value * z + torch.where(far, terms[k], terms[-1 - k])
+        factor, term = z, torch.where(far, terms[k], terms[-1 - k])
         if not isinstance(degree, int):
-            longer = torch.where(far & (degree < k), value, longer)
-        value = longer
+            beyond = far & (degree < k)
+            factor, term = torch.where(beyond, 1.0, z), torch.where(beyond, 0.0, term)
+        value = value * factor + term
     return value
 
 
