@@ -21,15 +21,16 @@ def aglu(x: Tensor, lambd: Tensor, kappa: Tensor) -> Tensor:
 
 # a kernel would take the logarithm and the inverse once an element
 def _apa(x: Tensor, log_lambd: Tensor, inverse: Tensor, kappa: Tensor) -> Tensor:
-    # exp(-1000) is 0 in every dtype: beyond it nothing changes but overflows on the way
-    exponent = inverse * _softplus((log_lambd - kappa * x).clamp(min=-1000))
-    return torch.exp(-exponent.clamp(max=1000))
+    softplus = _softplus(log_lambd - kappa * x)
+    # exp(-1000) is 0 in every dtype: beyond it no gradient passes, whatever comes back
+    return torch.exp((-inverse * softplus).clamp(min=-1000))
 
 
 def _softplus(x: Tensor) -> Tensor:
     """log(1 + exp(x)), whose two sides share exp(-|x|)."""
     right = x > 0
-    return torch.where(right, x, 0.0) + torch.log1p(torch.exp(torch.where(right, -x, x)))
+    decay = torch.where(right, -x, x).clamp(min=-1000)
+    return torch.where(right, x, 0.0) + torch.log1p(torch.exp(decay))
 
 
 def _aglu(x: Tensor, log_lambd: Tensor, inverse: Tensor, kappa: Tensor) -> Tensor:

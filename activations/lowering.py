@@ -1,5 +1,6 @@
 """The elementary functions of `shortcuts` in the kernels that Inductor makes for the CPU."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,25 +17,68 @@ from . import shortcuts
 aten = torch.ops.aten
 _EXPONENTIALS = aten.exp.default, aten.expm1.default, aten.tanh.default
 _WAVES = {aten.sin.default, aten.cos.default}
+# constant beyond -1000 and 1000, and beyond -1000
+_LEVEL = {aten.sigmoid.default, aten.tanh.default, aten.erf.default}
+_LEVEL_BELOW = {aten.exp.default, aten.expm1.default} | _LEVEL
+_LARGEST = torch.finfo(torch.float32).max
 
 
 def _drop_bounds(graph: Graph) -> None:
-    """Leave out bounds that only keep an angle finite, and their masks: see `shortcuts._known`."""
-    largest = torch.finfo(torch.float32).max
+    """Leave out bounds that the shortcuts have built in.
+
+    Bounds that only keep an angle finite go with their masks: see `shortcuts._known`. Far bounds
+    of a function that is constant there go and leave their masks, which stop gradients.
+    """
+    masks = graph.find_nodes(op="call_function", target=aten.logical_and.default)
     for upper in graph.find_nodes(op="call_function", target=aten.clamp_max.default):
-        lower, bound = upper.args
-        if bound != largest or {user.target for user in upper.users} - _WAVES:
-            continue
-        if lower.target is not aten.clamp_min.default or lower.args[1] != -largest:
-            continue
-        x = lower.args[0]
-        upper.replace_all_uses_with(x)
-        for mask in graph.find_nodes(op="call_function", target=aten.logical_and.default):
-            if [side.args for side in mask.args] != [(x, -largest), (x, largest)]:
-                continue
-            for chosen in [user for user in mask.users if user.target is aten.where.self]:
-                chosen.replace_all_uses_with(chosen.args[1])
+        below, bound = upper.args
+        if (
+            _users(upper) <= _WAVES
+            and bound == _LARGEST
+            and _bound(below, aten.clamp_min) == -bound
+        ):
+            x = below.args[0]
+            upper.replace_all_uses_with(x)
+            for mask in [mask for mask in masks if _symmetric(mask) == (x, bound)]:
+                for chosen in [user for user in mask.users if user.target is aten.where.self]:
+                    chosen.replace_all_uses_with(chosen.args[1])
+        elif _users(upper) <= _LEVEL and _bound(upper, aten.clamp_max) >= 1000:
+            upper.replace_all_uses_with(below)
+    for lower in graph.find_nodes(op="call_function", target=aten.clamp_min.default):
+        if _users(lower) <= _LEVEL_BELOW and _bound(lower, aten.clamp_min) <= -1000:
+            lower.replace_all_uses_with(lower.args[0])
     graph.eliminate_dead_code()
+
+
+def _join_masks(graph: Graph) -> None:
+    """-c <= x <= c is |x| <= c."""
+    for mask in graph.find_nodes(op="call_function", target=aten.logical_and.default):
+        if found := _symmetric(mask):
+            x, bound = found
+            with graph.inserting_before(mask), x.meta["val"].fake_mode:
+                size = graph.call_function(aten.abs.default, (x,))
+                size.meta["val"] = torch.abs(x.meta["val"])
+            mask.target, mask.args = aten.le.Scalar, (size, bound)
+    graph.eliminate_dead_code()
+
+
+def _users(node: Node) -> set[Any]:
+    return {user.target for user in node.users}
+
+
+def _bound(node: Any, clamp: Any) -> float:
+    """The number that `node` is clamped at by `clamp`; NaN, which nothing equals, if by none."""
+    known = node.target is clamp.default and isinstance(node.args[1], int | float)
+    return node.args[1] if known else math.nan
+
+
+def _symmetric(mask: Node) -> tuple[Node, float] | None:
+    """`x` and c of a mask -c <= x <= c."""
+    sides: Any = mask.args
+    if [side.target for side in sides] != [aten.ge.Scalar, aten.le.Scalar]:
+        return None
+    (x, low), (other, high) = (side.args for side in sides)
+    return (x, high) if x is other and low == -high else None
 
 
 def _join_branches(graph: Graph) -> None:
@@ -56,15 +100,27 @@ def _is_zero(node: Any) -> bool:
 
 
 def _is_narrow(node: Any) -> bool:
-    """Whether the argument of `node` is -|x|, or exp(-|x|) for log1p."""
-    if node.target is aten.log1p.default:
-        return node.args[0].target is aten.exp.default and _is_narrow(node.args[0])
+    """Whether a shortcut of `shortcuts.NARROW_EXACT` and `NARROW_ROUGH` holds for `node`."""
     below = node.args[0]
+    if node.target is aten.erf.default:
+        return below.target is aten.exp.default
+    if node.target is aten.log1p.default:
+        return below.target is aten.exp.default and _is_narrow(below)
     if below.target is aten.where.self:  # x > 0, -x, x
         right, left, x = below.args
         negated = left.target is aten.neg.default and left.args == (x,)
         return negated and right.target is aten.gt.Scalar and right.args == (x, 0)
-    return below.target is aten.neg.default and below.args[0].target is aten.abs.default
+    if below.target is not aten.neg.default:
+        return False
+    negated = below.args[0]
+    square = negated.target is aten.mul.Tensor and negated.args[0] is negated.args[1]
+    return square or negated.target is aten.abs.default
+
+
+def _is_finite(node: Any) -> bool:
+    """Whether `node` is an exponential that a bound on its argument keeps finite."""
+    exponential = node.target in (aten.exp.default, aten.expm1.default)
+    return exponential and _bound(node.args[0], aten.clamp_max) <= 88
 
 
 def _lowered(shortcut: shortcuts.Shortcut) -> Callable[[Any], Any]:
@@ -77,17 +133,19 @@ def _lowered(shortcut: shortcuts.Shortcut) -> Callable[[Any], Any]:
     def compute(x: Any) -> Any:
         known: dict[Node, Any] = {}
 
-        def value(of: Any) -> Any:
+        def value(of: Any, dtype: torch.dtype = torch.float32) -> Any:
             if isinstance(of, Node):
                 return known[of]
-            return ops.constant(of, torch.float32) if isinstance(of, int | float) else of
+            return ops.constant(of, dtype) if isinstance(of, int | float) else of
 
         *operations, output = nodes
         for node in operations:
             if node.op == "placeholder":
                 known[node] = x
             else:
-                known[node] = _OPERATIONS[node.target](*map(value, node.args))
+                dtype = node.meta["val"].dtype
+                dtype = dtype if dtype == torch.int32 else torch.float32
+                known[node] = _OPERATIONS[node.target](*(value(of, dtype) for of in node.args))
         return value(output.args[0])
 
     lowering: Any = make_pointwise(compute)
@@ -96,12 +154,21 @@ def _lowered(shortcut: shortcuts.Shortcut) -> Callable[[Any], Any]:
     return lowering
 
 
+def _bitcast(x: Any, dtype: torch.dtype) -> Any:
+    other = torch.float32 if dtype == torch.int32 else torch.int32
+    return ops.to_dtype_bitcast(x, dtype, other)
+
+
 _OPERATIONS: dict[Any, Callable[..., Any]] = {
     aten.abs.default: ops.abs,
     aten.alias.default: lambda x: x,
     aten.add.Tensor: ops.add,
     aten.div.Tensor: ops.truediv,
-    aten.exp.default: ops.exp,
+    aten.bitwise_and.Scalar: ops.bitwise_and,
+    aten.__lshift__.Scalar: ops.bitwise_left_shift,
+    aten.bitwise_xor.Tensor: ops.bitwise_xor,
+    aten.clamp_max.default: ops.minimum,
+    aten.clamp_min.default: ops.maximum,
     aten.ge.Scalar: ops.ge,
     aten.gt.Scalar: ops.gt,
     aten.lt.Scalar: ops.lt,
@@ -113,8 +180,7 @@ _OPERATIONS: dict[Any, Callable[..., Any]] = {
     aten.sub.Tensor: ops.sub,
     aten.where.self: ops.where,
     aten.reciprocal.default: ops.reciprocal,
-    torch.ops.prims.convert_element_type.default: ops.to_dtype,
-    aten.view.dtype: lambda x, dtype: ops.to_dtype_bitcast(x, dtype, torch.int32),
+    aten.view.dtype: _bitcast,
 }
 
 
@@ -131,6 +197,7 @@ class Shortcuts(CustomGraphPass):
     def __call__(self, graph: Graph) -> None:
         """Change `graph`, of aten operations, in place."""
         _drop_bounds(graph)
+        _join_masks(graph)
         _join_branches(graph)
         wide, narrow = (
             (shortcuts.ROUGH, shortcuts.NARROW_ROUGH)
@@ -141,11 +208,13 @@ class Shortcuts(CustomGraphPass):
             graph.find_nodes(op="call_function", target=other) for other in _EXPONENTIALS
         ):
             wide = wide | {aten.sigmoid.default: shortcuts.rough_sigmoid}
-        for target in (aten.log1p.default, *wide):
+        # first those that look for an exponential
+        for target in (aten.log1p.default, aten.erf.default, *wide):
             for node in graph.find_nodes(op="call_function", target=target):
                 if node.meta["val"].dtype != torch.float32:
                     continue
-                shortcut = narrow.get(target) if _is_narrow(node) else None
+                is_narrow = _is_narrow(node) or (not self.rough and _is_finite(node))
+                shortcut = narrow.get(target) if is_narrow else None
                 if shortcut := shortcut or wide.get(target):
                     with node.meta["val"].fake_mode:
                         operation = _lowered(shortcut)

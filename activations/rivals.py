@@ -25,8 +25,14 @@ def aconc(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
 
 def pelu(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """`(a / b) x` for x >= 0, else `a (exp(x / b) - 1)`; a, b > 0 broadcast against `x`."""
-    left = torch.maximum(x.clamp(max=0), -1000 * b.detach())  # e^-1000 is 0 in every dtype
-    return torch.where(x >= 0, (a / b) * x, a * torch.expm1(left / b))
+    return _pelu(x, a, 1 / b)
+
+
+# a kernel would divide once an element
+def _pelu(x: Tensor, a: Tensor, inverse: Tensor) -> Tensor:
+    u = inverse * x
+    right = u > 0
+    return a * torch.where(right, u, torch.expm1(torch.where(right, -u, u)))
 
 
 def snake(x: Tensor, alpha: Tensor) -> Tensor:
@@ -165,7 +171,7 @@ class PELU(Activation):
 
     def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return Expression(pelu, (at_least(self.a, 0.1), at_least(self.b, 0.1)))
+        return Expression(_pelu, (at_least(self.a, 0.1), 1 / at_least(self.b, 0.1)))
 
 
 class Snake(Activation):
