@@ -50,16 +50,25 @@ def _drop_bounds(graph: Graph) -> None:
     graph.eliminate_dead_code()
 
 
-def _join_masks(graph: Graph) -> None:
-    """-c <= x <= c is |x| <= c."""
+def _find_sizes(graph: Graph) -> None:
+    """where(x > 0, -x, x) is -|x|, and -c <= x <= c is |x| <= c."""
+    for node in graph.find_nodes(op="call_function", target=aten.where.self):
+        right, left, x = node.args
+        negated = left.target is aten.neg.default and left.args == (x,)
+        if negated and right.target is aten.gt.Scalar and right.args == (x, 0):
+            node.target, node.args = aten.neg.default, (_size(x, node),)
     for mask in graph.find_nodes(op="call_function", target=aten.logical_and.default):
         if found := _symmetric(mask):
             x, bound = found
-            with graph.inserting_before(mask), x.meta["val"].fake_mode:
-                size = graph.call_function(aten.abs.default, (x,))
-                size.meta["val"] = torch.abs(x.meta["val"])
-            mask.target, mask.args = aten.le.Scalar, (size, bound)
+            mask.target, mask.args = aten.le.Scalar, (_size(x, mask), bound)
     graph.eliminate_dead_code()
+
+
+def _size(x: Node, before: Node) -> Node:
+    with before.graph.inserting_before(before), x.meta["val"].fake_mode:
+        size = before.graph.call_function(aten.abs.default, (x,))
+        size.meta["val"] = torch.abs(x.meta["val"])
+    return size
 
 
 def _users(node: Node) -> set[Any]:
@@ -106,10 +115,6 @@ def _is_narrow(node: Any) -> bool:
         return below.target is aten.exp.default
     if node.target is aten.log1p.default:
         return below.target is aten.exp.default and _is_narrow(below)
-    if below.target is aten.where.self:  # x > 0, -x, x
-        right, left, x = below.args
-        negated = left.target is aten.neg.default and left.args == (x,)
-        return negated and right.target is aten.gt.Scalar and right.args == (x, 0)
     if below.target is not aten.neg.default:
         return False
     negated = below.args[0]
@@ -197,7 +202,7 @@ class Shortcuts(CustomGraphPass):
     def __call__(self, graph: Graph) -> None:
         """Change `graph`, of aten operations, in place."""
         _drop_bounds(graph)
-        _join_masks(graph)
+        _find_sizes(graph)
         _join_branches(graph)
         wide, narrow = (
             (shortcuts.ROUGH, shortcuts.NARROW_ROUGH)
