@@ -31,18 +31,16 @@ def _drop_bounds(graph: Graph) -> None:
     """
     masks = graph.find_nodes(op="call_function", target=aten.logical_and.default)
     for upper in graph.find_nodes(op="call_function", target=aten.clamp_max.default):
-        below, bound = upper.args
-        if (
-            _users(upper) <= _WAVES
-            and bound == _LARGEST
-            and _bound(below, aten.clamp_min) == -bound
-        ):
+        below, bound = upper.args[0], _bound(upper, aten.clamp_max)
+        angle = _users(upper) <= _WAVES and _is_single(upper) and bound == _LARGEST
+        if angle and _bound(below, aten.clamp_min) == -bound:
             x = below.args[0]
             upper.replace_all_uses_with(x)
             for mask in [mask for mask in masks if _symmetric(mask) == (x, bound)]:
-                for chosen in [user for user in mask.users if user.target is aten.where.self]:
-                    chosen.replace_all_uses_with(chosen.args[1])
-        elif _users(upper) <= _LEVEL and _bound(upper, aten.clamp_max) >= 1000:
+                for user in list(mask.users):
+                    if user.target is aten.where.self and _is_zero(user.args[2]):
+                        user.replace_all_uses_with(user.args[1])
+        elif _users(upper) <= _LEVEL and bound >= 1000:
             upper.replace_all_uses_with(below)
     for lower in graph.find_nodes(op="call_function", target=aten.clamp_min.default):
         if _users(lower) <= _LEVEL_BELOW and _bound(lower, aten.clamp_min) <= -1000:
@@ -87,7 +85,12 @@ def _symmetric(mask: Node) -> tuple[Node, float] | None:
     if [side.target for side in sides] != [aten.ge.Scalar, aten.le.Scalar]:
         return None
     (x, low), (other, high) = (side.args for side in sides)
-    return (x, high) if x is other and low == -high else None
+    known = isinstance(low, int | float) and isinstance(high, int | float)
+    return (x, high) if known and x is other and low == -high else None
+
+
+def _is_single(node: Node) -> bool:
+    return node.meta["val"].dtype == torch.float32
 
 
 def _join_branches(graph: Graph) -> None:
@@ -216,7 +219,7 @@ class Shortcuts(CustomGraphPass):
         # first those that look for an exponential
         for target in (aten.log1p.default, aten.erf.default, *wide):
             for node in graph.find_nodes(op="call_function", target=target):
-                if node.meta["val"].dtype != torch.float32:
+                if not (_is_single(node) and _is_single(node.args[0])):
                     continue
                 is_narrow = _is_narrow(node) or (not self.rough and _is_finite(node))
                 shortcut = narrow.get(target) if is_narrow else None

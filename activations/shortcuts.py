@@ -75,20 +75,21 @@ def _polynomial(x: Tensor, factors: tuple[float, ...]) -> Tensor:
 
 
 def exp(x: Tensor) -> Tensor:
-    """Infinite above 88.37, 0 below the least normal number."""
-    scale, rest = _scale_and_rest(x.clamp_max(89))
-    return scale * (1 + rest)
+    """0 below 2^-125."""
+    half, rest = _scale_and_rest(x.clamp_max(89), 126)  # 2^n may be infinite where exp(x) is not
+    return half * (2 + 2 * rest)
 
 
 def decay(x: Tensor) -> Tensor:
-    """exp(x) for x <= 88."""
+    """exp(x) for x <= 88; 0 below 2^-126."""
     scale, rest = _scale_and_rest(x)
     return scale + scale * rest
 
 
 def expm1(x: Tensor) -> Tensor:
-    """By its decay; infinite above 88."""
-    return torch.where(x > 88, torch.inf, decay_m1(torch.where(x > 88, 0.0, x)))
+    """exp(x) - 1."""
+    half, rest = _scale_and_rest(x.clamp_max(89), 126)
+    return 2 * (half * rest + (half - 0.5))
 
 
 def decay_m1(x: Tensor) -> Tensor:
@@ -97,11 +98,11 @@ def decay_m1(x: Tensor) -> Tensor:
     return scale * rest + (scale - 1)
 
 
-def _scale_and_rest(x: Tensor) -> tuple[Tensor, Tensor]:
-    """2^n, by its bits, and exp(r) - 1, where x = n log(2) + r."""
-    x = x.clamp_min(-88)
-    m = x * 1.4426950408889634 + (_WHOLE + 127)
-    n = m - (_WHOLE + 127)
+def _scale_and_rest(x: Tensor, bias: int = 127) -> tuple[Tensor, Tensor]:
+    """2^(n + bias - 127), by its bits, and exp(r) - 1, where x = n log(2) + r."""
+    x = x.clamp_min(39 - bias)  # where 2^n is 0
+    m = x * 1.4426950408889634 + (_WHOLE + bias)
+    n = m - (_WHOLE + bias)
     r = (x - n * 0.693359375) - n * -2.12194440e-4
     # minimax of (exp(r) - 1 - r) / r^2, error 2e-9 of exp(r)
     p = (0.49999992, 0.1666642, 4.166823e-2, 8.37482e-3, 1.38368e-3)
