@@ -9,9 +9,7 @@ from .compile import Expression
 
 def delu(x: Tensor, n: Tensor | float) -> Tensor:
     """`x sigmoid(x)` for x <= 0, else `(n + 0.5) x + |exp(-x) - 1|`; `n` broadcasts against `x`."""
-    right = x > 0
-    decay = torch.where(right, -x, x)  # -|x|, whose two exponentials a kernel shares
-    return torch.where(right, (n + 0.5) * x - torch.expm1(decay), x * torch.sigmoid(decay))
+    return torch.where(x > 0, (n + 0.5) * x - torch.expm1(-x.abs()), x * torch.sigmoid(x))
 
 
 class DELU(Activation):

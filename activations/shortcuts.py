@@ -115,12 +115,6 @@ def sigmoid(x: Tensor, exp: Shortcut = decay) -> Tensor:
     return torch.where(x > 0, 1.0, e) / (1 + e)
 
 
-def narrow_sigmoid(x: Tensor, exp: Shortcut = decay) -> Tensor:
-    """The same for x <= 0."""
-    e = exp(x)
-    return e / (1 + e)
-
-
 def tanh(x: Tensor) -> Tensor:
     """-m / (2 + m), m = exp(-2 |x|) - 1, with the sign of `x`."""
     m = decay_m1(-2 * x.abs())
@@ -271,18 +265,16 @@ ROUGH: dict[Any, Shortcut] = {
     aten.erfc.default: functools.partial(erfc, exp=rough_decay),
     aten.exp.default: rough_exp,
 }
-# of -|x| or -x^2; log1p and erf of such an exponential
+# of -|x| or -x^2; log1p of such an exponential, erf of any
 NARROW_EXACT: dict[Any, Shortcut] = {
     aten.exp.default: decay,
     aten.expm1.default: decay_m1,
-    aten.sigmoid.default: narrow_sigmoid,
     aten.log1p.default: log1p,
     aten.erf.default: positive_erf,
 }
 NARROW_ROUGH: dict[Any, Shortcut] = {
     aten.exp.default: rough_decay,
     aten.expm1.default: functools.partial(rough_expm1, exp=rough_decay),
-    aten.sigmoid.default: functools.partial(narrow_sigmoid, exp=rough_decay),
     aten.log1p.default: rough_log1p,
     aten.erf.default: rough_positive_erf,
 }
