@@ -188,6 +188,11 @@ def at_least(parameter: Tensor, bound: float) -> Tensor:
     return fixed.clamp(min=bound) + (parameter - fixed)
 
 
+def precise(parameter: Tensor) -> Tensor:
+    """`parameter` in float32 or better, for what is made of it before a formula is called."""
+    return parameter.to(torch.promote_types(parameter.dtype, torch.float32))
+
+
 def inside(x: Tensor) -> Tensor:
     """`x` with infinities moved to the largest finite number, so that sin and cos stay finite."""
     largest = torch.finfo(x.dtype).max

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .activation import Activation, at_least, positive
+from .activation import Activation, at_least, positive, precise
 from .compile import Expression
 
 _LEAST = 1e-4  # of lambda, as in the paper
@@ -80,8 +80,7 @@ class APA(Activation):
 
     def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        lambd = at_least(self.lambd, _LEAST)
-        lambd = lambd.to(torch.promote_types(lambd.dtype, torch.float32))
+        lambd = precise(at_least(self.lambd, _LEAST))
         return Expression(_apa, (lambd.log(), 1 / lambd, self.kappa))
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .activation import Activation, at_least, finite, inside
+from .activation import Activation, at_least, finite, inside, precise
 from .compile import Expression
 
 
@@ -171,7 +171,7 @@ class PELU(Activation):
 
     def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return Expression(_pelu, (at_least(self.a, 0.1), 1 / at_least(self.b, 0.1)))
+        return Expression(_pelu, (at_least(self.a, 0.1), 1 / precise(at_least(self.b, 0.1))))
 
 
 class Snake(Activation):

@@ -153,7 +153,7 @@ def positive_erf(x: Tensor) -> Tensor:
 
 
 def _rest_of_eighth(x: Tensor, end: float, q: tuple[float, ...]) -> Tensor:
-    """1 - q(x)^8, which is 1 from `end` on."""
+    """1 - q(x)^8, with x at most `end`, where it is 1 to the precision of `q`."""
     eighth = _polynomial(x.clamp_max(end), q)
     square = eighth * eighth
     fourth = square * square
