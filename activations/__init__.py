@@ -1,27 +1,35 @@
 """Activation functions that change while a network trains, and how to put them into one."""
 
-from .activation import Activation, Scheduled, penalty, set_progress
-from .aglu import AGLU, APA, aglu, apa
-from .compile import fuse_kernels
-from .coslu import CosLU, SinLU, coslu, sinlu
-from .delu import DELU, HELU, delu
-from .ditac import DiTAC, cpab
-from .dsrelu import DSReLU, dsrelu
-from .dyrelu import DynamicReLU, dynamic_relu
-from .eelu import EELU, eelu
-from .evencubic import EvenCubicReLU, even_cubic_relu
-from .frelu import FReLU, frelu
+from .activation import Activation, Channels, Scheduled, fuse, penalty, set_progress
+from .functions.aconc import ACONC, aconc
+from .functions.aglu import AGLU, APA, aglu, apa
+from .functions.bspline import BSpline, linear_spline
+from .functions.coslu import CosLU, SinLU, coslu, sinlu
+from .functions.delu import DELU, HELU, delu
+from .functions.ditac import DiTAC, cpab
+from .functions.dsrelu import DSReLU, dsrelu
+from .functions.dynamicrelu import DynamicReLU, dynamic_relu
+from .functions.eelu import EELU, eelu
+from .functions.evencubicrelu import EvenCubicReLU, even_cubic_relu
+from .functions.fourier import Fourier, fourier
+from .functions.frelu import FReLU, frelu
+from .functions.lincomb import LinComb, NormLinComb, lincomb
+from .functions.lslu import LSLU, lslu
+from .functions.pelu import PELU, pelu
+from .functions.polynomial import Polynomial, polynomial
+from .functions.rational import Rational, rational
+from .functions.relun import ReLUN, relun
+from .functions.scaledsoftsign import ScaledSoftSign, scaled_softsign
+from .functions.seriesrelu import SeriesReLU
+from .functions.shilu import ShiLU, shilu
+from .functions.snake import Snake, snake
+from .functions.swish import Swish, swish
 from .groups import parameter_groups, shape_parameters
-from .lincomb import LinComb, NormLinComb, lincomb
-from .lslu import LSLU, SeriesReLU, lslu
-from .match import Fade, gain, match
-from .relun import ReLUN, ShiLU, relun, shilu
-from .rivals import ACONC, PELU, Snake, Swish, aconc, pelu, snake, swish
-from .series import Fourier, Polynomial, Rational, fourier, polynomial, rational
-from .softsign import ScaledSoftSign, scaled_softsign
-from .spline import BSpline, linear_spline
-from .swap import SwapReport, replace_activations
-from .trace import is_activation
+from .swap.kinds import is_activation
+from .swap.match import Fade, gain, match
+from .swap.replace import SwapReport, replace_activations
+
+__version__ = "0.1.0"
 
 __all__ = [
     "ACONC",
@@ -29,6 +37,7 @@ __all__ = [
     "APA",
     "Activation",
     "BSpline",
+    "Channels",
     "CosLU",
     "DELU",
     "DSReLU",
@@ -67,7 +76,7 @@ __all__ = [
     "even_cubic_relu",
     "fourier",
     "frelu",
-    "fuse_kernels",
+    "fuse",
     "gain",
     "is_activation",
     "lincomb",

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypedDict, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from .compile import Expression, fused, fusible
+from .fusion.kernel import Expression, evaluate, fusible
 
 
 @runtime_checkable
@@ -27,6 +27,27 @@ def set_progress(model: nn.Module, progress: float) -> int:
     return len(scheduled)
 
 
+def fuse(model: nn.Module, on: bool = True) -> int:
+    """Compute the activations in `model` by fused kernels, or plainly again with `on=False`.
+
+    Plain is the default: compiling takes about 4 s for each kind of function, which short runs
+    never win back. The choice belongs to these modules alone and is copied and pickled with them;
+    activations that are put into `model` later are plain. Fused or plain, values agree to the
+    rounding of the dtype.
+
+    Always plain are: whole-model `torch.compile`, `torch.export`, tracing, `torch.func`, tensor
+    subclasses, and devices other than CPU and CUDA. Without a compiler everything stays plain, and
+    a warning says so once.
+
+    Returns:
+        The number of activations in `model`.
+    """
+    found = [module for module in model.modules() if isinstance(module, Activation)]
+    for module in found:
+        module.fused = on
+    return len(found)
+
+
 def penalty(model: nn.Module) -> Tensor | float:
     """Sum of the terms that the activations of `model` add to the training loss; 0.0 if none does.
 
@@ -34,6 +55,20 @@ def penalty(model: nn.Module) -> Tensor | float:
     """
     terms = (module.penalty() for module in model.modules() if isinstance(module, Activation))
     return sum((term for term in terms if term is not None), 0.0)
+
+
+class Channels(TypedDict, total=False):
+    """Constructor arguments of every activation that can learn one set of parameters a channel.
+
+    Attributes:
+        num_parameters: 1 (shared by all channels) or C, the size of `channel_dim`.
+        channel_dim: axis of the channels: 1, or -1 for channels-last tokens.
+        inplace: accepted, so that the class fits where libraries pass it, and ignored.
+    """
+
+    num_parameters: int
+    channel_dim: int
+    inplace: bool
 
 
 class Activation(nn.Module):
@@ -54,10 +89,25 @@ class Activation(nn.Module):
         (N, C, \*) -> same; any shape when `num_parameters` is 1. Half precision is computed in
         float32 and rounded once.
 
+    Attributes:
+        fused: whether fused kernels compute it; set by :func:`activations.fuse`.
+        size_arguments: of the class: constructor arguments that `replace_activations` may set from
+            the input of a call: num_parameters, channel_dim, channels or dims.
+        match_starts: of the class: values of the parameters from which `activations.match` also
+            starts, where least squares would not reach a known function from the defaults.
+        variants: of the class: constructor arguments under which the gallery shows it.
+        gallery_step: of the class: how far the gallery moves a parameter.
+
     Raises:
         TypeError: the input is not a real floating-point tensor.
         ValueError: the size of `channel_dim` is not `num_parameters`.
     """
+
+    size_arguments: ClassVar[tuple[str, ...]] = ("num_parameters", "channel_dim")
+    match_starts: ClassVar[tuple[dict[str, float], ...]] = ()
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    gallery_step: ClassVar[float] = 0.5
+    fused: bool = False
 
     def __init__(
         self, num_parameters: int = 1, channel_dim: int = 1, *, inplace: bool = False
@@ -116,8 +166,8 @@ class Activation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the function; dtype, shape and memory format of `x` are kept."""
         self.check_input(x)
-        if fusible(x) and (expression := self.expression()) is not None:
-            return fused(expression, x, self.num_parameters, self.channel_dim)
+        if self.fused and fusible(x) and (expression := self.expression()) is not None:
+            return evaluate(expression, x, self.num_parameters, self.channel_dim)
         return self.function(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
 
     def check_input(self, x: Tensor) -> None:
@@ -191,6 +241,11 @@ def at_least(parameter: Tensor, bound: float) -> Tensor:
 def precise(parameter: Tensor) -> Tensor:
     """`parameter` in float32 or better, for what is made of it before a formula is called."""
     return parameter.to(torch.promote_types(parameter.dtype, torch.float32))
+
+
+def gate(x: Tensor) -> Tensor:
+    """sigmoid(x); its gradient is exactly 0 far from 0, whatever it is multiplied by."""
+    return torch.sigmoid(x.clamp(-1000, 1000))
 
 
 def inside(x: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 import activations
-from activations.compile import fuse_kernels
 
 from .measure import now, saved_bytes, spread
 from .report import machine, write
@@ -41,6 +40,7 @@ class Entry:
 
     def __init__(self, name: str, module: nn.Module, mode: str) -> None:
         self.name, self.module, self.mode = name, module, mode
+        activations.fuse(module, on=MODES.get(mode, False))
         self.forward: list[float] = []
         self.both: list[float] = []
 
@@ -48,19 +48,17 @@ class Entry:
         """Time one forward and one backward."""
         for parameter in (x, *self.module.parameters()):
             parameter.grad = None
-        with fuse_kernels(MODES.get(self.mode, False)):
-            start = now(x.device)
-            y = self.module(x)
-            middle = now(x.device)
-            y.backward(grad)
-            end = now(x.device)
+        start = now(x.device)
+        y = self.module(x)
+        middle = now(x.device)
+        y.backward(grad)
+        end = now(x.device)
         self.forward.append(middle - start)
         self.both.append(end - start)
 
     def saved(self, x: Tensor) -> float:
         """Bytes kept for backward, parameters aside, in multiples of the input."""
-        with fuse_kernels(MODES.get(self.mode, False)):
-            kept = saved_bytes(lambda: self.module(x), self.module.parameters())
+        kept = saved_bytes(lambda: self.module(x), self.module.parameters())
         return kept / x.untyped_storage().nbytes()
 
 
@@ -77,7 +75,7 @@ def entries(options: argparse.Namespace) -> list[Entry]:
             continue
         if kind is activations.Activation or (options.only and name not in options.only):
             continue
-        known = inspect.signature(kind).parameters
+        known = kind.size_arguments
         arguments: dict[str, Any] = {"channels": channels} if "channels" in known else {}
         if options.per_channel:
             if "num_parameters" not in known:

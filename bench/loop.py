@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from activations import fuse_kernels, parameter_groups
+from activations import fuse, parameter_groups
 from callbacks import ActivationMonitor, ActivationSchedule
 from datamodules import ImageDataModule
 from datamodules.loader import ImageLoader
@@ -112,7 +112,7 @@ def bare(data: Generated, model: Classifier, options: argparse.Namespace, inside
     """The loop that anyone would write, with the same optimizer, clipping and schedule."""
     data.setup("fit")
     model.to(options.device)
-    fuse_kernels(model.compile_mode == "activations")
+    fuse(model, on=model.compile_mode == "activations")
     optimizer = model.optimizer(parameter_groups(model.backbone))
     scheduler = CosineAnnealingLR(optimizer, (options.epochs + 1) * data.steps)
     turns, clip = data.train_dataloader(), _trainer()["gradient_clip_val"]

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from activations import Activation, fuse_kernels, parameter_groups, replace_activations
+from activations import Activation, fuse, parameter_groups, replace_activations
 from models import build_backbone
 
 from .measure import now, saved_bytes, spread
@@ -76,24 +76,23 @@ class Entry:
         self.model = model.to(options.device, memory_format=layout)  # pyright: ignore[reportCallIssue]
         groups = parameter_groups(self.model)
         self.optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9, weight_decay=1e-4)
+        fuse(self.model, on=mode == "activations")
         if mode == "model":
             self.model.compile()
 
     def loss(self) -> Tensor:
         """The forward half."""
         half = torch.autocast(self.x.device.type, torch.bfloat16, cache_enabled=False)
-        with fuse_kernels(self.mode == "activations"):
-            with half if self.dtype == "bfloat16" else nullcontext():
-                scores = self.model(self.x)
-            return F.cross_entropy(scores.float(), self.y)
+        with half if self.dtype == "bfloat16" else nullcontext():
+            scores = self.model(self.x)
+        return F.cross_entropy(scores.float(), self.y)
 
     def step(self) -> tuple[float, float]:
         """One training step; its seconds, and those of the processor."""
         start, processor = now(self.x.device), time.process_time()
         self.optimizer.zero_grad()
         loss = self.loss()
-        with fuse_kernels(self.mode == "activations"):
-            loss.backward()
+        loss.backward()
         self.optimizer.step()
         return now(self.x.device) - start, time.process_time() - processor
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from activations.trace import run
+from activations.swap.trace import run
 
 from .conv1d import to_1d
 from .resnet import CifarResNet

@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from activations import (
     SwapReport,
-    fuse_kernels,
+    fuse,
     gain,
     parameter_groups,
     penalty,
@@ -178,7 +178,8 @@ class Classifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Compile as asked; match new activations to old ones on the first batch of a new run."""
-        fuse_kernels(self.compile_mode == "activations")
+        if self.compile_mode == "activations":
+            fuse(self.backbone)
         if self.compile_mode == "model" and self.backbone._compiled_call_impl is None:
             self.backbone.compile()
         if stage == "fit" and self.match is True and self.swapped and not self.trainer.ckpt_path:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from activations import Activation
+from activations.swap.kinds import is_elementwise
 
 SIDE = 256  # of the images and signals on which a network and its twin are compared
 
@@ -115,8 +116,6 @@ AS_THEY_ARE = {
     *("torch.Linear", "torch.SyncBatchNorm", "timm.DropPath", "timm.GroupNorm", "timm.Linear"),
     *("torchvision.StochasticDepth", "models.FadingReLU"),
 }
-_ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
-_ALONG_AN_AXIS = {"MultiheadAttention", "Softmax", "Softmax2d", "Softmin", "LogSoftmax", "GLU"}
 
 
 def _convert(path: str, module: nn.Module) -> None:
@@ -140,7 +139,7 @@ def _convert(path: str, module: nn.Module) -> None:
         elif isinstance(module, BlurPool1d):
             module.filt = module.filt.sum(2)
             module.padding = module.padding[:2]
-    elif not (kind in AS_THEY_ARE or _pointwise(module) or list(module.children())):
+    elif not (kind in AS_THEY_ARE or is_elementwise(module) or list(module.children())):
         raise _no_twin(path, module, "its type is not known to have one")
 
 
@@ -158,11 +157,6 @@ def _middle_row(weight: Tensor) -> None:
 
 def _kind(module: nn.Module) -> str:
     return f"{type(module).__module__.split('.')[0]}.{type(module).__name__}"
-
-
-def _pointwise(module: nn.Module) -> bool:
-    kind = type(module)
-    return kind.__module__.startswith(_ACTIVATIONS) and kind.__name__ not in _ALONG_AN_AXIS
 
 
 def _no_twin(path: str, module: nn.Module, why: str) -> ValueError:

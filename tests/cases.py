@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 import activations as A
-from activations.ditac import knot_basis
+from activations.functions.ditac import knot_basis
 
 Reference = Callable[[np.ndarray, dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
 

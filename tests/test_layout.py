@@ -1,48 +1,102 @@
-"""The arrows of the floor plan."""
+"""The floor plan: which part imports which, and where a newcomer finds what."""
 
 import ast
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OURS = {"activations", "bench", "callbacks", "datamodules", "models", "train", "tests"}
+# a part is a file or folder; the longest that fits counts
 ALLOWED = {
-    "activations": set(),
+    "activations": {"activations"},  # what it offers and the gallery
+    "activations/activation": {"activations/fusion"},
+    "activations/groups": {"activations/activation"},
+    "activations/functions": {"activations/activation", "activations/fusion"},
+    "activations/fusion": set(),
+    "activations/swap": {"activations/activation"},
+    "bench": {"activations", "callbacks", "datamodules", "models"},
+    "callbacks": {"activations"},
     "datamodules": set(),
     "models": {"activations"},
-    "callbacks": {"activations"},
-    "bench": {"activations", "callbacks", "datamodules", "models"},
+    "train": {"activations", "callbacks", "datamodules", "models"},
 }
+NAMES = sorted({part.split("/")[0] for part in ALLOWED})
+FILES = [
+    file
+    for name in NAMES
+    for file in ([ROOT / f"{name}.py"] if name == "train" else sorted((ROOT / name).rglob("*.py")))
+]
 
 
-def imports(file: Path) -> set[str]:
-    found = set()
+def imported(file: Path) -> set[str]:
+    """Modules that `file` imports, with a slash for each dot; names of a package's modules too."""
+    package = file.relative_to(ROOT).with_suffix("").parts[:-1]
+    found: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module.split(".")[0])
+            found |= {alias.name.replace(".", "/") for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            origin = "/".join([*base, *(node.module or "").split(".")]).strip("/")
+            modules = [f"{origin}/{alias.name}" for alias in node.names]
+            inner = [m for m in modules if (ROOT / f"{m}.py").exists() or (ROOT / m).is_dir()]
+            found |= set(inner) if len(inner) == len(modules) else {origin, *inner}
     return found
 
 
-@pytest.mark.parametrize("package", ALLOWED)
-def test_arrows_run_one_way(package: str):
-    for file in (ROOT / package).glob("*.py"):
-        assert imports(file) & OURS <= ALLOWED[package] | {package}, file
+def part_of(module: str) -> str:
+    fits = [part for part in ALLOWED if f"{module}/".startswith(f"{part}/")]
+    return max(fits, key=len, default="")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_arrows_run_one_way(file: Path):
+    own = part_of(file.relative_to(ROOT).with_suffix("").as_posix())
+    for module in imported(file):
+        part = part_of(module)
+        allowed = {own, *ALLOWED[own]}
+        inside = any(f"{part}/".startswith(f"{each}/") for each in allowed)
+        assert not part or inside, f"{own} imports {module}"
 
 
 def test_activations_know_torch_only():
-    import sys
-
-    for file in (ROOT / "activations").glob("*.py"):
-        drawing = (
-            {"activations", "matplotlib", "numpy", "PIL"} if file.name == "__main__.py" else set()
-        )
-        assert imports(file) <= set(sys.stdlib_module_names) | {"torch"} | drawing, file
+    for file in (ROOT / "activations").rglob("*.py"):
+        drawing = {"matplotlib", "numpy", "PIL"} if file.name == "gallery.py" else set()
+        known = {*sys.stdlib_module_names, "activations", "torch", *drawing}
+        assert {module.split("/")[0] for module in imported(file)} <= known, file
 
 
-def test_no_file_is_long():
-    for file in ROOT.glob("*/*.py"):
-        if file.parent.name in ALLOWED:
-            assert len(file.read_text().splitlines()) <= 300, file
+def test_no_module_is_hidden_by_a_name():
+    for file in FILES:
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        if len(parts) > 1 and parts[-1] not in ("__init__", "__main__"):
+            module = importlib.import_module(".".join(parts))
+            assert getattr(importlib.import_module(".".join(parts[:-1])), parts[-1]) is module
+
+
+WHERE = {
+    "What is CosLU's formula?": ("activations/functions/coslu.py", "def coslu("),
+    "Where does DSReLU's slope come from?": ("activations/functions/dsrelu.py", "def slope_at("),
+    "How are activations replaced in a network?": (
+        "activations/swap/replace.py",
+        "def replace_activations(",
+    ),
+    "How does a new function start as the old one?": ("activations/swap/match.py", "def match("),
+    "Where is a kernel compiled?": ("activations/fusion/kernel.py", "torch.compile("),
+    "Which parameters have no weight decay?": ("activations/groups.py", "def parameter_groups("),
+    "Where is the ResNet for CIFAR?": ("models/resnet.py", "class CifarResNet("),
+    "Which metrics are computed?": ("models/metrics.py", "def classification_metrics("),
+    "How are MIT-BIH beats split by patient?": ("datamodules/mitbih.py", "DS1 = ("),
+    "Who moves scheduled functions during training?": (
+        "callbacks/schedule.py",
+        "class ActivationSchedule(",
+    ),
+}
+
+
+@pytest.mark.parametrize("question", WHERE)
+def test_things_are_where_the_tree_suggests(question: str):
+    file, text = WHERE[question]
+    assert text in (ROOT / file).read_text()

@@ -1,0 +1,108 @@
+"""A piecewise linear function with learned values at equidistant knots, and its look-up."""
+
+import operator
+from collections.abc import Callable
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from activations.activation import Activation, Channels, finite, integer
+from activations.fusion.kernel import Expression
+
+Take = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
+
+
+def interpolate(
+    x: Tensor,
+    table: Tensor,
+    low: float,
+    high: float,
+    channel_dim: int,
+    take: Take = operator.getitem,
+) -> tuple[Tensor, Tensor]:
+    """Linear interpolation in `table`, (P, K + 1) values at equidistant knots from `low` to `high`.
+
+    Row c serves channel c of `channel_dim`; a single row serves all. `x` lies in [low, high].
+    Gradients are exact for both `x` and `table`. Returns the value and the interval's slope.
+    `take(table, index)` looks up; a kernel has a faster one.
+    """
+    rows, cells = table.shape[0], table.shape[1] - 1
+    scale = cells / (high - low)
+    position = (x - low) * scale
+    cell = position.to(torch.int32).clamp(0, cells - 1)  # whatever a NaN becomes
+    fraction = position - cell
+    row: tuple[Tensor, ...] = ()
+    if rows > 1:
+        shape = [1] * x.dim()
+        shape[channel_dim] = rows
+        row = (torch.arange(rows, device=x.device, dtype=torch.int32).view(shape),)
+    else:
+        table = table[0]
+    left = take(table[..., :-1], (*row, cell))
+    rise = take(table.diff(dim=-1), (*row, cell))
+    return left + rise * fraction, rise * scale
+
+
+def linear_spline(
+    x: Tensor,
+    values: Tensor,
+    low: float,
+    high: float,
+    channel_dim: int = 1,
+    take: Take = operator.getitem,
+) -> Tensor:
+    """Interpolate `values` (P, K + 1) linearly, going on along the end pieces outside."""
+    inside = x.clamp(low, high)
+    inner, slope = interpolate(inside, values, low, high, channel_dim, take)
+    return inner + slope * (x - inside)
+
+
+class BSpline(Activation):
+    r"""Uniform B-spline of degree 1, a piecewise linear unit (PWLU-like). Learned.
+
+    .. math:: f(x) = \sum_{k=0}^{K} c_k B\left(\frac{x - l}{h} - k\right), \quad
+        B(u) = \max(0, 1 - |u|), \quad h = (r - l) / K
+
+    on [l, r]; outside, the end pieces go on as lines.
+
+    Args:
+        pieces: K, >= 1.
+        low: l, the first knot.
+        high: r, the last knot.
+        channels: see :class:`activations.Channels`.
+
+    Shape:
+        (N, C, \*) -> same.
+
+    Attributes:
+        values: (num_parameters, pieces + 1), f at the knots, learned, not decayed.
+
+    Initialisation:
+        ReLU exactly, if 0 is a knot.
+
+    Raises:
+        ValueError: pieces < 1, low >= high, or the channels do not match.
+
+    Reference:
+        Zhou et al., "Learning specialized activation functions with the piecewise linear unit",
+        ICCV 2021, arXiv 2104.03693. Deviation from it: fixed, not statistics-based, bounds.
+    """
+
+    def __init__(
+        self,
+        pieces: int = 16,
+        low: float = -3.0,
+        high: float = 3.0,
+        **channels: Unpack[Channels],
+    ) -> None:
+        super().__init__(**channels)
+        self.low, self.high = finite("low", low), finite("high", high)
+        if low >= high:
+            raise ValueError(f"low must be < high, got {low!r} and {high!r}")
+        knots = torch.linspace(low, high, integer("pieces", pieces) + 1, dtype=torch.float64)
+        self.values = self.learned("values", knots.relu().tolist())
+
+    def expression(self) -> Expression:
+        """The spline with the current values."""
+        return Expression(linear_spline, (), (self.low, self.high), (self.values,))

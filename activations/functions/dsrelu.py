@@ -1,0 +1,90 @@
+"""DSReLU: a ReLU-like unit whose positive slope follows training progress."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from activations.activation import Activation, finite
+from activations.fusion.kernel import Expression
+
+
+def dsrelu(x: Tensor, slope: Tensor, negative_slope: float = 1.0) -> Tensor:
+    """`slope x` where x > 0, else `negative_slope x`."""
+    return torch.where(x > 0, slope * x, negative_slope * x)
+
+
+class DSReLU(Activation):
+    r"""Dynamic-slope rectified linear unit. Scheduled.
+
+    .. math::
+        f(x; t) = \begin{cases} s(t)\, x & x > 0 \\ x & x \le 0 \end{cases}
+        \qquad s(t) = a + \frac{b - a}{1 + e^{-k (t - 0.5)}}
+
+    with t the training progress from 0 to 1, set through :meth:`set_progress`.
+
+    Args:
+        a: slope the schedule comes from; default tan 85 degrees.
+        b: slope the schedule goes to; default tan 10 degrees.
+        k: steepness of the logistic.
+        normalized: stretch the logistic so that s(0) = a and s(1) = b exactly; as published it
+            starts at a + 0.076 (b - a) and ends at b - 0.076 (b - a) for k = 5.
+        negative_slope: slope for x <= 0; 1 in the paper.
+        inplace: accepted and ignored.
+
+    Shape:
+        any -> same.
+
+    Attributes:
+        slope: (), the current s(t), a persistent buffer.
+
+    Initialisation:
+        t = 0, slope 10.57 on the positive side, the identity on the negative.
+
+    Raises:
+        ValueError: a number is not finite, k <= 0, or progress lies outside [0, 1].
+
+    Reference:
+        Chakraborti and Chaudhuri, "DSReLU: a novel dynamic slope function for superior model
+        training", 2024, arXiv 2408.09156. Deviation from it: none by default. The authors' code
+        uses a = tan 75 degrees, b = tan 30 degrees.
+    """
+
+    size_arguments = ()
+    slope: Tensor
+
+    def __init__(
+        self,
+        a: float = math.tan(math.radians(85)),
+        b: float = math.tan(math.radians(10)),
+        k: float = 5.0,
+        *,
+        normalized: bool = False,
+        negative_slope: float = 1.0,
+        inplace: bool = False,
+    ) -> None:
+        super().__init__(inplace=inplace)
+        self.a, self.b, self.k = finite("a", a), finite("b", b), finite("k", k)
+        if self.k <= 0:
+            raise ValueError(f"k must be > 0, got {k!r}")
+        self.normalized = normalized
+        self.negative_slope = finite("negative_slope", negative_slope)
+        self.register_buffer("slope", torch.tensor(self.slope_at(0.0)))
+
+    def slope_at(self, progress: float) -> float:
+        """s(t), the slope of the positive side, at t = `progress`."""
+        if not 0.0 <= progress <= 1.0:
+            raise ValueError(f"progress must lie in [0, 1], got {progress!r}")
+        fraction = 1 / (1 + math.exp(-self.k * (progress - 0.5)))
+        if self.normalized:
+            first = 1 / (1 + math.exp(self.k / 2))
+            fraction = (fraction - first) / (1 - 2 * first)
+        return self.a + (self.b - self.a) * fraction
+
+    def set_progress(self, progress: float) -> None:
+        """Move the slope to s(progress), in place."""
+        self.slope.fill_(self.slope_at(progress))
+
+    def expression(self) -> Expression:
+        """The formula with this module's parameters."""
+        return Expression(dsrelu, (self.slope,), (self.negative_slope,))

@@ -1,0 +1,77 @@
+"""LSLU: a series activation with learned amplitudes and offsets ahead of its convolution."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from activations.activation import finite, integer
+from activations.fusion.kernel import Expression
+
+from .seriesrelu import SeriesReLU
+
+
+def lslu(x: Tensor, theta: Iterable[Tensor], omega: Iterable[Tensor]) -> Tensor:
+    """Repeat `x <- theta_i relu(x) + omega_i` for i = 1..N, then a last relu."""
+    for scale, shift in zip(theta, omega, strict=True):
+        x = scale * x.relu() + shift
+    return x.relu()
+
+
+class LSLU(SeriesReLU):
+    r"""Learnable series linear unit, which holds a convolution. Learned.
+
+    .. math::
+        x_0 = x, \quad x_i = \theta_i \max(x_{i-1}, 0) + \omega_i \ (i = 1..N), \quad
+        f(x) = \mathrm{BN}(K * \max(x_N, 0))
+
+    where K and BN are those of :class:`SeriesReLU`. :meth:`function` is the elementwise part,
+    ahead of the convolution.
+
+    Args:
+        channels: C of the input; `replace_activations` passes it.
+        theta: initial amplitude of every repeat.
+        omega: initial offset of every repeat.
+        repeats: N, also the padding of the convolution.
+        dims: 2 for images, 1 for signals.
+        inplace: accepted and ignored.
+
+    Shape:
+        (N, C, H, W) -> same, or (N, C, L) -> same for dims = 1.
+
+    Attributes:
+        theta: (repeats,), learned, not decayed.
+        omega: (repeats,), learned, not decayed.
+        conv: the depthwise convolution, an ordinary weight.
+        norm: the batch normalisation, ordinary weights.
+
+    Initialisation:
+        the elementwise part is ReLU, so that it is SeriesReLU; the convolution is random.
+
+    Raises:
+        ValueError: the input has not `channels` channels and `dims` axes behind them, a count is
+            out of range, or a number is not finite.
+
+    Reference:
+        Feng et al., "Activation function optimization scheme for image classification", 2024, arXiv
+        2409.08283, as in the released module, where theta and omega are one number a repeat.
+        Deviation from it: none.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        theta: float = 1.0,
+        omega: float = 0.0,
+        *,
+        repeats: int = 3,
+        dims: int = 2,
+        inplace: bool = False,
+    ) -> None:
+        super().__init__(channels, integer("repeats", repeats), dims=dims, inplace=inplace)
+        self.theta = nn.Parameter(torch.full((repeats,), finite("theta", theta)))
+        self.omega = nn.Parameter(torch.full((repeats,), finite("omega", omega)))
+
+    def expression(self) -> Expression:
+        """The repeats, ahead of the convolution."""
+        return Expression(lslu, (self.theta[None], self.omega[None]))

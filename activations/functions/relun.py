@@ -1,0 +1,54 @@
+"""ReLUN: a ReLU with a learned ceiling."""
+
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from activations.activation import Activation, Channels, at_least
+from activations.fusion.kernel import Expression
+
+
+def relun(x: Tensor, n: Tensor) -> Tensor:
+    """`min(max(0, x), n)` for n >= 0; `n` broadcasts against `x`."""
+    return torch.where(x >= n, n, x.relu())
+
+
+class ReLUN(Activation):
+    r"""ReLU with a learned ceiling. Learned.
+
+    .. math:: f(x) = \min(\max(0, x), n)
+
+    Args:
+        n: initial ceiling.
+        channels: see :class:`activations.Channels`.
+
+    Shape:
+        (N, C, \*) -> same.
+
+    Attributes:
+        n: (num_parameters,), learned, not decayed; used as max(n, 0), with a gradient that is not 0
+            below the bound either.
+
+    Initialisation:
+        min(relu(x), 1).
+
+    Raises:
+        ValueError: n is not finite or < 0, or the channels do not match.
+
+    Reference:
+        Pishchik, "Trainable activations for image classification", 2023, preprints 202301.0463.
+        Deviation from it: the clamp of n.
+    """
+
+    match_starts = ({"n": 6.0}, {"n": 1e4})  # ReLU6, and ReLU below 10,000
+
+    def __init__(self, n: float = 1.0, **channels: Unpack[Channels]) -> None:
+        super().__init__(**channels)
+        if n < 0:
+            raise ValueError(f"n must be >= 0, got {n!r}")
+        self.n = self.learned("n", n)
+
+    def expression(self) -> Expression:
+        """The formula with this module's parameters."""
+        return Expression(relun, (at_least(self.n, 0.0),))

@@ -1,0 +1,52 @@
+"""ScaledSoftSign: a softsign with learned height and width."""
+
+from typing import Unpack
+
+from torch import Tensor
+
+from activations.activation import Activation, Channels, at_least, positive
+from activations.fusion.kernel import Expression
+
+
+def scaled_softsign(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    """`alpha x / (beta + |x|)` for beta > 0; parameters broadcast against `x`."""
+    return alpha * (x / (beta + x.abs()))
+
+
+class ScaledSoftSign(Activation):
+    r"""Softsign with learned height and width. Learned.
+
+    .. math:: f(x) = \frac{\alpha x}{\beta + |x|}
+
+    Args:
+        alpha: initial height of the two asymptotes.
+        beta: initial half-width, > 0.
+        channels: see :class:`activations.Channels`.
+
+    Shape:
+        (N, C, \*) -> same.
+
+    Attributes:
+        alpha: (num_parameters,), learned, not decayed.
+        beta: (num_parameters,), learned, not decayed; used as max(beta, 1e-4), with a gradient that
+            is not 0 below the bound either.
+
+    Initialisation:
+        softsign.
+
+    Raises:
+        ValueError: a number is not finite, beta <= 0, or the channels do not match.
+
+    Reference:
+        Pishchik, "Trainable activations for image classification", 2023, preprints 202301.0463.
+        Deviation from it: the clamp of beta.
+    """
+
+    def __init__(self, alpha: float = 1.0, beta: float = 1.0, **channels: Unpack[Channels]) -> None:
+        super().__init__(**channels)
+        self.alpha = self.learned("alpha", alpha)
+        self.beta = self.learned("beta", positive("beta", beta))
+
+    def expression(self) -> Expression:
+        """The formula with this module's parameters."""
+        return Expression(scaled_softsign, (self.alpha, at_least(self.beta, 1e-4)))

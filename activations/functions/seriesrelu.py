@@ -1,0 +1,91 @@
+"""SeriesReLU: VanillaNet's series activation."""
+
+import copy
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
+
+from activations.activation import Activation, integer
+from activations.fusion.kernel import Expression
+
+
+class SeriesReLU(Activation):
+    r"""ReLUs of neighbouring pixels, summed by a convolution whose weights are learned. Fixed.
+
+    .. math:: f(x) = \mathrm{BN}(K * \max(x, 0))
+
+    where K is a depthwise convolution of (2N+1) x (2N+1), stride 1, padding N, without bias,
+    drawn from a truncated normal of deviation 0.02, and BN is batch normalisation (eps 1e-6).
+    :meth:`function` is the elementwise part, ahead of the convolution.
+
+    Args:
+        channels: C of the input; `replace_activations` passes it.
+        order: N, how many neighbours the sum reaches on each side.
+        dims: 2 for images, 1 for signals.
+        inplace: accepted and ignored.
+
+    Shape:
+        (N, C, H, W) -> same, or (N, C, L) -> same for dims = 1.
+
+    Attributes:
+        conv: the depthwise convolution, an ordinary weight.
+        norm: the batch normalisation, ordinary weights.
+
+    Initialisation:
+        the convolution is random.
+
+    Raises:
+        ValueError: the input has not `channels` channels and `dims` axes behind them, or a count is
+            out of range.
+
+    Reference:
+        Chen et al., "VanillaNet: the power of minimalism in deep learning", 2023, arXiv 2305.12972,
+        as in the released code, whose normalisation stands in for the paper's biases. Deviation
+        from it: none.
+    """
+
+    size_arguments = ("channels", "dims")
+
+    def __init__(
+        self, channels: int = 1, order: int = 3, *, dims: int = 2, inplace: bool = False
+    ) -> None:
+        super().__init__(inplace=inplace)
+        if dims not in (1, 2):
+            raise ValueError(f"dims must be 1 or 2, got {dims!r}")
+        self.channels, self.dims = integer("channels", channels), dims
+        conv, norm = (nn.Conv1d, nn.BatchNorm1d) if dims == 1 else (nn.Conv2d, nn.BatchNorm2d)
+        size = 2 * integer("order", order) + 1
+        self.conv = conv(channels, channels, size, padding=order, groups=channels, bias=False)
+        nn.init.trunc_normal_(self.conv.weight, std=0.02)
+        self.norm = norm(channels, eps=1e-6)
+
+    def fuse(self) -> Self:
+        """A copy for deployment, equal to evaluation mode: the normalisation is in the convolution.
+
+        The elementwise part stays: no scaling of the kernel can stand in for LSLU's repeats.
+        """
+        fused = copy.deepcopy(self).eval()
+        if not isinstance(fused.norm, nn.Identity):
+            fused.conv = fuse_conv_bn_eval(fused.conv, fused.norm)
+            fused.norm = nn.Identity()
+        return fused
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise where `x` has other channels or axes."""
+        super().check_input(x)
+        if x.dim() != self.dims + 2 or x.shape[1] != self.channels:
+            name, axes = type(self).__name__, "H, W" if self.dims == 2 else "L"
+            raise ValueError(
+                f"{name} has channels={self.channels} and needs (N, {self.channels}, {axes}), "
+                f"got an input of shape {tuple(x.shape)}"
+            )
+
+    def expression(self) -> Expression:
+        """ReLU, ahead of the convolution."""
+        return Expression(torch.relu)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The elementwise part, the depthwise convolution and the batch normalisation."""
+        return self.norm(self.conv(super().forward(x))).to(x.dtype)

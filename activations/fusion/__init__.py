@@ -1,0 +1,1 @@
+"""Fused kernels from plain formulas: one kernel forward, one backward."""

@@ -1,0 +1,76 @@
+"""Which modules and functions are activations, which are gates, and which are neither."""
+
+import inspect
+import re
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from activations.activation import Activation, Scheduled
+
+LIBRARIES = ("torch.nn.modules.activation", "timm.layers.activations")
+# They mix positions of one axis.
+_ALONG_AN_AXIS = {"MultiheadAttention", "Softmax", "Softmax2d", "Softmin", "LogSoftmax", "GLU"}
+# A class of the network's own, such as QuickGELU or MemoryEfficientSwish.
+_NAMED = re.compile(r"(relu\d?|elu|silu|swish|mish|softplus|softsign|tanh|snake)(activation|me)?$")
+# They bound or weigh values; without them a network breaks.
+_GATE = re.compile(r"sigmoid|softmax|softmin|glu")
+_FUNCTIONS = ("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish",
+              "hardswish", "hardtanh", "prelu", "rrelu", "softsign", "hardshrink", "softshrink",
+              "tanhshrink", "threshold")  # fmt: skip
+GATE_FUNCTIONS = ("sigmoid", "logsigmoid", "hardsigmoid", "tanh", "softmax", "softplus", "glu")
+NAME_OF = {
+    getattr(owner, name + suffix): name
+    for owner in (F, torch, Tensor)
+    for name in (*_FUNCTIONS, *GATE_FUNCTIONS)
+    for suffix in ("", "_")
+    if hasattr(owner, name + suffix)
+}
+
+
+def plain(name: str) -> str:
+    """A class's or function's name in lower case, without underscores."""
+    return name.lower().replace("_", "")
+
+
+def kind_of(module: nn.Module) -> str | None:
+    """`"activation"`, `"gate"`, or None for every other module.
+
+    Activations are ours, those of `torch.nn` and timm, and any module without children that is
+    named like one (`QuickGELU`, `MySwish`). Sigmoid, Hardsigmoid, Softmax, GLU and what follows a
+    schedule of the network's own are gates.
+    """
+    if isinstance(module, Activation):
+        return "activation"
+    bases = type(module).__mro__
+    of_a_library = next((b for b in bases if b.__module__.startswith(LIBRARIES)), None)
+    name = plain((of_a_library or type(module)).__name__)
+    if "attention" in name:
+        return None
+    if not of_a_library and next(module.children(), None) is not None:
+        return None
+    if isinstance(module, Scheduled):  # the network's own, such as VanillaNet's fading slopes
+        return "gate"
+    if _GATE.search(name):
+        return "gate" if of_a_library or name.endswith(("sigmoid", "softmax")) else None
+    return "activation" if of_a_library or _NAMED.search(name) else None
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether the swap replaces `module` unless told otherwise; see :func:`kind_of`."""
+    return kind_of(module) == "activation"
+
+
+def is_elementwise(module: nn.Module) -> bool:
+    """Whether `module` is an activation of `torch.nn` or timm that takes any shape."""
+    kind = type(module)
+    return kind.__module__.startswith(LIBRARIES) and kind.__name__ not in _ALONG_AN_AXIS
+
+
+def sizes_taken(kind: type) -> set[str]:
+    """The constructor arguments of `kind` that tell it the sizes of its input."""
+    if issubclass(kind, Activation):
+        return set(kind.size_arguments)
+    known = {"num_parameters", "channel_dim", "channels", "dims"}
+    return known & set(inspect.signature(kind).parameters)

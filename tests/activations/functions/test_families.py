@@ -1,0 +1,392 @@
+"""What single families promise beyond the tests of every row."""
+
+import math
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import activations as A
+from activations.functions.ditac import basis, covariance, knot_basis
+from tests.cases import flow
+
+X = torch.linspace(-6, 6, 1201)
+
+
+@pytest.mark.parametrize(
+    ("module", "known", "tolerance"),
+    [
+        (A.CosLU(alpha=0), F.silu, 1e-6),
+        (A.SinLU(alpha=0), F.silu, 1e-6),
+        (A.DELU(), A.HELU(), 0),
+        (A.ReLUN(), lambda x: x.clamp(0, 1), 0),
+        (A.ShiLU(beta=0), F.relu, 0),
+        (A.ScaledSoftSign(), F.softsign, 1e-7),
+        (A.LinComb([nn.ReLU]), F.relu, 0),
+        (A.NormLinComb([nn.GELU], [0.3]), F.gelu, 1e-6),
+        (A.FReLU(), partial(F.leaky_relu, negative_slope=0.01), 0),
+        (A.FReLU(1, 0), F.relu, 0),
+        (A.APA(1, 1), torch.sigmoid, 1e-6),
+        (A.APA(1e-4, 0.8), lambda x: torch.exp(-torch.exp(-0.8 * x)), 1e-3),
+        (A.AGLU(1, 1), F.silu, 1e-6),
+        (A.EvenCubicReLU(), F.relu, 0),
+        (A.Swish(), F.silu, 1e-6),
+        (A.ACONC(), F.silu, 1e-6),
+        (A.PELU(), F.elu, 1e-6),
+        (A.Snake(), lambda x: x + x.sin() ** 2, 1e-5),
+        (A.Snake(alpha=0), lambda x: x, 0),
+        (A.BSpline(pieces=6), F.relu, 1e-6),
+        (A.DiTAC(theta="zero"), F.gelu, 2e-6),
+        (A.DiTAC(theta="zero", variant="leaky"), partial(F.leaky_relu, negative_slope=0.01), 2e-6),
+        (A.DSReLU(1, 1, negative_slope=0), F.relu, 0),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_what_it_equals_at_initialisation(module: nn.Module, known: Any, tolerance: float):
+    torch.testing.assert_close(module(X), known(X), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("module", "error"), [(A.Polynomial(5), 0.03), (A.Rational(), 1e-3), (A.Fourier(2), 0.03)]
+)
+def test_series_start_near_silu(module: A.Activation, error: float):
+    x = torch.linspace(-3, 3, 301)
+    assert (module(x) - F.silu(x)).abs().max() < error
+
+
+@pytest.mark.parametrize(
+    ("gain", "module"),
+    [
+        (1.363, A.CosLU()),
+        (1.344, A.DELU()),
+        (1.969, A.ReLUN()),
+        (1.354, A.EELU(2)),
+        (1.997, A.AGLU(0.5, 0.5)),
+        (1.677, A.Swish()),
+    ],
+)
+def test_second_moments_of_the_literature(gain: float, module: A.Activation):
+    x = torch.linspace(-12, 12, 200_001, dtype=torch.float64)
+    density = torch.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    moment = torch.trapezoid(module.double()(x) ** 2 * density, x)
+    assert moment.item() ** -0.5 == pytest.approx(gain, abs=0.0015)
+
+
+@pytest.mark.parametrize(
+    ("module", "x", "slope"),
+    [
+        (A.DELU(), 0.0, 0.5),
+        (A.HELU(), 1e-6, 1.5),
+        (A.FReLU(0.7, 0.2), 0.0, 0.7),
+        (A.FReLU(0.7, 0.2), -1e-6, 0.2),
+        (A.PELU(0.6, 0.3), 0.0, 2.0),
+        (A.ReLUN(1.5), 1.5, 0.0),
+        (A.ReLUN(1.5), 1.4999, 1.0),
+    ],
+)
+def test_kinks_are_where_the_paper_puts_them(module: A.Activation, x: float, slope: float):
+    point = torch.tensor([x], requires_grad=True)
+    module(point).sum().backward()
+    assert point.grad is not None
+    assert point.grad.item() == pytest.approx(slope, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "bound"),
+    [
+        (A.ReLUN(), "n", 0.0),
+        (A.ScaledSoftSign(), "beta", 1e-4),
+        (A.APA(1, 1), "lambd", 1e-4),
+        (A.AGLU(1, 1), "lambd", 1e-4),
+        (A.PELU(), "a", 0.1),
+        (A.PELU(), "b", 0.1),
+    ],
+)
+def test_gradients_live_below_the_bound(module: A.Activation, name: str, bound: float):
+    parameter = getattr(module, name)
+    with torch.no_grad():
+        parameter.fill_(bound - 3)
+    y = module(X)
+    assert y.isfinite().all()
+    right, left = (
+        torch.autograd.grad(y[side].sum(), parameter, retain_graph=True)[0]
+        for side in (X > 0.5, X < -0.5)
+    )
+    assert right.isfinite()
+    assert left.isfinite()
+    assert right.abs() + left.abs() > 0
+    with torch.no_grad():
+        value = module(X).clone()
+        parameter.fill_(bound)
+        torch.testing.assert_close(module(X), value)
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("repeats", [1, 3, 4])
+def test_fused_lslu_is_evaluation_mode(dims: int, repeats: int):
+    torch.manual_seed(1)
+    module = A.LSLU(5, theta=0.7, omega=-0.1, repeats=repeats, dims=dims)
+    x = torch.randn(4, 5, *[11, 9][:dims])
+    for _ in range(3):
+        module(x)  # moves the running statistics
+    nn.init.uniform_(module.norm.weight, 0.5, 2)
+    nn.init.uniform_(module.norm.bias)
+    fused = module.fuse()
+    assert not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in fused.modules())
+    torch.testing.assert_close(fused(x), module.eval()(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fused.fuse()(x), fused(x), rtol=0, atol=0)
+
+
+FIELDS = [np.array([0.9, -0.4, 0.7, 0.3]), np.array([1.5, 2, 1, 0.5]), np.array([-2.0, 0, -1, 0])]
+
+
+@pytest.mark.parametrize("inner", FIELDS, ids=str)
+def test_cpab_is_the_flow(inner: np.ndarray):
+    velocities = np.concatenate([[0], inner, [0]])
+    x = np.linspace(0, 1, 1001)
+    closed = A.cpab(torch.from_numpy(x), torch.from_numpy(velocities)[None])[0].numpy()
+    assert np.abs(closed - flow(x, velocities, steps=20_000)).max() < 1e-6
+    assert (np.diff(closed) > 0).all()
+    assert (closed[0], closed[-1]) == (0, 1)
+    back = A.cpab(torch.from_numpy(closed), -torch.from_numpy(velocities)[None])[0].numpy()
+    assert np.abs(back - x).max() < 1e-9  # the flow of -v undoes it
+
+
+def test_cpab_gradient():
+    torch.manual_seed(2)
+    x = torch.rand(7, dtype=torch.float64)
+    v = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
+    zero = torch.zeros(2, 1, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda v: A.cpab(x, torch.cat([zero, v, zero], 1)), (v,))
+
+
+def test_cpab_basis_spans_the_continuous_fields_with_zero_ends():
+    b = basis(6)
+    assert b.shape == (12, 5)
+    torch.testing.assert_close(b.T @ b, torch.eye(5, dtype=torch.float64))
+    field = (b @ torch.randn(5, dtype=torch.float64)).view(6, 2)
+    knots = torch.arange(7) / 6
+    left, right = (field[:, 0] * k + field[:, 1] for k in (knots[:-1], knots[1:]))
+    torch.testing.assert_close(right[:-1], left[1:])
+    assert max(left[0].abs(), right[-1].abs()) < 1e-12
+    assert torch.linalg.matrix_rank(knot_basis(6)) == 5
+
+
+def test_ditac_prior_and_penalty():
+    torch.manual_seed(0)
+    sigma = covariance(10, 5.0, 2.0)
+    module = A.DiTAC(theta="prior", num_parameters=20_000, table=2)
+    drawn = module.theta.detach().double()
+    torch.testing.assert_close(drawn.T @ drawn / len(drawn), sigma, rtol=0.1, atol=20)
+    small = A.DiTAC(theta="prior", penalty_weight=0.3)
+    theta = small.theta.detach().double()[0]
+    expected = 0.3 * theta @ torch.linalg.solve(sigma, theta)
+    model = nn.Sequential(small, A.CosLU(), A.DiTAC(theta="zero"))
+    torch.testing.assert_close(A.penalty(model), expected.float(), rtol=1e-4, atol=1e-4)
+    assert A.penalty(nn.Sequential(A.CosLU(), A.DiTAC(penalty_weight=0))) == 0.0
+
+
+def test_the_classifier_adds_the_penalty(monkeypatch: pytest.MonkeyPatch):
+    from models import Classifier
+
+    torch.manual_seed(0)
+    model = Classifier("resnet8", activation=partial(A.DiTAC, theta="prior", table=64)).eval()
+    monkeypatch.setattr(model, "log", lambda *args, **kwargs: None)
+    monkeypatch.setattr(
+        Classifier,
+        "trainer",
+        SimpleNamespace(optimizers=[torch.optim.SGD(A.parameter_groups(model), 1)], global_step=0),
+    )
+    x, y = torch.randn(2, 3, 32, 32), torch.tensor([1, 2])
+    loss = model.training_step((x, y), 0)
+    expected = F.cross_entropy(model(x), y) + A.penalty(model.backbone)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_ditacs_table_error_is_as_stated():
+    module = A.DiTAC(theta="zero", table=2048).double()
+    with torch.no_grad():
+        module.theta.copy_(torch.tensor([[3.0, -2, 1, 0, 2, -1, 0.5, 1, -3]]))
+    x = torch.linspace(-0.499, 1.999, 20_001, dtype=torch.float64)
+    velocities = module.theta.detach() @ module.knots
+    exact = -0.5 + 2.5 * A.cpab((x + 0.5) / 2.5, velocities)[0]
+    h = x[1] - x[0]
+    curvature = (exact[2:] - 2 * exact[1:-1] + exact[:-2]).abs().max() / h**2
+    error = (module.transform(x) - exact).abs().max()
+    assert error <= 1.05 * (2.5 / 2048) ** 2 * curvature / 8
+    assert error < 1e-4
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        A.Polynomial(6, True),
+        A.Rational(6, 5, True),
+        A.Rational(2, 4, True),
+        A.Fourier(4, progressive=True),
+    ],
+    ids=["Polynomial", "Rational-6-5", "Rational-2-4", "Fourier"],
+)
+def test_progressive_terms_never_make_a_jump(module: Any):
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9)
+    x = torch.linspace(-2, 2, 41)
+    used = []
+    for step in range(41):
+        before = module(x)
+        module.set_progress(step / 40)
+        used.append(module.unlocked.item())
+        # the rational's powers are regrouped; the other two must not move by a bit
+        rounding = 1e-6 if isinstance(module, A.Rational) else 0
+        torch.testing.assert_close(module(x), before, rtol=rounding, atol=rounding)
+        optimizer.zero_grad()
+        (module(x) - x.sin()).square().mean().backward()
+        optimizer.step()
+    assert used == sorted(used)
+    assert used[0] == module.basic
+    assert used[-1] == module.number_of_terms
+    steps = [used.count(level) for level in dict.fromkeys(used)]
+    assert len(steps) == module.number_of_terms - module.basic + 1
+    assert max(steps) - min(steps) <= 2  # equal shares of the training
+    for name, parameter in module.named_parameters():
+        assert (parameter != 0).all(), name  # every term came to life
+    with pytest.raises(ValueError, match="progress must lie in"):
+        module.set_progress(1.2)
+
+
+def test_mixtures_hold_learned_members_of_their_own():
+    factory = partial(A.LinComb, [partial(A.CosLU, beta=0.5), nn.Tanh])
+    first, second = factory(), factory()
+    assert first.members[0] is not second.members[0]
+    assert set(A.shape_parameters(first)) == {"weights", "members.0.alpha", "members.0.beta"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: A.DiTAC(cells=-3), "cells must be an integer >= 2, got -3"),
+        (lambda: A.DiTAC(a=2.0, b=2.0), "a must be < b, got 2.0 and 2.0"),
+        (lambda: A.DiTAC(variant="wide"), "variant must be gelu, leaky, ge or inf, got 'wide'"),
+        (lambda: A.DiTAC(theta="one"), "theta must be prior or zero, got 'one'"),
+        (lambda: A.DiTAC(penalty_weight=-1.0), "penalty_weight must be >= 0, got -1.0"),
+        (lambda: A.DiTAC(length=0.0), "length must be > 0, got 0.0"),
+        (lambda: A.LinComb([]), r"members must name at least one activation, got \[\]"),
+        (
+            lambda: A.LinComb([nn.ReLU], [1.0, 2.0]),
+            r"1 members need as many weights, got \[1.0, 2.0\]",
+        ),
+        (lambda: A.Polynomial(0), "degree must be an integer >= 1, got 0"),
+        (lambda: A.Rational(0), "m must be an integer >= 1, got 0"),
+        (lambda: A.Rational(3, 0), "n must be an integer >= 1, got 0"),
+        (lambda: A.Fourier(0), "harmonics must be an integer >= 1, got 0"),
+        (lambda: A.Fourier(omega=-1.0), "omega must be > 0, got -1.0"),
+        (lambda: A.BSpline(pieces=0), "pieces must be an integer >= 1, got 0"),
+        (lambda: A.BSpline(low=1.0, high=-1.0), "low must be < high, got 1.0 and -1.0"),
+        (lambda: A.EELU(5), "variant must be 1, 2, 3 or 4, got 5"),
+        (lambda: A.APA(lambd=0.0), "lambd must be > 0, got 0.0"),
+        (lambda: A.PELU(a=0.05), "a must be >= 0.1, got 0.05"),
+        (lambda: A.ReLUN(n=-1.0), "n must be >= 0, got -1.0"),
+        (lambda: A.ScaledSoftSign(beta=-1.0), "beta must be > 0, got -1.0"),
+        (lambda: A.LSLU(dims=3), "dims must be 1 or 2, got 3"),
+        (lambda: A.DynamicReLU(reduction=0), "reduction must be an integer >= 1, got 0"),
+        (lambda: A.DynamicReLU(4)(torch.zeros(2, 3)), r"DynamicReLU has channels=4.*\(2, 3\)"),
+        (lambda: A.FReLU(a=float("inf")), "a must be a finite number, got inf"),
+    ],
+)
+def test_bad_arguments_are_named(make: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("member", [nn.ReLU(), 3, lambda: 3])
+def test_members_must_be_factories(member: Any):
+    with pytest.raises(TypeError, match=r"a member must be a factory such as torch.nn.ReLU"):
+        A.LinComb([member])
+
+
+def test_gallery_draws_every_activation(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    from activations import gallery
+
+    kinds = {type(module) for _, module in gallery.samples()}
+    public = {getattr(A, name) for name in A.__all__}
+    assert kinds == {k for k in public if isinstance(k, type) and issubclass(k, A.Activation)} - {
+        A.Activation
+    }
+    monkeypatch.setattr("sys.argv", ["activations", str(tmp_path / "g.png")])
+    gallery.main()
+    assert (tmp_path / "g.png").read_bytes()[:4] == b"\x89PNG"
+    monkeypatch.setattr("sys.argv", ["activations"])
+    with pytest.raises(SystemExit, match="usage: python -m activations"):
+        gallery.main()
+
+
+@pytest.mark.parametrize(
+    ("module", "x", "value", "slope"),
+    [
+        (A.EvenCubicReLU(), 7.1e12, 7.1e12, 1.0),
+        (A.ACONC(3.0, 0.5), -1.5e38, -7.5e37, 0.5),
+        (A.AGLU(0.1, 1.0), 1e38, 1e38, 1.0),
+        (A.AGLU(0.5, 1.0), 1.1e38, 1.1e38, 1.0),
+        (A.PELU(1.0, 1000.0), -5000.0, math.expm1(-5), math.exp(-5) / 1000),
+        (A.PELU(1.0, 0.1), -3e38, -1.0, 0.0),
+        (A.Swish(2.0), -3e38, 0.0, 0.0),
+    ],
+)
+def test_far_points(module: A.Activation, x: float, value: float, slope: float):
+    point = torch.tensor([x], requires_grad=True)
+    y = module(point)
+    (3 * y).sum().backward()
+    assert point.grad is not None
+    assert y.item() == pytest.approx(value, rel=1e-5)
+    assert point.grad.item() == pytest.approx(3 * slope, rel=1e-4)
+    for parameter in module.parameters():
+        assert parameter.grad is not None
+        assert not parameter.grad.isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("x", [3.0, -1e7, 1e8, 1e11, -1e18])
+def test_progressive_rational_far_out(x: float, dtype: torch.dtype):
+    module = A.Rational(progressive=True).to(dtype)
+    a, b = (p.detach().double()[0] for p in (module.numerator, module.denominator))
+    point = torch.tensor([x], dtype=dtype, requires_grad=True)
+    y = module(point)
+    y.sum().backward()
+    wide = torch.tensor([x], dtype=torch.float64, requires_grad=True)
+    true = (a[0] + a[1] * wide + a[2] * wide**2) / (1 + (b[0] * wide).abs())
+    true.sum().backward()
+    torch.testing.assert_close(y.double(), true, rtol=1e-5, atol=0)
+    torch.testing.assert_close(point.grad.double(), wide.grad, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("m", range(1, 10))
+@pytest.mark.parametrize("n", range(1, 10))
+def test_rational_starts_near_silu_for_any_degrees(m: int, n: int):
+    x = torch.linspace(-3, 3, 301, dtype=torch.float64)
+    error = (A.Rational(m, n).double()(x) - F.silu(x)).abs().max()
+    assert error < {1: 0.9, 2: 0.15, 3: 0.15}.get(m, 0.04)
+
+
+def test_ditac_does_not_depend_on_who_came_first():
+    basis.cache_clear()
+    covariance.cache_clear()
+    knot_basis.cache_clear()
+    with torch.device("meta"):
+        empty = A.DiTAC()
+    module = A.DiTAC(theta="prior")
+    assert module.knots.device.type == "cpu"
+    assert module.knots.data_ptr() != A.DiTAC().knots.data_ptr()
+    empty = empty.to_empty(device="cpu")
+    empty.load_state_dict(module.state_dict())
+    assert torch.equal(empty(X), module(X))
+
+
+def test_members_of_another_dtype():
+    mixture = A.LinComb([nn.PReLU, nn.ReLU])
+    for dtype in (torch.half, torch.bfloat16, torch.double):
+        x = torch.randn(2, 3, dtype=dtype)
+        assert mixture.to(dtype)(x).dtype == dtype

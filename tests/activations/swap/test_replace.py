@@ -1,0 +1,690 @@
+"""The swap: one instance a call, names kept, outputs kept, refusals that name the site."""
+
+import copy
+import math
+import pickle
+from functools import partial
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from activations import LSLU, CosLU, DSReLU, FReLU, LinComb, Snake, replace_activations
+from models import CifarResNet
+
+ReLU = partial(FReLU, 1.0, 0.0)  # a module of ours that equals what it replaces
+
+
+@pytest.mark.parametrize("factory", [CosLU, partial(LSLU, repeats=1), nn.GELU, DSReLU])
+def test_every_call_has_its_own_instance(factory):
+    model = timm.create_model("resnet18", num_classes=5).eval()
+    names = set(model.state_dict())
+    report = replace_activations(model, factory, example_input=torch.zeros(2, 3, 64, 64))
+    kind = type(factory())
+    placed = [module for module in model.modules() if isinstance(module, kind)]
+    assert len(report) == len({id(module) for module in placed}) == 17
+    assert not any(isinstance(module, nn.ReLU) for module in model.modules())
+    assert names <= set(model.state_dict())
+    assert not any(module.training for module in model.modules())
+    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 5)
+
+
+def test_report_is_a_table_in_the_order_of_the_forward_pass():
+    report = replace_activations(CifarResNet(8), partial(CosLU, alpha=0.5))
+    lines = str(report).splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["site", "act1", "layer1.0.act1"]
+    assert lines[1].split() == [
+        *["act1", "ReLU", "CosLU(alpha=0.5,", "beta=1)", "16", "1", "of", "4"]
+    ]
+
+
+def test_channels_come_from_the_channel_axis():
+    model = timm.create_model("resnet18", num_classes=5)
+    replace_activations(model, LSLU, example_input=torch.zeros(2, 3, 64, 64))
+    assert model.get_submodule("layer3.0.act1").channels == 256
+
+
+@pytest.mark.parametrize("dims", [2, 3, 4])
+def test_channels_last_of_all(dims: int):
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.act, self.norm = nn.Linear(3, 7), nn.ReLU(), nn.LayerNorm(7)
+
+        def forward(self, x):
+            return self.act(self.norm(self.fc(x)) * 2)
+
+    last = Last()
+    x = torch.zeros(2, *range(8, 6 + dims), 3)
+    report = replace_activations(last, CosLU, example_input=x, share="channel")
+    assert (last.act.num_parameters, last.act.channel_dim) == (7, 1 if dims == 2 else -1)
+    assert (report[0].channels, report[0].axis) == (7, dims - 1)
+
+
+def test_weights_buffers_and_random_state_are_untouched():
+    model = CifarResNet(8)
+    state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    replace_activations(model, CosLU, example_input=torch.zeros(2, 3, 32, 32))
+    assert torch.equal(random, torch.get_rng_state())
+    after = model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in state.items())
+    assert model.training
+
+
+def test_a_module_under_two_names_and_a_second_swap():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.ReLU()
+            self.layers = nn.Sequential(nn.Conv2d(3, 4, 1), self.act)
+
+        def forward(self, x):
+            return self.layers(x)
+
+    model, example = Twice(), torch.zeros(2, 3, 8, 8)
+    assert (
+        len(replace_activations(model, partial(LinComb, [nn.ReLU, CosLU]), example_input=example))
+        == 1
+    )
+    assert isinstance(model.layers[1], LinComb)
+    assert model.act is model.layers[1]
+    assert len(replace_activations(model, CosLU, example_input=example)) == 1
+    assert isinstance(model.layers[1], CosLU)
+    with pytest.raises(ValueError, match=r"ReLU is an activation itself: wrap it"):
+        replace_activations(nn.ReLU(), CosLU, example_input=example)
+
+
+class Count(TorchFunctionMode):
+    """Counts calls of ReLU and its like, whoever makes them."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "").rstrip("_")
+        self.calls += name in ("relu", "relu6", "leaky_relu", "gelu", "silu", "hardswish", "elu")
+        return func(*args, **(kwargs or {}))
+
+
+class Net(nn.Module):
+    """A network in each of the ways in which people write them; `calls` is what it should count."""
+
+    calls = 1
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.more = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.act, self.drop = nn.ReLU(inplace=True), nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.drop(self.act(self.conv(x)))
+
+
+class Functional(Net):
+    calls = 3
+
+    def forward(self, x, scale=1.0, *, shift=0.0):
+        """Docs with a
+        second line."""
+        x = F.relu(self.conv(x)) if self.training else F.relu(self.conv(x), inplace=True)
+        x = F.dropout(x, 0.5, training=self.training)
+        return torch.relu(self.more(x)) * scale + shift
+
+
+class Methods(Net):
+    calls = 4
+
+    def forward(self, x):
+        x = self.conv(x).relu_()
+        x = torch.nn.functional.relu(input=self.more(x) - 0.1)
+        y = (
+            (x - 0.1)
+            .relu()
+            .add(1)
+        )  # fmt: skip
+        return F.relu(y, inplace=True)
+
+
+class Held(Net):
+    calls = 3
+
+    def __init__(self):
+        super().__init__()
+        self.function, self.bound = F.relu, partial(F.leaky_relu, negative_slope=0.0)
+
+    def forward(self, x):
+        act = torch.relu
+        return act(self.bound(self.function(self.conv(x)) - 0.1) - 0.1)
+
+
+class Reused(Net):
+    calls = 3
+
+    def forward(self, x):
+        x = self.act(self.conv(x))
+        return self.act(self.more(self.act(self.more(x))) - 0.1)
+
+
+class Looped(Net):
+    calls = 5
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(3))
+
+    def forward(self, x):
+        x = self.act(self.conv(x))
+        for layer in self.layers[:2]:
+            x = self.act(layer(x)) + x
+        return sum(F.relu(layer(x)) for layer in self.layers[1:])
+
+
+class Shared(Net):
+    calls = 4
+
+    def __init__(self):
+        super().__init__()
+        act, block = nn.ReLU(), nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())
+        self.layers = nn.Sequential(self.conv, act, self.more, act)
+        self.block, self.also = block, block
+
+    def forward(self, x):
+        return self.also(self.block(self.layers(x)))
+
+
+class Parent(Net):
+    def __hidden(self, x):
+        return F.relu(self.more(x))
+
+    def forward(self, x):
+        return self.__hidden(self.conv(x))
+
+
+class OldSuper(Parent):
+    calls = 2
+
+    def forward(self, x, /):
+        return F.relu(super(OldSuper, self).forward(x) - 0.1)
+
+
+class Inherited(Parent):
+    calls = 2
+
+    def forward(self, x):
+        outer = math.prod(x.shape[:1])
+        return F.relu(super().forward(x) - 0.1) * outer
+
+
+def closed_over():
+    power = 2
+
+    class Closed(Net):
+        def forward(self, x):
+            return F.relu(self.conv(x)) ** power
+
+    return Closed
+
+
+class Several(Net):
+    calls = 2
+
+    def forward(self, x):
+        x = self.conv(x)
+        for function in (F.relu, torch.tanh, F.relu):
+            x = function(self.more(x))
+        return x
+
+
+class Chunks(Net):
+    calls = 1
+
+    def forward(self, x):
+        a, b = self.conv(x).chunk(2, 1)
+        return torch.cat([F.relu_(a), b], 1)
+
+
+class OwnKind(Net):
+    def __init__(self):
+        super().__init__()
+        self.act = OwnSwish()
+
+    def forward(self, x):
+        return self.act(self.conv(x))
+
+
+class OwnSwish(nn.Module):
+    def forward(self, x):
+        return x * F.relu6(x + 3) / 6
+
+
+class Auxiliary(Net):
+    calls = 2
+
+    def __init__(self):
+        super().__init__()
+        self.aux = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())
+
+    def forward(self, x):
+        x = self.act(self.conv(x))
+        return x + self.aux(x) if self.training else x
+
+
+IDIOMS = [
+    Net,
+    Functional,
+    Methods,
+    Held,
+    Reused,
+    Looped,
+    Shared,
+    Inherited,
+    Auxiliary,
+    closed_over(),
+]
+
+
+@pytest.mark.parametrize("kind", IDIOMS, ids=lambda kind: kind.__name__)
+def test_every_idiom_keeps_its_outputs_names_and_call_counts(kind: type[Net]):
+    torch.manual_seed(0)
+    before = kind()
+    after = copy.deepcopy(before)
+    x = torch.randn(2, 3, 6, 5)
+    report = replace_activations(after, ReLU, example_input=x)
+    assert len(report) == kind.calls
+    modules = [after.get_submodule(call.name) for call in report]
+    assert len({id(module) for module in modules}) == kind.calls
+    assert all(call.channels == 4 and call.axis == 1 for call in report)
+    assert before.state_dict().keys() <= after.state_dict().keys()
+    again = copy.deepcopy(after)
+    if kind.__module__ == __name__ and "<locals>" not in kind.__qualname__:
+        again = pickle.loads(pickle.dumps(again))
+    assert isinstance(again, kind)
+    for training in (True, False, True):
+        expected = []
+        for model in (before, after, again, after):
+            torch.manual_seed(1)
+            expected.append(model.train(training)(x))
+        for other in expected[1:]:
+            assert torch.equal(other, expected[0])
+    for index, module in enumerate(modules):  # each call has its own: they differ in effect
+        module.a.data.fill_(1 + index)
+    (after.train()(x) + after.eval()(x)).sum().backward()
+    assert all(module.a.grad is not None for module in modules)
+    replace_activations(after, Snake, example_input=x)
+    for training in (True, False):
+        with Count() as count:
+            after.train(training)(x)
+        assert count.calls == 0
+
+
+@pytest.mark.parametrize(
+    "kind", [Functional, Methods, Reused, Looped, Shared], ids=lambda k: k.__name__
+)
+def test_swapped_idioms_compile_and_export(kind: type[Net]):
+    model, x = kind().eval(), torch.randn(2, 3, 6, 5)
+    report = replace_activations(model, ReLU, example_input=x)
+    for index, call in enumerate(report):
+        model.get_submodule(call.name).a.data.fill_(1 + index / 4)
+    y = model(x)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for _ in range(3):
+        torch.testing.assert_close(compiled(x), y)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), y)
+
+
+@pytest.mark.parametrize(
+    ("build", "calls"),
+    [
+        (lambda: torchvision.models.resnet18(), 17),
+        (lambda: torchvision.models.googlenet(init_weights=False), 61),
+        (lambda: torchvision.models.mobilenet_v3_small(), 33),
+        (lambda: timm.create_model("res2net50_26w_4s"), 81),
+        (lambda: timm.create_model("test_vit"), 6),
+    ],
+    ids=["resnet18", "googlenet", "mobilenet_v3_small", "res2net50", "test_vit"],
+)
+def test_library_networks(build, calls: int):
+    model = build()
+    report = replace_activations(model, Snake)
+    assert len(report) == calls
+    assert all(call.axis is not None for call in report)
+    with Count() as count, torch.no_grad():
+        model.eval()(torch.randn(1, 3, 160, 160))
+    assert count.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            "helper",
+            r"cannot swap relu, which .* calls as a function \(.*test_replace.py:\d+: return F.relu\(x\)\): it is not in a method",
+        ),
+        ("overwritten", r"cannot swap act: it changes its input in place"),
+        ("alias", r"cannot swap relu: it changes its input in place"),
+        ("view", r"cannot swap act: it changes its input in place"),
+        ("part", r"cannot swap relu: it changes its input in place"),
+        ("gated", "calls no activation that could be swapped"),
+        ("starred", "not called by its own name"),
+    ],
+)
+def test_what_it_cannot_swap_it_refuses(kind: str, message: str):
+    model = Refused(kind)
+    before = repr(model), type(model), list(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        replace_activations(model, CosLU, example_input=torch.zeros(2, 3, 8, 8))
+    assert (repr(model), type(model), list(model.state_dict())) == before
+
+
+def helper(x):
+    return F.relu(x)
+
+
+class Refused(Net):
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x):
+        x = self.conv(x)
+        if self.kind == "helper":
+            return helper(x)
+        if self.kind == "overwritten":
+            return self.act(x) + self.more(x)
+        if self.kind == "alias":
+            y = x
+            F.relu_(x)
+            return self.more(y)
+        if self.kind == "view":
+            flat = x.flatten(2)
+            return self.act(x).flatten(2) + flat
+        if self.kind == "part":
+            part = x[:, :2]
+            part.relu_()
+            return self.more(x)
+        if self.kind == "gated":
+            return torch.sigmoid(x)
+        arguments = (x,)
+        return F.relu(*arguments)
+
+
+def test_bad_factory_and_bad_input():
+    with pytest.raises(TypeError, match=r"must make a torch.nn.Module, got 3"):
+        replace_activations(CifarResNet(8), lambda: 3)
+    with pytest.raises(ValueError, match=r"CifarResNet fails on an example input.*\(2, 5, 8, 8\)"):
+        replace_activations(CifarResNet(8), CosLU, example_input=torch.zeros(2, 5, 8, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.double, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("factory", [LSLU, nn.PReLU, CosLU])
+def test_the_new_modules_have_the_networks_dtype(factory, dtype: torch.dtype):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).to(dtype)
+    x = torch.zeros(2, 3, 16, 16, dtype=dtype)
+    replace_activations(model, factory, example_input=x)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    assert model(x).dtype == dtype
+
+
+def test_a_transformers_fast_path_does_not_go_on_with_the_old_one():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0, activation=nn.GELU(), batch_first=True)
+    model, x = nn.Sequential(layer), torch.randn(2, 5, 16)
+    replace_activations(model, partial(CosLU, alpha=5.0), example_input=x)
+    model.eval()
+    with torch.no_grad():
+        fast = model(x)
+    torch.testing.assert_close(fast, model(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_include_exclude_and_several_factories():
+    model = CifarResNet(8)
+    report = replace_activations(
+        model,
+        {"layer1.*": CosLU, "*.act2": nn.GELU, "act1": DSReLU},
+        example_input=torch.zeros(2, 3, 32, 32),
+        exclude=["layer2.*"],
+    )
+    new = {call.name: call.new.split("(")[0] for call in report}
+    assert new == {
+        "act1": "DSReLU",
+        "layer1.0.act1": "CosLU",
+        "layer1.0.act2": "CosLU",
+        "layer3.0.act2": "GELU",
+    }
+    assert {name for name, _, why in report.left if why == "excluded"} == {
+        "layer2.0.act1", "layer2.0.act2", "layer3.0.act1"
+    }  # fmt: skip
+    assert "left: ReLU (excluded): layer2.0.act1, layer2.0.act2, layer3.0.act1" in str(report)
+
+
+def test_one_call_of_several():
+    model, x = Reused(), torch.randn(2, 3, 6, 5)
+    report = replace_activations(model, CosLU, example_input=x, include="act.1")
+    assert [call.name for call in report] == ["act.1"]
+    assert [type(module).__name__ for module in model.act] == ["ReLU", "CosLU", "ReLU"]
+
+
+def test_share():
+    x = torch.zeros(2, 3, 64, 64)
+    by = {
+        share: timm.create_model("resnet18", num_classes=5)
+        for share in ("channel", "stage", "model")
+    }
+    for share, model in by.items():
+        replace_activations(model, CosLU, example_input=x, share=share)
+        model(x)
+    count = {s: sum(isinstance(m, CosLU) for m in model.modules()) for s, model in by.items()}
+    assert count == {"channel": 17, "stage": 5, "model": 1}  # the stem's map is larger
+    assert by["channel"].layer3[0].act1.alpha.shape == (256,)
+    assert by["stage"].layer2[0].act2 is by["stage"].layer2[1].act1
+    tokens = timm.create_model("test_vit", num_classes=5)
+    replace_activations(tokens, CosLU, share="channel")
+    assert (tokens.blocks[0].mlp.act.channel_dim, tokens.blocks[0].mlp.act.num_parameters) == (
+        -1,
+        192,
+    )
+    with pytest.raises(ValueError, match="share='channel': GELU has no parameters a channel"):
+        replace_activations(CifarResNet(8), nn.GELU, share="channel")
+    with pytest.raises(
+        ValueError, match=r"share='channel': PReLU has its channels on axis 1, .* on -1"
+    ):
+        replace_activations(tokens, nn.PReLU, share="channel")
+    with pytest.raises(
+        ValueError,
+        match=r"share='stage': layer1.0.act1 has 64 channels and layer1.0.act3 256, but LSLU is made",
+    ):
+        replace_activations(timm.create_model("resnet26"), LSLU, share="stage", include="layer1.*")
+    with pytest.raises(
+        ValueError, match="share must be one of channel, site, stage, model, got 'all'"
+    ):
+        replace_activations(tokens, CosLU, share="all")
+
+
+def test_gates_by_name():
+    model = timm.create_model("mobilenetv3_small_050", num_classes=5)
+    kinds = {call.old for call in replace_activations(model, nn.GELU)}
+    assert kinds == {"ReLU", "Hardswish"}
+    assert sum(type(module) is nn.Hardsigmoid for module in model.modules()) == 9
+    report = replace_activations(model, CosLU, include="*.gate", include_kinds="Hardsigmoid")
+    assert {call.old for call in report} == {"Hardsigmoid"}
+    with pytest.raises(ValueError, match="include_kinds names softsine; the network calls"):
+        replace_activations(model, CosLU, include_kinds=["SoftSine"])
+
+
+def test_an_own_activation_is_one_call():
+    model = OwnKind()
+    report = replace_activations(model, CosLU, example_input=torch.zeros(2, 3, 4, 4))
+    assert [(call.name, call.old) for call in report] == [("act", "OwnSwish")]
+
+
+def test_one_expression_calls_several_functions():
+    torch.manual_seed(0)
+    before, x = Several().eval(), torch.randn(2, 3, 6, 5)
+    after = copy.deepcopy(before)
+    report = replace_activations(after, ReLU, example_input=x)
+    assert [call.old for call in report] == ["relu", "relu"]
+    assert torch.equal(after(x), before(x))
+    chunks = Chunks().eval()
+    with torch.no_grad():
+        expected = chunks(x)
+        replace_activations(chunks, ReLU, example_input=x)
+        assert torch.equal(chunks(x), expected)
+
+
+def test_a_source_that_has_changed_is_refused(tmp_path, monkeypatch):
+    text = "import torch\nfrom torch.nn import functional as F\n\nclass Net(torch.nn.Conv1d):\n    def forward(self, x):\n        return F.relu(super().forward(x)) * 2\n"
+    (tmp_path / "edited_network.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    import edited_network
+
+    network = edited_network.Net(3, 4, 1)
+    (tmp_path / "edited_network.py").write_text(text.replace("* 2", "* 3"))
+    import linecache
+
+    linecache.checkcache()
+    with pytest.raises(ValueError, match="its source has changed since it was imported"):
+        replace_activations(network, CosLU, example_input=torch.zeros(2, 3, 5))
+
+
+def test_a_kind_of_torchs_own_and_old_weight_norm():
+    class Mine(nn.ReLU):
+        def forward(self, input):
+            return super().forward(input) * 2
+
+    with pytest.warns(FutureWarning):
+        conv = nn.utils.weight_norm(nn.Conv1d(3, 4, 1))
+    network = nn.Sequential(conv, Mine())
+    network(torch.zeros(2, 3, 5))
+    report = replace_activations(network, CosLU, example_input=torch.zeros(2, 3, 5))
+    assert [call.old for call in report] == ["Mine"]
+
+
+def test_hooks_of_the_old_module_are_reported():
+    network = nn.Sequential(nn.Conv1d(3, 4, 1), nn.ReLU())
+    network[1].register_forward_hook(lambda module, inputs, output: None)
+    report = replace_activations(network, CosLU, example_input=torch.zeros(2, 3, 5))
+    assert report.left == (("1", "forward hooks", "not carried over"),)
+
+
+class Learned(Net):
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor([0.25]))
+
+    def forward(self, x):
+        return F.prelu(self.conv(x), self.slope)
+
+
+def test_a_function_of_another_tensor():
+    x = torch.zeros(2, 3, 5, 5)
+    assert len(replace_activations(Learned(), CosLU, example_input=x)) == 1
+    for match in (True, "fade"):
+        with pytest.raises(
+            ValueError, match=r"cannot match, fade or tell apart prelu: .* takes another tensor"
+        ):
+            replace_activations(Learned(), CosLU, example_input=x, match=match)
+
+
+class Wide(nn.Module):
+    def forward(self, x):
+        return torch.cat([x, x], 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"factory": Wide},
+            r"Wide makes .*\(2, 32, 224, 224\).* of .* at act1; an activation keeps",
+        ),
+        (
+            {"factory": lambda: nn.Linear(7, 7)},
+            r"Linear fails on the input \(2, 16, 224, 224\) of act1",
+        ),
+        ({"include": "layer9.*"}, r"'layer9.\*' fits none of 7 calls; such as"),
+        ({"factory": {"act1": CosLU, "laier1*": CosLU}}, r"'laier1\*' fits none"),
+        (
+            {"example_input": torch.zeros(2, 4, 8, 8)},
+            r"fails on an example input of shape \(2, 4, 8, 8\)",
+        ),
+        ({"factory": CosLU()}, r"is one module, and each call needs its own: give the class CosLU"),
+        ({"factory": F.relu}, "when called without arguments"),
+        ({"match": "Fade"}, r"match must be True, False or \"fade\", got 'Fade'"),
+        ({"exclude": "*"}, "leave no call to swap"),
+        (
+            {"example_input": (torch.zeros(2, 3, 8, 8),)},
+            "example_input must be one tensor, got tuple",
+        ),
+        ({"factory": lambda: LSLU(channels=16)}, "must pass channels, dims on to it"),
+    ],
+    ids=[
+        "shape",
+        "fails",
+        "glob",
+        "rule",
+        "example",
+        "instance",
+        "function",
+        "match",
+        "none",
+        "tuple",
+        "lambda",
+    ],
+)
+def test_bad_arguments(options, message: str):
+    model = CifarResNet(8)
+    before = repr(model)
+    with pytest.raises((ValueError, TypeError), match=message):
+        replace_activations(model, **{"factory": CosLU, **options})
+    assert repr(model) == before
+
+
+def test_a_new_module_that_is_never_reached_is_an_error():
+    class Peeking(Net):
+        def forward(self, x):
+            x = self.conv(x)
+            return self.act(x) if isinstance(self.act, nn.ReLU) else x
+
+    model = Peeking()
+    with pytest.raises(
+        ValueError, match="cannot swap act: the network calls the new module 0 times"
+    ):
+        replace_activations(model, CosLU, example_input=torch.zeros(2, 3, 4, 4))
+    assert isinstance(model.act, nn.ReLU)
+
+
+def test_trained_weights_load_without_the_command_line(tmp_path):
+    trained, x = timm.create_model("resnet18", num_classes=5).eval(), torch.randn(2, 3, 64, 64)
+    replace_activations(trained, CosLU)
+    trained.layer1[0].act1.alpha.data.fill_(0.3)
+    torch.save(trained.state_dict(), tmp_path / "model.pt")
+    fresh = timm.create_model("resnet18", num_classes=5).eval()
+    replace_activations(fresh, CosLU)
+    fresh.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True), strict=True)
+    assert torch.equal(trained(x), fresh(x))
+
+
+def test_what_was_never_called_is_reported():
+    model = Net()
+    model.unused = nn.ReLU()
+    report = replace_activations(model, CosLU, example_input=torch.zeros(2, 3, 8, 8))
+    assert [call.name for call in report] == ["act"]
+    assert report.left == (("unused", "ReLU", "never called"),)
+
+
+def test_sizes_are_tried_where_none_is_given():
+    class Fixed(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Conv2d(1, 2, 5), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 24 * 24, 3))
+
+    assert replace_activations(Fixed(), CosLU)[0].shape == (2, 2, 24, 24)
+    assert replace_activations(nn.Sequential(nn.Linear(7, 5), nn.ReLU()), CosLU)[0].shape == (2, 5)
+    signal = nn.Sequential(nn.Conv1d(2, 5, 3), nn.ReLU())
+    assert replace_activations(signal, CosLU)[0].channels == 5
