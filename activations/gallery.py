@@ -10,6 +10,8 @@ from torch import Tensor
 import activations
 from activations import Activation
 
+from .picture import new_figure, save_figure
+
 COLUMNS = 6
 
 
@@ -54,15 +56,9 @@ def samples() -> list[tuple[str, Activation]]:
 
 def draw(path: Path) -> None:
     """Draw each function in black, its derivative dotted, and in colour how it bends."""
-    import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from PIL import Image
-
     entries = samples()
     rows = -(-len(entries) // COLUMNS)
-    figure = Figure(figsize=(2.9 * COLUMNS, 2.5 * rows), dpi=70, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = new_figure(2.9 * COLUMNS, 2.5 * rows, dpi=70, layout="constrained")
     axes = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
     for axis, (title, module) in zip(axes, entries, strict=False):
         (_, style, x, y), *bent = curves(module)
@@ -79,11 +75,7 @@ def draw(path: Path) -> None:
             axis.legend(fontsize=6, frameon=False, loc="upper left")
     for axis in axes[len(entries) :]:
         axis.set_axis_off()
-    unfinished = path.with_name(path.name + ".part")
-    canvas.draw()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-    picture.quantize(48).save(unfinished, format="png", optimize=True)
-    unfinished.replace(path)
+    save_figure(figure, path, colors=48)
 
 
 def main() -> None:
