@@ -167,7 +167,9 @@ class Activation(nn.Module):
         """Apply the function; dtype, shape and memory format of `x` are kept."""
         self.check_input(x)
         if self.fused and fusible(x) and (expression := self.expression()) is not None:
-            return evaluate(expression, x, self.num_parameters, self.channel_dim)
+            y = evaluate(expression, x, self.num_parameters, self.channel_dim)
+            if y is not None:
+                return y
         return self.function(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
 
     def check_input(self, x: Tensor) -> None:

@@ -11,11 +11,16 @@ ROOT = Path(__file__).parents[1]
 # a part is a file or folder; the longest that fits counts
 ALLOWED = {
     "activations": {"activations"},  # what it offers and the gallery
+    "activations/torch_private": set(),
+    "activations/fusion": {"activations/torch_private"},
     "activations/activation": {"activations/fusion"},
     "activations/groups": {"activations/activation"},
-    "activations/functions": {"activations/activation", "activations/fusion"},
-    "activations/fusion": set(),
-    "activations/swap": {"activations/activation"},
+    "activations/functions": {
+        "activations/activation",
+        "activations/fusion",
+        "activations/torch_private",
+    },
+    "activations/swap": {"activations/activation", "activations/torch_private"},
     "bench": {"activations", "callbacks", "datamodules", "models"},
     "callbacks": {"activations"},
     "datamodules": set(),
@@ -84,7 +89,7 @@ WHERE = {
         "def replace_activations(",
     ),
     "How does a new function start as the old one?": ("activations/swap/match.py", "def match("),
-    "Where is a kernel compiled?": ("activations/fusion/kernel.py", "torch.compile("),
+    "Where does a fused kernel come from?": ("activations/fusion/kernel.py", "def evaluate("),
     "Which parameters have no weight decay?": ("activations/groups.py", "def parameter_groups("),
     "Where is the ResNet for CIFAR?": ("models/resnet.py", "class CifarResNet("),
     "Which metrics are computed?": ("models/metrics.py", "def classification_metrics("),

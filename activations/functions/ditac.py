@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from activations.activation import Activation, Channels, finite, inside, integer, positive
-from activations.fusion.kernel import Expression, watched
+from activations.fusion.kernel import Expression
+from activations.torch_private import is_intercepted
 
 from .bspline import Take, interpolate
 
@@ -73,9 +74,8 @@ def cpab(x: Tensor, velocities: Tensor) -> Tensor:
     x = x.to(velocities).expand(rows, -1)
     cell = (x.detach() * cells).long().clamp(0, cells - 1)
     left = torch.ones_like(x)  # time that is left
-    can_stop = (
-        x.device.type == "cpu" and not watched()
-    )  # elsewhere to look costs more than to go on
+    # elsewhere looking at the values costs more than the remaining steps
+    can_stop = x.device.type == "cpu" and not is_intercepted()
     for _ in range(cells + 1):  # a point on a knot first leaves the cell behind it
         if can_stop and not bool(left.any()):
             break

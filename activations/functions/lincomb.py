@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from activations.activation import Activation, Channels, finite
 from activations.fusion.kernel import Expression
+from activations.torch_private import has_hooks
 
 
 def lincomb(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
@@ -53,7 +54,7 @@ _TORCH: dict[type[nn.Module], tuple[Callable[..., Tensor], tuple[str, ...]]] = {
 
 def _part(member: nn.Module) -> Expression | None:
     """The expression of an activation, ours or torch's; None for any other module."""
-    if member._forward_hooks or member._forward_pre_hooks:
+    if has_hooks(member):
         return None
     if isinstance(member, Activation):
         return member.expression() if type(member).forward is Activation.forward else None

@@ -13,11 +13,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from activations.torch_private import (
+    compile_once,
+    is_intercepted,
+    lacks_compiler,
+    take_unchecked,
+)
 
 from .layout import View, view_of
 
 _BACKEND = "inductor"
+_PLAIN: set[Hashable] = set()  # devices without a compiler, formulas that did not compile
 
 # Inductor would store what two results share, as large as the input; here it is computed again
 _KEEP_NOTHING = {
@@ -51,61 +58,60 @@ def fusible(x: Tensor) -> bool:
     """Whether `x` can go through a kernel: nothing looks at single operations on it."""
     if torch.compiler.is_compiling() or type(x) is not Tensor or x.numel() == 0:
         return False
-    known = x.device.type in ("cpu", "cuda") and not watched()
-    return known and _has_compiler(x.device.type)
+    if x.device.type not in ("cpu", "cuda") or x.device.type in _PLAIN:
+        return False
+    try:
+        return not is_intercepted()
+    except AttributeError as error:
+        _give_up(x.device.type, error)
+        return False
 
 
-def watched() -> bool:
-    """Whether something traces, transforms or intercepts operations."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.maybe_current_level() is not None  # pyright: ignore
-        or forward_ad._current_level >= 0
-    )
+def evaluate(
+    expression: Expression, x: Tensor, num_parameters: int, channel_dim: int
+) -> Tensor | None:
+    """`expression` of `x` by its kernels; dtype, shape and memory order of `x` are kept.
 
-
-@functools.cache
-def _has_compiler(device: str) -> bool:
-    if _BACKEND != "inductor":
-        return True
-    if device == "cuda":
-        from torch.utils._triton import has_triton
-
-        found, remedy = has_triton(), "install triton (pip install triton)"
-    else:
-        from torch._inductor.cpp_builder import get_cpp_compiler
-        from torch._inductor.exc import InvalidCxxCompiler
-
-        try:
-            found = bool(get_cpp_compiler())
-        except InvalidCxxCompiler:
-            found = False
-        remedy = "install g++ (apt install g++), or name a compiler in the variable CXX"
-    if not found:
-        warnings.warn(
-            f"activations stay plain: torch.compile has no compiler for {device} here. To fuse "
-            f"them {remedy}; to be rid of this warning choose `compile: off`",
-            stacklevel=2,
-        )
-    return found
-
-
-def evaluate(expression: Expression, x: Tensor, num_parameters: int, channel_dim: int) -> Tensor:
-    """`expression` of `x` by its kernels; dtype, shape and memory order of `x` are kept."""
+    Returns:
+        The result, or None where no kernel could be compiled, which a warning has said once.
+    """
     formula, values, constants, tables = expression
-    dim = channel_dim if num_parameters > 1 else None
-    view = view_of(x, dim, bool(tables))
+    if formula in _PLAIN:
+        return None
+    axis = channel_dim if num_parameters > 1 else None
+    view = view_of(x, axis, bool(tables))
     if view is None:
         x = x.contiguous()
-        view = view_of(x, dim, bool(tables))
+        view = view_of(x, axis, bool(tables))
     assert view is not None
     half = x.dtype in (torch.bfloat16, torch.float16)
     sizes = len(values), len(tables), len(view.sizes)
     kernel = functools.partial(_kernel, formula, constants, *sizes, x.device.type, half)
-    result: Any = _Fused.apply(kernel, view, len(values), x, *values, *tables)
+    try:
+        result: Any = _Fused.apply(kernel, view, len(values), x, *values, *tables)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        _give_up(x.device.type if lacks_compiler(error) else formula, error)
+        return None
     return result
+
+
+def _give_up(what: Hashable, error: Exception) -> None:
+    """Compute `what`, a device or a formula, plainly from now on, and say so."""
+    _PLAIN.add(what)
+    name = f"activations on {what}" if isinstance(what, str) else getattr(what, "__name__", what)
+    remedies = {
+        "cpu": "Install a C++ compiler (apt install g++), or name one in the variable CXX. ",
+        "cuda": "Install triton (pip install triton). ",
+    }
+    warnings.warn(
+        f"{name} stay plain, several times slower than fused, since torch.compile failed "
+        f"({type(error).__name__}: {str(error).strip().splitlines()[0]}). "
+        f"{remedies.get(str(what), '')}To compute them plainly without this warning choose "
+        "`compile: off`, or do not call activations.fuse",
+        stacklevel=4,
+    )
 
 
 class _Fused(torch.autograd.Function):
@@ -160,7 +166,7 @@ def _kernel(
     needed: tuple[bool, ...] | None,
 ) -> Callable[..., Any]:
     """The forward (needed is None) or the backward of `formula`, compiled at its first call."""
-    place: dict[str, Any] = {"channel_dim": 1, "take": _take} if number_of_tables else {}
+    place: dict[str, Any] = {"channel_dim": 1, "take": take_unchecked} if number_of_tables else {}
     mask = needed or ()
     is_value = [True] * number_of_values + [False] * number_of_tables
 
@@ -220,15 +226,8 @@ def _kernel(
     chosen = types.FunctionType(
         chosen.__code__.replace(co_name=name), globals(), name, None, chosen.__closure__
     )
-    return torch.compile(  # pyright: ignore[reportCallIssue]
-        chosen,
-        dynamic=True,
-        fullgraph=True,
-        recompile_limit=64,
-        isolate_recompiles=True,
-        backend=_BACKEND,
-        options=_options(device, half, needed is None) if _BACKEND == "inductor" else None,
-    )
+    options = _options(device, half, needed is None) if _BACKEND == "inductor" else None
+    return compile_once(chosen, limit=64, backend=_BACKEND, options=options)
 
 
 def _options(device: str, half: bool, forward: bool) -> dict[str, Any]:
@@ -244,10 +243,6 @@ def _options(device: str, half: bool, forward: bool) -> dict[str, Any]:
 def _laid_out(y: Tensor, x: Tensor) -> Tensor:
     """`y` in the memory order of `x`, which a look-up, for one, does not keep."""
     return torch.empty_like(x).copy_(y)
-
-
-def _take(table: Tensor, index: tuple[Tensor, ...]) -> Tensor:
-    return torch.ops.aten._unsafe_index(table, list(index))  # does not check the index
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .trace import Event, Run, run
+from .trace import CONVOLUTIONS, Event, Run, run
 
 _SIZES = (224, 299, 384, 64, 32, 28)  # tried in turn where no example input is given
 
@@ -134,7 +134,7 @@ def _examples(model: nn.Module) -> list[Tensor]:
     known = tuple(cfg.get("input_size", ()))
     sizes: list[tuple[int, ...]] = []
     for module in model.modules():
-        if isinstance(module, nn.modules.conv._ConvNd):  # its channels rather than cfg's
+        if isinstance(module, CONVOLUTIONS):  # its channels rather than cfg's
             sides = [known[1:], *((size, size) for size in _SIZES)]
             dims = len(module.kernel_size)
             sizes = [(module.in_channels, *side, *side[:1])[: 1 + dims] for side in sides if side]

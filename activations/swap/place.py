@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from activations.torch_private import leave_fast_path
+
 from .calls import Call, Calls, count_calls
 from .kinds import sizes_taken
 from .rewrite import End, rewrite
@@ -54,11 +56,7 @@ def place(
     undo: list[Callable[[], Any]],
 ) -> None:
     """Put the new modules in; each step has its counterpart in `undo`."""
-    slots = [
-        (f"{name}.{attribute}".lstrip("."), owner, attribute, child)
-        for name, owner in model.named_modules()
-        for attribute, child in owner._modules.items()
-    ]
+    paths = list(model.named_modules(remove_duplicate=False))
     sites: dict[Any, list[Call]] = {}
     for call in found.calls:
         sites.setdefault(call.event.key, []).append(call)
@@ -85,33 +83,24 @@ def place(
             rewritten.setdefault(owner_name, {}).setdefault(function[0], {})[function[1]] = (
                 attribute
             )
-            _leave_fast_path(owner, undo)
+            undo += leave_fast_path(owner)
             continue
-        for name, owner, attribute, child in slots:
+        for name, child in paths:
             other_call = name != owner_name and name in found.modules
             if child is old and not other_call and name not in placed:
                 placed.add(name)
-                owner._modules[attribute] = replacement
-                undo.append(partial(owner._modules.__setitem__, attribute, child))
-                _leave_fast_path(owner, undo)
+                path, _, attribute = name.rpartition(".")
+                owner = model.get_submodule(path)
+                setattr(owner, attribute, replacement)
+                undo.append(partial(setattr, owner, attribute, child))
+                undo += leave_fast_path(owner)
     for owner in model.modules():
         if isinstance(owner, nn.TransformerEncoder):
-            _leave_fast_path(owner, undo)
+            undo += leave_fast_path(owner)
     for name, methods in rewritten.items():
         owner = model.get_submodule(name)
         undo.append(partial(setattr, owner, "__class__", type(owner)))
         rewrite(owner, methods)
-
-
-def _leave_fast_path(owner: nn.Module, undo: list[Callable[[], Any]]) -> None:
-    """Torch's encoder layer would go on with the old function where it needs no gradient."""
-    if isinstance(owner, nn.TransformerEncoderLayer):
-        before = owner.activation_relu_or_gelu
-        undo.append(partial(setattr, owner, "activation_relu_or_gelu", before))
-        owner.activation_relu_or_gelu = 0
-    elif isinstance(owner, nn.TransformerEncoder):  # the nested tensors of that path
-        undo.append(partial(setattr, owner, "use_nested_tensor", owner.use_nested_tensor))
-        owner.use_nested_tensor = False
 
 
 def make(

@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from activations.torch_private import has_hooks, is_compiled
+
 from .calls import Call, Calls, find_calls
 from .kinds import is_activation, plain
 from .match import Fade, match_sites
@@ -114,7 +116,7 @@ def replace_activations(
         TypeError: `factory` does not make a module.
     """
     for name, module in model.named_modules():
-        if hasattr(module, "_orig_mod") or isinstance(module, torch.jit.ScriptModule):
+        if is_compiled(module) or isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
                 f"{name or 'the network'} is compiled: swap the activations before torch.compile "
                 "and torch.jit"
@@ -212,7 +214,7 @@ def _choose(
         raise ValueError("include and exclude leave no call to swap")
     for call, _ in chosen:
         old = None if call.event.function else model.get_submodule(call.event.key[0])
-        if old is not None and (old._forward_hooks or old._forward_pre_hooks):
+        if old is not None and has_hooks(old):
             left.append(Left(call.name, "forward hooks", "not carried over"))
     called = {id(model.get_submodule(name)) for name in found.modules}
     for name, module in model.named_modules():

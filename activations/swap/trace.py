@@ -1,6 +1,7 @@
 """Which activations a network calls, found by running a copy of it without its weights."""
 
 import copy
+import inspect
 import random
 import re
 import sys
@@ -25,6 +26,10 @@ _SAME_AXIS = {
     *("dropout", "batch_norm", "layer_norm", "group_norm", "chunk", "split", "cat", "max_pool2d"),
     *("avg_pool2d", "adaptive_avg_pool2d", *NAME_OF.values()),
 }
+CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 _LOOKS = {"__get__", "size", "dim", "numel", "stride", "is_contiguous"}  # reads no values
 
 
@@ -91,13 +96,12 @@ def run(
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().to("meta" if meta else value.device)
     twin = copy.deepcopy(model, memo).train(training)
-    seen = set()
-    for owner in list(twin.modules()):
-        for attribute, child in owner._modules.items():
-            if child is not None and kind_of(child):
-                if id(child) in seen:  # one activation in several places: tell its calls apart
-                    owner._modules[attribute] = copy.deepcopy(child)
-                seen.add(id(child))
+    seen: set[int] = set()
+    for path, module in list(twin.named_modules(remove_duplicate=False)):
+        if kind_of(module):
+            if id(module) in seen:  # one activation under several names: tell its calls apart
+                twin.set_submodule(path, copy.deepcopy(module))
+            seen.add(id(module))
     device = "meta" if meta else next(model.parameters(), example).device
     with random_state_kept(), torch.no_grad():
         return _watch(twin, example.to(device), kinds)
@@ -133,7 +137,8 @@ def _watch(twin: nn.Module, example: Tensor, kinds: frozenset[str]) -> Run:
         def activation(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
             x, rest = (args[0], args[1:]) if args else (kwargs["input"], ())
             options = {k: v for k, v in kwargs.items() if k not in ("input", "inplace")}
-            place = locate(sys._getframe(2), name, names)
+            frame: Any = inspect.currentframe()  # of this method, which __torch_function__ called
+            place = locate(frame.f_back.f_back, name, names)
             inplace = func.__name__.endswith("_") or kwargs.get("inplace") is True
             # F.relu(weight) keeps a weight positive
             gate = name in GATE_FUNCTIONS or isinstance(x, nn.Parameter)
@@ -185,7 +190,7 @@ def _watch(twin: nn.Module, example: Tensor, kinds: frozenset[str]) -> Run:
         maker = type(module).__name__
         if isinstance(module, nn.Linear):
             out._channel_axis = out.dim() - 1
-        elif isinstance(module, nn.modules.conv._ConvNd):
+        elif isinstance(module, CONVOLUTIONS):
             out._channel_axis = 1
         elif kind or re.search("Norm|Drop|Identity", maker):
             _keep_axis(args, out)

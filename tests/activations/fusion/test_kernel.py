@@ -68,9 +68,9 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter]:
 def inductor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fusion on, by the real compiler."""
     fusion._kernel.cache_clear()
-    fusion._has_compiler.cache_clear()
     with fused():
-        if not fusion._has_compiler("cpu"):
+        A.CosLU()(torch.zeros(2))
+        if "cpu" in fusion._PLAIN:
             pytest.skip("no compiler")
         yield
     fusion._kernel.cache_clear()
@@ -566,15 +566,54 @@ def test_without_a_compiler_plain_and_said_once(monkeypatch: pytest.MonkeyPatch)
     from torch._inductor import config
 
     monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    fusion._has_compiler.cache_clear()
-    module, x = A.CosLU(), torch.randn(3, 4)
-    y = module(x)
-    expected = pytest.warns(UserWarning, match=r"stay plain.*install g\+\+.*`compile: off`")
+    monkeypatch.setattr(fusion, "_PLAIN", set())
+    fusion._kernel.cache_clear()
+    x = torch.randn(3, 4)
+    y, z = A.CosLU()(x), A.DELU()(x)
+    expected = pytest.warns(
+        UserWarning, match=r"on cpu stay plain.*apt install g\+\+.*`compile: off`"
+    )
     with fused(), expected as said:
-        assert torch.equal(module(x), y)
-        assert torch.equal(module(x), y)
+        assert torch.equal(A.CosLU()(x), y)
+        assert torch.equal(A.CosLU()(x), y)
+        assert torch.equal(A.DELU()(x), z)
     assert len(said) == 1
-    fusion._has_compiler.cache_clear()
+    fusion._kernel.cache_clear()
+
+
+def _uncompilable(x: Tensor) -> Tensor:
+    torch._dynamo.graph_break()
+    return x.sin()
+
+
+class Uncompilable(A.Activation):
+    """A formula that cannot be compiled whole."""
+
+    def expression(self) -> fusion.Expression:
+        return fusion.Expression(_uncompilable)
+
+
+def test_what_cannot_be_compiled_stays_plain_and_is_said_once(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(fusion, "_PLAIN", set())
+    x = torch.randn(3, 4)
+    with pytest.warns(UserWarning, match="_uncompilable stay plain.*torch.compile failed") as said:
+        found = [Uncompilable()(x), Uncompilable()(x)]
+    assert len(said) == 1
+    assert all(torch.equal(y, x.sin()) for y in found)
+    A.CosLU()(x)
+    assert counter.ran == 1
+
+
+def test_what_torch_no_longer_has_is_said_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(torch._C, "_len_torch_dispatch_stack")
+    monkeypatch.setattr(fusion, "_PLAIN", set())
+    x = torch.randn(3, 4)
+    with fused(), pytest.warns(UserWarning, match="stay plain.*_len_torch_dispatch_stack") as said:
+        found = [A.CosLU()(x), A.CosLU()(x)]
+    assert len(said) == 1
+    assert torch.equal(*found)
 
 
 def test_a_subclass_with_its_own_function_is_not_fused_as_its_parent(counter: Counter):

@@ -1,0 +1,86 @@
+"""What this project needs of torch that torch does not promise to keep, in one place.
+
+`tests/activations/test_torch_private.py` has a test for each part, so that a new version of torch
+fails there by name. `fusion/lowering.py` holds what concerns Inductor's own passes, and
+`swap/rewrite.py` what concerns the code objects of CPython.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+
+def is_intercepted() -> bool:
+    """Whether something traces, transforms or intercepts operations."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.maybe_current_level() is not None  # pyright: ignore
+        or forward_ad._current_level >= 0
+    )
+
+
+def compile_once(function: Callable[..., Any], limit: int, **options: Any) -> Callable[..., Any]:
+    """`torch.compile` of a whole function that may have up to `limit` variants.
+
+    Beyond Dynamo's own limit of 8 it would run without compilation and not say so. torch 2.12 takes
+    the limit as an argument; before, it is a setting, here of the calls of this function alone.
+    """
+    known = inspect.signature(torch.compile).parameters
+    wanted = {"recompile_limit": limit, "isolate_recompiles": True}
+    accepted: Any = {name: value for name, value in wanted.items() if name in known}
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, **options, **accepted)
+    if "recompile_limit" in accepted:
+        return compiled
+    config = torch._dynamo.config
+    setting = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+
+    def call(*inputs: Any) -> Any:
+        with config.patch({setting: limit}):
+            return compiled(*inputs)
+
+    return call
+
+
+def lacks_compiler(error: BaseException) -> bool:
+    """Whether a compilation failed because there is no compiler for the device."""
+    return "InvalidCxxCompiler" in str(error) or "TritonMissing" in str(error)
+
+
+def take_unchecked(table: Tensor, index: tuple[Tensor, ...]) -> Tensor:
+    """`table[index]` without the check that the indices are in range."""
+    return torch.ops.aten._unsafe_index(table, list(index))
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` or `module.compile()` made one program of `module`."""
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether forward hooks are registered on `module`."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def leave_fast_path(owner: nn.Module) -> list[Callable[[], Any]]:
+    """Let torch's transformer encoder call its activation also where no gradient is needed.
+
+    Returns:
+        What puts `owner` back.
+    """
+    changes: dict[str, Any] = {}
+    if isinstance(owner, nn.TransformerEncoderLayer):
+        changes = {"activation_relu_or_gelu": 0}
+    elif isinstance(owner, nn.TransformerEncoder):
+        changes = {"use_nested_tensor": False}
+    undo = []
+    for name, value in changes.items():
+        undo.append(partial(setattr, owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
+    return undo
