@@ -1,6 +1,8 @@
 """The 1-D twin of a network for images: the same layers over signals."""
 
 import copy
+import inspect
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -14,32 +16,41 @@ SIDE = 256  # of the images and signals on which a network and its twin are comp
 
 
 def to_1d(network: nn.Module) -> nn.Module:
-    """The 1-D twin of a network for images, which takes (N, C, L) in place of (N, C, H, W).
+    """The 1-D twin of a network for images, which takes (N, C, L) instead of (N, C, H, W).
 
-    Any ResNet of timm, torchvision or ours, and whatever else is made of the layers below. The twin
-    is a copy; its parameters and modules keep their names.
+    It works for any ResNet of timm, torchvision or ours, and for any other network that is made of
+    the layers in `TWINS` and `AS_THEY_ARE`, of elementwise activations, and of classes whose
+    attribute `elementwise` is True. The twin is a copy. Its parameters and modules keep their
+    names, modes and hooks; what was shared stays shared.
 
-    Length is the images' width: kernel sizes, strides, paddings and dilations are those of the
-    width axis. A weight (out, in, k_h, k_w) becomes (out, in, k_w), its middle row, which is all
-    that an image of height 1 meets under the usual padding of k_h // 2. So the twin equals the
-    network on images of height 1, in value and in training, wherever the network takes them, with
-    these exceptions:
+    The length takes the role of the image width: kernel sizes, strides, paddings and dilations are
+    those of the width axis. A weight (out, in, k_h, k_w) becomes (out, in, k_w), its middle row:
+    with the usual padding of k_h // 2, an image of height 1 meets no other row. So the twin equals
+    the network on images of height 1, in its values and in training, if the network accepts such
+    images. There are two exceptions:
 
     - AvgPool2d with padding and `count_include_pad` also counts the rows of the padding; the twin
-      counts none of them.
-    - timm's BlurPool2d blurs along the length alone.
+      does not.
+    - timm's BlurPool2d blurs along the length only.
 
-    A twin of random weights has its network's deviation, as if each output still summed k_h times
-    as many numbers; the normalisation behind it makes up for that.
+    In a twin of random weights each output sums k_h times fewer numbers than the initialisation
+    was made for; the normalisation after the convolution corrects the scale.
+
+    Args:
+        network: the network for images; it is not changed.
 
     Raises:
-        ValueError: a layer has no twin; the message names its path and type.
+        ValueError: a layer has no twin; the message gives its path and type.
     """
-    twin = copy.deepcopy(network)
-    for path, module in list(twin.named_modules()):
-        _convert(path, module)
-    _compare(network, twin)
-    return twin
+    holder = nn.Sequential(copy.deepcopy(network))  # so that the network itself can be replaced
+    twins: dict[nn.Module, nn.Module] = {}
+    for path, module in list(holder[0].named_modules(remove_duplicate=False)):
+        if module not in twins:
+            twins[module] = _convert(path, module)
+        if twins[module] is not module:
+            holder.set_submodule(f"0.{path}".rstrip("."), twins[module])
+    _compare(network, holder[0])
+    return holder[0]
 
 
 class BatchNormAct1d(nn.BatchNorm1d):
@@ -83,15 +94,16 @@ class BlurPool1d(nn.Module):
     """Twin of timm's BlurPool2d: a binomial filter and a stride, along the length."""
 
     filt: Tensor
-    padding: tuple[int, int]
+    padding: list[int]
     pad_mode: str
     stride: int
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, L) -> (N, C, L')."""
         channels = x.shape[1]
-        x = F.pad(x, self.padding, self.pad_mode)
-        return F.conv1d(x, self.filt.expand(channels, 1, -1), stride=self.stride, groups=channels)
+        x = F.pad(x, self.padding[:2], self.pad_mode)
+        kernel = self.filt.sum(2).expand(channels, 1, -1)
+        return F.conv1d(x, kernel, stride=self.stride, groups=channels)
 
 
 TWINS: dict[str, type[nn.Module]] = {
@@ -110,49 +122,54 @@ TWINS: dict[str, type[nn.Module]] = {
     "timm.EcaModule": EfficientAttention1d,
     "timm.BlurPool2d": BlurPool1d,
 }
-# layers without layers of their own that take any rank
+# layers without submodules that accept inputs of any rank
 AS_THEY_ARE = {
     *("torch.Conv1d", "torch.Dropout", "torch.Flatten", "torch.GroupNorm", "torch.Identity"),
     *("torch.Linear", "torch.SyncBatchNorm", "timm.DropPath", "timm.GroupNorm", "timm.Linear"),
-    *("torchvision.StochasticDepth", "models.FadingReLU"),
+    "torchvision.StochasticDepth",
 }
 
 
-def _convert(path: str, module: nn.Module) -> None:
-    """Make `module` its own twin: another class over the same state, cut to the width axis."""
+def _convert(path: str, module: nn.Module) -> nn.Module:
+    """The twin of one layer; `module` itself if its class also takes signals."""
     kind = _kind(module)
+    if kind in TWINS:
+        if getattr(module, "divisor_override", None) is not None:
+            raise _no_twin(path, module, "AvgPool1d has no divisor_override")
+        return _rebuild(module, TWINS[kind])
     if isinstance(module, Activation):
-        if hasattr(module, "dims"):  # a convolution is inside
+        if hasattr(module, "dims"):  # it holds a convolution
             module.dims = 1  # pyright: ignore[reportArgumentType]
     elif kind in ("timm.FastAdaptiveAvgPool", "timm.FastAdaptiveMaxPool"):
         module.dim = 2  # pyright: ignore[reportArgumentType]
-    elif kind in TWINS:
-        if getattr(module, "divisor_override", None) is not None:
-            raise _no_twin(path, module, "AvgPool1d has no divisor_override")
-        module.__class__ = TWINS[kind]
-        for name in ("kernel_size", "stride", "padding", "dilation", "output_padding"):
-            _cut(module, name)
-        _cut(module, "output_size")
-        if isinstance(module, nn.Conv1d):
-            _middle_row(module.weight)
-            module._reversed_padding_repeated_twice = module._reversed_padding_repeated_twice[:2]
-        elif isinstance(module, BlurPool1d):
-            module.filt = module.filt.sum(2)
-            module.padding = module.padding[:2]
-    elif not (kind in AS_THEY_ARE or is_elementwise(module) or list(module.children())):
-        raise _no_twin(path, module, "its type is not known to have one")
+    elif not (
+        kind in AS_THEY_ARE
+        or is_elementwise(module)
+        or getattr(module, "elementwise", False)
+        or list(module.children())
+    ):
+        why = "its type is not known to have one. A class that takes any shape can say so by an"
+        raise _no_twin(path, module, f"{why} attribute elementwise = True")
+    return module
 
 
-def _cut(module: nn.Module, name: str) -> None:
-    """Keep the width's part, which is the last."""
-    value = getattr(module, name, None)
-    if isinstance(value, tuple):
-        setattr(module, name, value[-1:])
-
-
-def _middle_row(weight: Tensor) -> None:
-    if weight.dim() == 4:  # or else another convolution that shares it was here
-        weight.data, weight.grad = weight.detach()[:, :, weight.shape[2] // 2].clone(), None
+def _rebuild(old: nn.Module, kind: type[nn.Module]) -> nn.Module:
+    """A `kind` with the arguments of `old` for the width axis, and with all else that it holds."""
+    arguments = {}
+    for name in inspect.signature(kind).parameters:
+        if hasattr(old, name):
+            value = getattr(old, name)
+            arguments[name] = value[-1:] if isinstance(value, tuple) else value
+    if "bias" in arguments:
+        arguments["bias"] = arguments["bias"] is not None
+    with torch.device("meta"):  # no random numbers are drawn
+        new = kind(**arguments)
+    every_module = vars(nn.Module())  # parameters, buffers, submodules, hooks, mode
+    kept = {n: v for n, v in vars(old).items() if n in every_module or n not in vars(new)}
+    vars(new).update(kept)
+    if isinstance(new, nn.Conv1d) and new.weight.dim() == 4:  # it is 3 if a shared weight is cut
+        new.weight.data = new.weight.detach()[:, :, new.weight.shape[2] // 2].clone()
+    return new
 
 
 def _kind(module: nn.Module) -> str:
@@ -164,71 +181,60 @@ def _no_twin(path: str, module: nn.Module, why: str) -> ValueError:
     return ValueError(f"to_1d: no 1-D twin of {where} ({_kind(module)}): {why}")
 
 
-Call = tuple[str, Any]  # path of a module and whether it is entered or left, shapes of the tensors
-
-
-class _DepartureError(Exception):
-    pass
-
-
 def _compare(network: nn.Module, twin: nn.Module) -> None:
-    """Raise where a module of `twin` gives other shapes than its original; computes no numbers."""
+    """Raise if a module of `twin` gives other shapes than its original; computes no numbers."""
     convolutions = (m for m in network.modules() if isinstance(m, nn.Conv2d))
     if (first := next(convolutions, None)) is None:
         raise ValueError(f"to_1d: {type(network).__name__} holds no Conv2d to make a Conv1d of")
     size = (3, first.in_channels, SIDE, SIDE)
     images = torch.empty(size, dtype=first.weight.dtype, device="meta")
-    calls, _, error = _run(network, images)
+    expected, error = _trace(network, images, drop_height=True)
     if error is not None:
         raise ValueError(
             f"to_1d: {type(network).__name__} fails on images of shape {size}, so its twin cannot "
             f"be checked: {error}"
         ) from error
-    _, path, error = _run(twin, images[:, :, 0], calls)
-    if error is not None:
-        why = f"its forward pass knows images alone: {error}"
-        raise _no_twin(path, network.get_submodule(path), why) from error
+    found, error = _trace(twin, images[:, :, 0], drop_height=False)
+    for entry, other in zip_longest(expected, found):
+        if entry != other:
+            path, what, shapes = entry
+            why = f"{what} {other[2]}, not {shapes}" if other else error
+            where = network.get_submodule(path)
+            raise _no_twin(path, where, f"its forward pass is for images only: {why}") from error
 
 
 @torch.no_grad()
-def _run(
-    network: nn.Module, x: Tensor, expected: list[Call] | None = None
-) -> tuple[list[Call], str, Exception | None]:
-    """The calls of a forward pass, and where and why it failed or departed from `expected`."""
-    weights = (*network.parameters(), *network.buffers())
-    hollow = copy.deepcopy(network, {id(weight): weight.to("meta") for weight in weights}).train()
-    calls: list[Call] = []
-    stack: list[str] = [""]
+def _trace(
+    network: nn.Module, x: Tensor, *, drop_height: bool
+) -> tuple[list[tuple[str, str, Any]], Exception | None]:
+    """The shapes of the inputs and outputs of all modules, and the error that ended the pass.
 
-    def note(what: str, value: Any) -> None:
-        call = (what, _shapes(value, drop_height=expected is None))
-        if expected is not None and call != expected[len(calls)]:
-            raise _DepartureError(f"{what} {call[1]}, not {expected[len(calls)][1]}")
-        calls.append(call)
+    Each entry starts with the module whose code is responsible: for an input, the calling module.
+    """
+
+    def shapes(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            shape = tuple(value.shape)
+            return shape[:2] + shape[3:] if drop_height and len(shape) == 4 else shape
+        return [shapes(item) for item in value] if isinstance(value, list | tuple) else None
+
+    hollow = copy.deepcopy(network).to("meta").train()
+    entries: list[tuple[str, str, Any]] = []
+    running = [""]
 
     def enter(path: str, args: Any) -> None:
-        note(f"{path} takes", args)
-        stack.append(path)
+        entries.append((running[-1], f"{path} takes", shapes(args)))
+        running.append(path)
 
     def leave(path: str, output: Any) -> None:
-        note(f"{path} gives", output)
-        stack.pop()
+        entries.append((running.pop(), f"{path or 'the network'} gives", shapes(output)))
 
     for path, module in hollow.named_modules():
         if path:
             module.register_forward_pre_hook(lambda m, args, path=path: enter(path, args))
-            module.register_forward_hook(lambda m, args, y, path=path: leave(path, y))
+        module.register_forward_hook(lambda m, args, y, path=path: leave(path, y))
     try:
-        note("the network gives", hollow(x))
+        hollow(x)
     except Exception as error:
-        return calls, stack[-1], error
-    return calls, "", None
-
-
-def _shapes(value: Any, drop_height: bool) -> Any:
-    if isinstance(value, Tensor):
-        shape = tuple(value.shape)
-        return shape[:2] + shape[3:] if drop_height and len(shape) == 4 else shape
-    if isinstance(value, list | tuple):
-        return [_shapes(item, drop_height) for item in value]
-    return None
+        return entries, error
+    return entries, None

@@ -3,7 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class FadingReLU(nn.Module):
     Attributes: slope: (), the current s, a persistent buffer.
     """
 
+    elementwise: ClassVar[bool] = True
     slope: Tensor
 
     def __init__(self, until: float) -> None:

@@ -244,7 +244,7 @@ class Silent(nn.Module):
             r"1 \(torch.AvgPool2d\): AvgPool1d has no divisor_override",
         ),
         *((lambda w=w: nn.Sequential(Silent(w)), r"0 \(tests.Silent\)") for w in ("mean", "pool")),
-        (lambda: Silent("head"), r"the network itself \(tests.Silent\): its forward pass knows"),
+        (lambda: Silent("head"), r"the network itself \(tests.Silent\): its forward pass is for"),
         (lambda: nn.Linear(3, 2), "Linear holds no Conv2d"),
         (
             lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Linear(7, 2)),
