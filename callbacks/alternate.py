@@ -12,6 +12,8 @@ from torch.optim import LBFGS, Optimizer
 
 from activations import shape_parameters
 
+from .sites import short_names
+
 
 class AlternatingOptimization(Callback):
     """Lets groups of parameters learn in turn, `every` steps or epochs each, first group first.
@@ -124,45 +126,38 @@ class AlternatingOptimization(Callback):
 
 
 def members(model: nn.Module, groups: Sequence[Sequence[str]]) -> list[list[nn.Parameter]]:
-    """The trained parameters of each group; names count from `model.backbone` where it has one."""
+    """The trained parameters of each group; names count from `model.backbone` if there is one."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    named = short_names({name: p for name, p in parameters.items() if p.requires_grad})
     shapes = {id(parameter) for parameter in shape_parameters(model).values()}
-    full = {n: p for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
-    short = {name.removeprefix("backbone."): parameter for name, parameter in full.items()}
-    named = short if len(short) == len(full) else full
-    owner: dict[int, int] = {}
+    kinds: dict[str, list[str]] = {"weights": [], "activations": []}
+    for name, parameter in named.items():
+        kinds["activations" if id(parameter) in shapes else "weights"].append(name)
+    found: list[dict[int, nn.Parameter]] = [{} for _ in groups]  # by identity: some have two names
     for index, group in enumerate(groups):
         for pattern in group:
-            found = [
-                name
-                for name, parameter in named.items()
-                if (
-                    (id(parameter) in shapes) is (pattern == "activations")
-                    if pattern in ("weights", "activations")
-                    else fnmatchcase(name, pattern)
-                )
-            ]
-            if not found and pattern == "activations":
+            matching = [name for name in named if fnmatchcase(name, pattern)]
+            matching = kinds.get(pattern, matching)
+            if not matching and pattern == "activations":
                 raise ValueError(
                     "the group activations is empty: no activation of this network learns a shape; "
                     "choose one that does, such as FReLU, or other groups"
                 )
-            if not found:
+            if not matching:
                 raise ValueError(
                     f"the group {pattern!r} fits none of {len(named)} parameters, such as "
                     f"{', '.join(list(named)[:3])}"
                 )
-            for name in found:
-                first = owner.setdefault(id(named[name]), index)
-                if first != index:
-                    raise ValueError(
-                        f"the parameter {name} is in two groups: {_name(groups[first])} and "
-                        f"{_name(group)}"
-                    )
-    unique = {id(parameter): parameter for parameter in named.values()}
-    return [
-        [unique[key] for key, place in owner.items() if place == index]
-        for index in range(len(groups))
-    ]
+            for name in matching:
+                parameter = named[name]
+                for other in range(index):
+                    if id(parameter) in found[other]:
+                        raise ValueError(
+                            f"the parameter {name} is in two groups: {_name(groups[other])} and "
+                            f"{_name(group)}"
+                        )
+                found[index][id(parameter)] = parameter
+    return [list(group.values()) for group in found]
 
 
 def _name(group: Sequence[str]) -> str:

@@ -1,17 +1,17 @@
-"""Pictures of what activations became."""
+"""Pictures of the activations' functions and of their parameters over training."""
 
-import itertools
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from activations.picture import new_figure, save_figure
+
 _STYLES = ("-", "--", ":", "-.")  # the terms of one parameter
 _PANELS = 100  # beyond it every second, third, ... site is drawn
-
-History = dict[str, list[tuple[int, list[float]]]]  # <parameter>/<site> -> (step, terms)
 
 
 class Panel(NamedTuple):
@@ -43,151 +43,114 @@ def grid(inputs: Tensor | None) -> Tensor:
 
 
 def draw_shapes(path: Path, panels: list[Panel], looks: list[str]) -> Tensor:
-    """Draw each site's function over its earlier shapes, what flows in behind it.
+    """Draw each site's function over its earlier shapes, and the histogram of its inputs behind it.
 
     Args:
         path: the PNG; it appears when it is complete.
         panels: the sites, in the order of the network.
-        looks: what to call the curves of each panel, from first to last.
+        looks: names of the curves of each panel, from first to last.
 
     Returns:
-        The picture, (H, W, 3), bytes.
+        The picture, (H, W, 3), in uint8.
     """
     from matplotlib import colormaps
-    from matplotlib.lines import Line2D
 
     every = math.ceil(len(panels) / _PANELS)
     shown = panels[::every]
     columns = min(len(shown), math.ceil(math.sqrt(1.4 * len(shown))))
     rows = math.ceil(len(shown) / columns)
-    size = (max(2.1 * columns, 6.3), 1.75 * rows + 0.9)
-    figure = _figure(size)
+    width, height = max(2.1 * columns, 6.3), 1.75 * rows + 0.9
+    figure = new_figure(width, height, dpi=110)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    now = len(looks) - 1
     colors = ["0.35", *(colormaps["viridis_r"](t / len(looks)) for t in range(1, len(looks)))]
-    styles: list[Any] = ["--", *["-"] * (len(looks) - 1)]
-    widths = [1.1, *[0.9] * max(len(looks) - 2, 0), 1.8][: len(looks)]
+    widths = [1.1, *[0.9] * (now - 1), 1.8] if now else [1.1]
     for axis, panel in zip(axes, shown, strict=False):
-        x, means = panel.x.numpy(), [curve.mean(1) for curve in panel.curves]
-        low, high = _limits(means)
+        axis.set_prop_cycle(color=colors, linestyle=["--", *["-"] * now], linewidth=widths)
+        x, means = panel.x.numpy(), torch.stack([curve.mean(1) for curve in panel.curves], 1)
+        axis.plot(x, means.numpy())
+        low, high = axis.get_ylim()
         if panel.inputs is not None:
-            _draw_inputs(axis, panel, low, high)
-        for mean, color, style, width in zip(means, colors, styles, widths, strict=True):
-            axis.plot(x, mean.numpy(), style, color=color, linewidth=width)
-        now = panel.curves[-1]
-        if now.shape[1] > 1:
-            quantiles = torch.quantile(now, torch.tensor([0.1, 0.9]), dim=1).numpy()
-            axis.fill_between(x, *quantiles, color=colors[-1], alpha=0.3, linewidth=0)
+            inputs = panel.inputs[panel.inputs.isfinite()].flatten()
+            counts, edges = torch.histogram(inputs, 40, range=(x[0].item(), x[-1].item()))
+            heights = low + (high - low) * 0.9 * counts / counts.max().clamp(min=1)
+            axis.stairs(
+                heights.numpy(), edges.numpy(), baseline=low, fill=True, color="0.88", zorder=0
+            )
+        if panel.curves[-1].shape[1] > 1:
+            band = torch.quantile(panel.curves[-1], torch.tensor([0.1, 0.9]), dim=1).numpy()
+            axis.fill_between(x, *band, color=colors[-1], alpha=0.3, linewidth=0)
         axis.set(xlim=(x[0], x[-1]), ylim=(low, high))
-        lines = [line if len(line) < 28 else f"…{line[-26:]}" for line in panel.title.split("\n")]
-        axis.set_title("\n".join(lines), fontsize=7, pad=3)
+        title = (line if len(line) < 28 else f"…{line[-26:]}" for line in panel.title.split("\n"))
+        axis.set_title("\n".join(title), fontsize=7, pad=3)
         axis.tick_params(labelsize=6, length=2, pad=1.5)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[len(shown) :]:
         axis.set_visible(False)
-    handles = [
-        Line2D([], [], color=color, linestyle=style, linewidth=width)
-        for color, style, width in zip(colors, styles, widths, strict=True)
-    ]
     figure.subplots_adjust(
-        left=0.32 / size[0], right=1 - 0.1 / size[0], bottom=0.25 / size[1],
-        top=1 - 0.75 / size[1], wspace=0.28, hspace=0.5,
+        left=0.32 / width, right=1 - 0.1 / width, bottom=0.25 / height, top=1 - 0.75 / height,
+        wspace=0.28, hspace=0.5,
     )  # fmt: skip
-    figure.legend(handles, looks, loc="upper center", ncols=5, frameon=False, fontsize=7)
+    figure.legend(axes[0].lines, looks, loc="upper center", ncols=5, frameon=False, fontsize=7)
     if every > 1:
         figure.text(0.01, 0.99, f"1 of {every} sites", fontsize=7, va="top")
-    return _save(figure, path)
-
-
-def _limits(means: list[Tensor]) -> tuple[float, float]:
-    values = torch.cat(means)
-    values = values[values.isfinite()]
-    low, high = (values.min().item(), values.max().item()) if len(values) else (0.0, 1.0)
-    room = 0.05 * (high - low) or 0.5
-    return low - room, high + room
-
-
-def _draw_inputs(axis: Any, panel: Panel, low: float, high: float) -> None:
-    """The histogram of what flows in, as high as the panel; the scale of y is the function's."""
-    assert panel.inputs is not None
-    inputs = panel.inputs[panel.inputs.isfinite()].flatten()
-    counts, edges = torch.histogram(inputs, 40, range=(panel.x[0].item(), panel.x[-1].item()))
-    heights = low + (high - low) * 0.9 * counts / counts.max().clamp(min=1)
-    axis.stairs(heights.numpy(), edges.numpy(), baseline=low, fill=True, color="0.88")
+    return save_figure(figure, path)
 
 
 def draw_parameters(
-    path: Path, x: Tensor, first: dict[str, Tensor], last: dict[str, Tensor], history: History
+    path: Path,
+    x: Tensor,
+    pairs: Mapping[str, Sequence[Tensor]],
+    history: Mapping[tuple[str, str], list[tuple[int, float]]],
 ) -> Tensor:
     """Draw all functions before and after in one panel, beside every parameter over training.
 
     Args:
         path: the PNG; it appears when it is complete.
-        x: the grid that the curves stand on.
-        first: site -> curve at the start.
-        last: site -> curve at the end; sites are in the order of the network.
-        history: parameter and site -> values over time.
+        x: (points,), the grid.
+        pairs: site -> curves at the start and at the end, each (points,); sites are in the order of
+            the network.
+        history: site and parameter -> (step, value) over training; `theta_1` is theta's first term.
 
     Returns:
-        The picture, (H, W, 3), bytes.
+        The picture, (H, W, 3), in uint8.
     """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    parameters = list(dict.fromkeys(tag.split("/", 1)[0] for tag in history))[:4]
-    sites = list(last)
-    figure = _figure((4.2 * (1 + len(parameters)), 3.6), layout="constrained")
+    parameters = list(dict.fromkeys(_split(name)[0] for _, name in history))[:4]
+    figure = new_figure(4.2 * (1 + len(parameters)), 3.6, dpi=110, layout="constrained")
     axes = figure.subplots(1, 1 + len(parameters), squeeze=False)[0]
-    deepest = max(len(sites) - 1, 1)
-    colors = [colormaps["viridis"](position / deepest) for position in range(len(sites))]
-    for site, color in zip(sites, colors, strict=True):
-        label = "at the start" if site == sites[0] else None
-        axes[0].plot(
-            x.numpy(), first[site].numpy(), color="0.6", linestyle="--", linewidth=1.2, label=label
-        )
-        axes[0].plot(x.numpy(), last[site].numpy(), color=color, linewidth=1.2)
+    deepest = max(len(pairs) - 1, 1)
+    viridis = colormaps["viridis"]
+    colors = {site: viridis(position / deepest) for position, site in enumerate(pairs)}
+    for site, (first, last) in pairs.items():
+        axes[0].plot(x, first, color="0.6", linestyle="--", linewidth=1.2)
+        axes[0].plot(x, last, color=colors[site], linewidth=1.2)
     axes[0].set(title="function, before and after", xlabel="x", ylabel="f(x)")
-    axes[0].legend(frameon=False)
-    for axis, parameter in zip(axes[1:], parameters, strict=True):
-        for tag, rows in history.items():
-            name, _, site = tag.partition("/")
-            depth = next((i for i, s in enumerate(sites) if f"{site}.".startswith(f"{s}.")), 0)
-            if name == parameter:
-                steps, terms = zip(*rows, strict=True)
-                for term, style in zip(
-                    zip(*terms, strict=True), itertools.cycle(_STYLES), strict=False
-                ):
-                    axis.plot(steps, term, style, color=colors[depth], linewidth=1.2)
-        axis.set(title=f"{parameter} over training", xlabel="optimizer step")
+    axes[0].legend(axes[0].lines[:1], ["at the start"][: len(pairs)], frameon=False)
+    for (part, name), rows in history.items():
+        parameter, term = _split(name)
+        if parameter in parameters:
+            sites = (site for site in pairs if f"{part}.".startswith(f"{site}."))
+            color = colors.get(next(sites, ""), viridis(0.0))
+            style = _STYLES[(term - 1) % len(_STYLES)]
+            axis = axes[1 + parameters.index(parameter)]
+            axis.plot(*zip(*rows, strict=True), style, color=color, linewidth=1.2)
+            axis.set(title=f"{parameter} over training", xlabel="optimizer step")
     for axis in axes:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    depth = ScalarMappable(Normalize(0, deepest), "viridis")
+    depth = ScalarMappable(Normalize(0, deepest), viridis)
     bar = figure.colorbar(depth, ax=list(axes), pad=0.01, ticks=[0, deepest])
     bar.ax.set_yticklabels(["first layer", "last layer"], rotation=90)
-    for label, place in zip(bar.ax.get_yticklabels(), ("bottom", "top"), strict=True):
-        label.set_verticalalignment(place)
-    return _save(figure, path)
+    for label, position in zip(bar.ax.get_yticklabels(), ("bottom", "top"), strict=True):
+        label.set_verticalalignment(position)
+    return save_figure(figure, path)
 
 
-def _figure(size: tuple[float, float], **more: Any) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=110, **more)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Any, path: Path) -> Tensor:
-    """Render once, for the file and for the boards."""
-    from PIL import Image
-
-    figure.canvas.draw()
-    pixels = torch.frombuffer(bytearray(figure.canvas.buffer_rgba()), dtype=torch.uint8)
-    width, height = figure.canvas.get_width_height()
-    picture = pixels.view(height, width, 4)[..., :3].contiguous()
-    unfinished = path.with_suffix(".part")
-    Image.fromarray(picture.numpy()).save(unfinished, format="png")
-    unfinished.replace(path)
-    return picture
+def _split(name: str) -> tuple[str, int]:
+    """A parameter and the number of its term: theta and 2 for theta_2, alpha and 1 for alpha."""
+    parameter, _, term = name.rpartition("_")
+    return (parameter, int(term)) if parameter and term.isdigit() else (name, 1)

@@ -1,7 +1,6 @@
 """What the activations learn: scalars while training, pictures, a table, and a file of it all."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,10 +8,19 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from .board import choices, show_choices, show_end, show_histograms, show_layout, show_picture
+from .board import choices, show_choices, show_histograms, show_layout, show_picture
 from .figures import Panel, draw_parameters, draw_shapes, grid
-from .record import Record, Row, history, run_folder, scalars_of, table, terms, thinned
-from .sites import Probe, Values, activation_sites, curves, odd_values, read_values
+from .record import Record, Row, history, means, run_folder, single_channels, table, thinned
+from .sites import (
+    Probe,
+    Values,
+    activation_sites,
+    columns,
+    curve,
+    odd_values,
+    read_values,
+    short_names,
+)
 
 _SHAPES = 8  # curves a panel
 _ZEROS = 0.95
@@ -76,58 +84,44 @@ class ActivationMonitor(Callback):
         self.channels, self.histograms = channels, histograms
         self.first: Values = {}
         self.last: Values = {}
-        self._shapes: list[tuple[str, Values]] = []  # what the figures show
         self.record: Record | None = None
-        self._earlier: Path | None = None  # what it goes on from
-        self._resumed = False
+        self._shapes: list[tuple[str, Values]] = []  # what the figures show
+        self._earlier: Path | None = None  # the file of the run that is resumed
 
     def state_dict(self) -> dict[str, Any]:
-        """The values at the start and those of the figures, and where the CSV file is."""
+        """The values at the start and those of the figures, and the path of the CSV file."""
         path = str(self.record.path.resolve()) if self.record else None
         return {"first": self.first, "shapes": self._shapes, "csv": path}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """A resumed run goes on with the history of the first one."""
+        """A resumed run continues the history of the first one."""
         self.first, self._shapes = state_dict["first"], state_dict.get("shapes", [])
         self._earlier = Path(path) if (path := state_dict.get("csv")) else None
-        self._resumed = True
+        self.record = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for the first time."""
-        found = activation_sites(pl_module)
-        short = {name.removeprefix("backbone."): module for name, module in found.items()}
-        self._sites = short if len(short) == len(found) else found
+        self._sites = short_names(activation_sites(pl_module))
         self._probe = Probe(self._sites)
-        if self.record and trainer.global_step and not self._resumed:  # fit was called again
-            self._resumed, self._earlier = True, self.record.path
-        self.record = None
         self._looked, self._drawn, self._warned = -1, -1, set[tuple[str, str]]()
         self._health: dict[str, dict[str, float]] = {}
-        # inside a compiled network nothing can be watched
-        self._whole = any(m._compiled_call_impl is not None for m in pl_module.modules())
-        every = self.every_n_steps or getattr(trainer, "log_every_n_steps", 50)
-        steps = trainer.num_training_batches / max(trainer.accumulate_grad_batches, 1)
-        steps = min(steps, trainer.max_steps if trainer.max_steps > 0 else math.inf)
-        if self.every_n_steps is None and math.isfinite(steps):
-            every = max(every, int(steps // 20))
-        self._every, self._epoch = max(every, 1), trainer.current_epoch
-        folder = run_folder(trainer)
+        self._every, self._epoch = self._interval(trainer), trainer.current_epoch
         self.last = read_values(self._sites)
-        if not self._resumed:
+        if not (trainer.global_step and self.first):
             self.first, self._shapes, self._earlier = self.last, [("at the start", self.last)], None
+        elif self.record:  # fit was called again
+            self._earlier = self.record.path
         if self._earlier and not self._earlier.is_file() and trainer.ckpt_path:
             beside = Path(trainer.ckpt_path).parent.parent / "activations.csv"  # the run was moved
             if not beside.is_file():
                 rank_zero_warn(f"activations.csv starts anew: {self._earlier} is gone")
             self._earlier = beside
-        self._resumed = False
+        self.record, folder = None, run_folder(trainer)
         self._tags = self._choose_tags()
-        self._active = trainer.is_global_zero and bool(self._sites)
-        self._ends = []
-        if self._active and folder:
+        if folder and self._sites and trainer.is_global_zero:
             self.record = Record(folder / "activations.csv", self._earlier, trainer.global_step)
             show_layout(trainer.loggers, dict.fromkeys(self._tags.values()))
-            self._ends = show_choices(trainer.loggers, choices(trainer, pl_module, self._sites))
+            show_choices(trainer.loggers, choices(trainer, pl_module, self._sites))
         self._look(trainer)
 
     def on_train_batch_start(
@@ -135,8 +129,7 @@ class ActivationMonitor(Callback):
     ) -> None:
         """Watch the first batch of an epoch, and every `every_n_steps`-th."""
         self._epoch = trainer.current_epoch
-        due = batch_idx == 0 or trainer.global_step % self._every == 0
-        if self._active and due and not self._whole:
+        if self.record and (batch_idx == 0 or trainer.global_step % self._every == 0):
             self._probe.watch()
 
     def on_before_optimizer_step(
@@ -160,17 +153,13 @@ class ActivationMonitor(Callback):
         """Write how each site was doing, warn, and draw when it is time."""
         self._probe.leave()
         self._look(trainer)
-        if not self._active:
-            return
         self._health = self._probe.read()
         step, epoch = trainer.global_step, trainer.current_epoch
-        if self.record:
-            self.record.write(
-                Row(step, epoch, site, name, None, number)
-                for site, numbers in self._health.items()
-                for name, number in numbers.items()
-            )
         for site, health in self._health.items():
+            if self.record:
+                self.record.write(
+                    Row(step, epoch, site, name, None, number) for name, number in health.items()
+                )
             if health.get("zeros", 0.0) >= _ZEROS:
                 self._warn(
                     site,
@@ -185,14 +174,21 @@ class ActivationMonitor(Callback):
         """Look for the last time, and draw."""
         self._look(trainer)
         self._draw(trainer, f"epoch {self._epoch + 1}")
-        if self._active and self.record and self.figure and self.last:
-            self._draw_parameters(trainer, self.record.path)
-        show_end(self._ends)
+        if self.record and self.figure and self.last:
+            x = torch.linspace(-4, 4, 401)
+            pairs = {
+                site: [curve(site, module, x, v).mean(1) for v in (self.first, self.last)]
+                for site, module in self._probe.drawn.items()
+                if any(f"{name}.".startswith(f"{site}.") for name in self.last)
+            }
+            path = self.record.path.with_name("parameters.png")
+            picture = draw_parameters(path, x, pairs, history(self.record.path, self.last))
+            show_picture(trainer.loggers, "parameters", picture, path, trainer.global_step)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Leave nothing behind in the network."""
+        """Leave no hooks in the network."""
         if probe := getattr(self, "_probe", None):
             probe.leave()
 
@@ -200,37 +196,36 @@ class ActivationMonitor(Callback):
         """Site, parameter, first and last value of everything learned or scheduled."""
         return table(self.first, self.last)
 
+    def _interval(self, trainer: Trainer) -> int:
+        """Optimizer steps between two looks."""
+        if self.every_n_steps:
+            return self.every_n_steps
+        steps = trainer.num_training_batches / max(trainer.accumulate_grad_batches, 1)
+        steps = min(steps, trainer.max_steps if trainer.max_steps > 0 else math.inf)
+        most = int(steps // 20) if math.isfinite(steps) else 0
+        return max(getattr(trainer, "log_every_n_steps", 50), most, 1)
+
     def _look(self, trainer: Trainer) -> None:
         step = trainer.global_step
         if not self._sites or step == self._looked:
             return
-        self._looked = step
-        self.last = read_values(self._sites)
-        if not self._active:
+        self._looked, self.last = step, read_values(self._sites)
+        if not self.record:
             return
-        found = list(scalars_of(self.last))
+        found = list(means(self.last))
         scalars = {f"{name}/{site}": number for site, name, number in found}
         scalars = {tag: number for tag, number in scalars.items() if tag in self._tags}
         if self.channels == "all":
-            scalars |= {f"{r.param}/{r.site}/{r.channel}": r.value for r in self._single(trainer)}
+            single = single_channels(self.last, step, self._epoch)
+            scalars |= {f"{row.param}/{row.site}/{row.channel}": row.value for row in single}
         if scalars:
             for logger in trainer.loggers:
                 logger.log_metrics(scalars, step)
-        if self.record:
-            e = self._epoch
-            self.record.write(Row(step, e, site, name, None, v) for site, name, v in found)
+        self.record.write(
+            Row(step, self._epoch, site, name, None, number) for site, name, number in found
+        )
         for site, name, message in odd_values(self.first, self.last):
             self._warn(site, name, f"{message} at step {step}")
-
-    def _single(self, trainer: Trainer) -> Iterator[Row]:
-        """The values of single channels."""
-        step, epoch = trainer.global_step, self._epoch
-        for site, values in self.last.items():
-            for name, value in values.items():
-                for term, row in zip(terms(name, value), value.t().tolist(), strict=True):
-                    if len(row) > 1:
-                        for channel, number in enumerate(row):
-                            yield Row(step, epoch, site, term, channel, number)
 
     def _warn(self, site: str, what: str, message: str) -> None:
         if (site, what) not in self._warned:
@@ -239,7 +234,7 @@ class ActivationMonitor(Callback):
 
     def _choose_tags(self) -> dict[str, str]:
         """Tag -> parameter of what becomes a scalar."""
-        found = [(site, name) for site, name, _ in scalars_of(self.last)]
+        found = [(site, name) for site, name, _ in means(self.last)]
         chosen = found if self.channels == "all" else thinned(found, self.max_tags)
         if len(chosen) < len(found):
             rank_zero_info(
@@ -257,44 +252,25 @@ class ActivationMonitor(Callback):
             self._shapes = [*self._shapes, (label, self.last)]
         if len(self._shapes) > _SHAPES:
             self._shapes = [self._shapes[0], *self._shapes[2:-1:2], self._shapes[-1]]
-        if not self._active or not self.record:
+        if not self.record:
             return
-        self.record.write(self._single(trainer))
+        self.record.write(single_channels(self.last, step, self._epoch))
         inputs = {site: x.flatten().cpu() for site, x in self._probe.inputs.items()}
         if self.histograms:
             shown = {f"inputs/{site}": x for site, x in inputs.items()}
-            for site, values in self.last.items():
-                for name, value in values.items():
-                    if len(value) > 1:
-                        columns = zip(terms(name, value), value.t(), strict=True)
-                        shown |= {f"{term}_channels/{site}": column for term, column in columns}
+            for site, name, column in columns(self.last):
+                if len(column) > 1:
+                    shown[f"{name}_channels/{site}"] = column
             show_histograms(trainer.loggers, shown, step)
+        if not self.figure or not self._probe.drawn:
+            return
         panels = []
-        for site in self._probe.functions if self.figure else ():
-            x = grid(inputs.get(site))
-            shapes = [values for _, values in self._shapes]
-            drawn = curves(site, self._sites[site], x, shapes)
-            panels.append(Panel(self._title(site), x, drawn, inputs.get(site)))
-        if panels:
-            path = self.record.path.with_name("activations.png")
-            picture = draw_shapes(path, panels, [label for label, _ in self._shapes])
-            show_picture(trainer.loggers, "activations", picture, path, step)
-
-    def _title(self, site: str) -> str:
-        health = self._health.get(site, {})
-        parts = [f"{name} {health[name]:.0%}" for name in ("zeros", "saturated") if name in health]
-        return "\n".join([site or "the network", ", ".join(parts)])
-
-    def _draw_parameters(self, trainer: Trainer, record: Path) -> None:
-        """All sites in one picture, beside the whole history."""
-        x = torch.linspace(-4, 4, 401)
-        pairs = {
-            site: curves(site, self._sites[site], x, [self.first, self.last])
-            for site in self._probe.functions
-            if any(name == site or name.startswith(f"{site}.") for name in self.last)
-        }
-        first = {site: pair[0].mean(1) for site, pair in pairs.items()}
-        last = {site: pair[1].mean(1) for site, pair in pairs.items()}
-        path = record.with_name("parameters.png")
-        picture = draw_parameters(path, x, first, last, history(record, self.last))
-        show_picture(trainer.loggers, "parameters", picture, path, trainer.global_step)
+        for site, module in self._probe.drawn.items():
+            x, health = grid(inputs.get(site)), self._health.get(site, {})
+            drawn = [curve(site, module, x, values) for _, values in self._shapes]
+            shares = [f"{n} {health[n]:.0%}" for n in ("zeros", "saturated") if n in health]
+            title = f"{site or 'the network'}\n{', '.join(shares)}"
+            panels.append(Panel(title, x, drawn, inputs.get(site)))
+        path = self.record.path.with_name("activations.png")
+        picture = draw_shapes(path, panels, [label for label, _ in self._shapes])
+        show_picture(trainer.loggers, "activations", picture, path, step)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from activations.picture import replacing
+
 
 class PredictionWriter(Callback):
     """Writes what `predict` returns to a CSV file: index, label, predicted class, its probability.
@@ -53,14 +55,11 @@ class PredictionWriter(Callback):
         names = getattr(datamodule, "class_names", None)
         describe = getattr(datamodule, "describe", lambda index: {})
         rows = sorted(row for part in parts for row in part)
-        unfinished = self.path.with_name(self.path.name + ".part")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("w", newline="") as file:
+        with replacing(self.path) as unfinished, unfinished.open("w", newline="") as file:
             writer = csv.writer(file)
             known = describe(rows[0][0]) if rows else {}
             writer.writerow(["index", *known, "label", "predicted", "probability"])
             for index, label, predicted, probability in rows:
                 named = (names[label], names[predicted]) if names else (label, predicted)
                 writer.writerow([index, *describe(index).values(), *named, f"{probability:.6f}"])
-        unfinished.replace(self.path)
         print(f"Predictions: {self.path}")

@@ -10,9 +10,10 @@ from lightning.pytorch.callbacks import (
     Timer,
 )
 from lightning.pytorch.utilities import rank_zero_info
-from torch.optim.swa_utils import AveragedModel
 
 from activations import Scheduled, set_progress
+
+from .lightning_private import averaged_models, callbacks_of
 
 _UNPLANNABLE = {
     GradientAccumulationScheduler: "changes the steps of an epoch: use "
@@ -60,7 +61,7 @@ class ActivationSchedule(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a second schedule, which would move the same functions."""
         self._progress = None
-        count = sum(isinstance(c, ActivationSchedule) for c in _callbacks(trainer))
+        count = len(callbacks_of(trainer, ActivationSchedule))
         if stage == "fit" and count > 1:
             raise ValueError(
                 f"{count} ActivationSchedule callbacks would move the same functions; keep one "
@@ -109,10 +110,9 @@ class ActivationSchedule(Callback):
 
     def progress(self, trainer: Trainer) -> float:
         """The schedule's t in [0, 1] at the trainer's present step."""
-        for callback in _callbacks(trainer):
-            for kind, why in _UNPLANNABLE.items():
-                if isinstance(callback, kind):
-                    raise ValueError(f"ActivationSchedule cannot plan: {kind.__name__} {why}")
+        for kind, why in _UNPLANNABLE.items():
+            if callbacks_of(trainer, kind):
+                raise ValueError(f"ActivationSchedule cannot plan: {kind.__name__} {why}")
         by_steps = trainer.max_steps > 0 and trainer.max_epochs == -1
         module = trainer.lightning_module
         if module and not module.automatic_optimization and not by_steps:
@@ -153,17 +153,11 @@ class ActivationSchedule(Callback):
 
     def _move(self, trainer: Trainer, pl_module: LightningModule, progress: float | None) -> None:
         self._progress = progress
-        if progress is None:
-            return
-        held = (value for callback in _callbacks(trainer) for value in vars(callback).values())
-        for model in (pl_module, *(value for value in held if isinstance(value, AveragedModel))):
-            set_progress(model, progress)
-
-
-def _callbacks(trainer: Trainer) -> list[Callback]:
-    return trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        if progress is not None:
+            for model in (pl_module, *averaged_models(trainer)):
+                set_progress(model, progress)
 
 
 def _timers(trainer: Trainer) -> list[Timer]:
-    timers = (callback for callback in _callbacks(trainer) if isinstance(callback, Timer))
+    timers = callbacks_of(trainer, Timer)
     return [timer for timer in timers if timer.time_remaining() is not None]

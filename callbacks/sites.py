@@ -1,19 +1,19 @@
-"""Where a network's activations are, what they hold, and how they are doing."""
+"""The activations of a network: which they are, their values, and what flows through them."""
 
-import copy
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from activations import Activation, Fade, Scheduled, is_activation
 
+Named = TypeVar("Named")
 Values = dict[str, dict[str, Tensor]]  # site -> parameter -> (channels, terms), on the CPU
-Function = Callable[[Tensor], Tensor]
 
-SAMPLES, ELEMENTS = 16, 2**14  # of a batch, that the health of a site is read from
+SAMPLES, ELEMENTS = 16, 2**14  # how much of a batch is looked at
 GROWTH = 1000.0
 FLAT = 0.01  # a slope below it counts as saturated
 HEALTH = ("zeros", "saturated", "in_mean", "in_std", "out_mean", "out_std")
@@ -22,8 +22,8 @@ HEALTH = ("zeros", "saturated", "in_mean", "in_std", "out_mean", "out_std")
 def activation_sites(model: nn.Module) -> dict[str, nn.Module]:
     """Name and module of every activation in `model`, in its order.
 
-    These are `Activation`, what follows a schedule, and the activations of `torch.nn` and timm. The
-    members of a combination are part of it.
+    These are `Activation`, modules that follow a schedule, and the activations of `torch.nn` and
+    timm. The members of a combination are part of it.
     """
     sites: dict[str, nn.Module] = {}
     inside = "\0"
@@ -32,6 +32,12 @@ def activation_sites(model: nn.Module) -> dict[str, nn.Module]:
             sites[name] = module
             inside = f"{name}." if name else ""
     return sites
+
+
+def short_names(named: Mapping[str, Named]) -> dict[str, Named]:
+    """`named` without the prefix `backbone.`, unless two names would become the same."""
+    short = {name.removeprefix("backbone."): value for name, value in named.items()}
+    return short if len(short) == len(named) else dict(named)
 
 
 def _is_site(module: nn.Module) -> bool:
@@ -49,7 +55,7 @@ def read_values(sites: dict[str, nn.Module]) -> Values:
     for site, outer in sites.items():
         for name, module in outer.named_modules():
             if values := _values(module):
-                found[f"{site}.{name}".strip(".")] = values
+                found[_joined(site, name)] = values
     flat = [value.flatten().float() for values in found.values() for value in values.values()]
     numbers = torch.cat(flat).cpu() if flat else torch.empty(0)
     read = iter(numbers.split([len(part) for part in flat]))
@@ -69,8 +75,22 @@ def _values(module: nn.Module) -> dict[str, Tensor]:
     return {}
 
 
+def _joined(site: str, name: str) -> str:
+    """The name of a part of a site; the site itself has the name ""."""
+    return f"{site}.{name}".strip(".")
+
+
+def columns(values: Values) -> Iterator[tuple[str, str, Tensor]]:
+    """Site, name and (channels,) of every term; `theta_1` is the first of theta's terms."""
+    for site, named in values.items():
+        for name, value in named.items():
+            several = value.shape[1] > 1
+            for term, column in enumerate(value.unbind(1), start=1):
+                yield site, f"{name}_{term}" if several else name, column
+
+
 def odd_values(first: Values, last: Values) -> Iterator[tuple[str, str, str]]:
-    """Site, parameter and what is wrong: not finite, or a thousand times as large as at first."""
+    """Site, parameter and warning: not finite, or a thousand times as large as at the start."""
     for site, values in last.items():
         for name, value in values.items():
             before = first.get(site, {}).get(name, value).abs().max().item()
@@ -82,81 +102,95 @@ def odd_values(first: Values, last: Values) -> Iterator[tuple[str, str, str]]:
                 yield site, name, f"a lower --model.activation_lr_scale may help: {grown}"
 
 
-def function_of(module: nn.Module) -> Function:
-    """The elementwise function of a site; that of LSLU is the part ahead of its convolution."""
-    if isinstance(module, Fade):
-        old, new = function_of(module.old), function_of(module.new)
-        return lambda x: torch.lerp(old(x), new(x), module.progress.to(x.dtype))
-    if isinstance(module, Activation):
-        return lambda x: cast(Activation, _twin(module)).function(x)
+class _Function(nn.Module):
+    """The elementwise function of a site, without hooks; of LSLU, ahead of its convolution."""
 
-    def function(x: Tensor) -> Tensor:
-        own = next(module.parameters(), x)
-        return _twin(module).forward(x.to(own.dtype, copy=True)).to(x.dtype)
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
 
-    return function
-
-
-def _twin(module: nn.Module) -> nn.Module:
-    """A copy at rest: it draws no random slopes, and what it keeps of a call stays its own."""
-    twin = copy.copy(module)  # deepcopy refuses what a class keeps of a forward pass
-    twin.training = False
-    parameters = module._parameters.items()
-    twin._parameters = {
-        n: p if p is None else nn.Parameter(p.detach().clone()) for n, p in parameters
-    }
-    twin._buffers = {n: b if b is None else b.clone() for n, b in module._buffers.items()}
-    twin._modules = {n: m if m is None else _twin(m) for n, m in module._modules.items()}
-    return twin
+    def forward(self, x: Tensor) -> Tensor:
+        module = self.module
+        if isinstance(module, Fade):
+            old, new = _Function(module.old)(x), _Function(module.new)(x)
+            return torch.lerp(old, new, module.progress.to(x.dtype))
+        if isinstance(module, Activation):
+            return module.function(x)
+        dtype = next(module.parameters(), x).dtype
+        return module.forward(x.to(dtype, copy=True)).to(x.dtype)
 
 
 @torch.no_grad()
-def is_drawn(module: nn.Module) -> bool:
-    """Whether a site has a function of single numbers; a class of one's own need not."""
-    own = next((t for t in (*module.parameters(), *module.buffers())), torch.empty(0))
-    channels = max(getattr(module, "num_parameters", 1), 1)
-    x = torch.linspace(-1, 1, 3, device=own.device)[:, None].repeat(1, channels)
+def evaluate(
+    module: nn.Module,
+    x: Tensor,
+    values: Mapping[str, Tensor] | None = None,
+    channel_dim: int | None = None,
+) -> Tensor:
+    """The elementwise function of a site at `x`, in evaluation mode; the site stays as it is.
+
+    Args:
+        module: the site.
+        x: the inputs.
+        values: name -> value of parameters and buffers that differ from the present ones.
+        channel_dim: axis of the channels of `x`, if it is not the module's.
+    """
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers()), **(values or {})}
+    copies = {f"module.{name}": t.detach().to(x.device, copy=True) for name, t in tensors.items()}
+    before = [(part, dict(vars(part))) for part in module.modules()]
     try:
-        return function_of(module)(x).shape == x.shape
+        module.eval()
+        for part in module.modules():
+            if channel_dim is not None and hasattr(part, "channel_dim"):
+                cast(Any, part).channel_dim = channel_dim
+        return functional_call(_Function(module), copies, (x,))
+    finally:
+        for part, attributes in before:
+            vars(part).clear()
+            vars(part).update(attributes)
+
+
+def curve(site: str, module: nn.Module, grid: Tensor, shape: Values) -> Tensor:
+    """The function of a site on `grid`, (points, channels), with the values in `shape`."""
+    values = {
+        f"{name}.{parameter}".strip("."): value.view_as(getattr(part, parameter))
+        for name, part in module.named_modules()
+        for parameter, value in shape.get(_joined(site, name), {}).items()
+    }
+    x = grid[:, None].repeat(1, channels_of(module))
+    return evaluate(module, x, values, channel_dim=1).float()
+
+
+def has_curve(module: nn.Module) -> bool:
+    """Whether a site computes each element from one number; a class of the user's may not."""
+    try:
+        return curve("", module, torch.zeros(3), {}).shape == (3, channels_of(module))
     except Exception:
         return False
 
 
-@torch.no_grad()
-def curves(site: str, module: nn.Module, grid: Tensor, shapes: list[Values]) -> list[Tensor]:
-    """The function of a site on `grid`, (points, channels), for each of several `shapes`."""
-    twin = _twin(module).cpu()
-    channels = max(getattr(module, "num_parameters", 1), 1)
-    x = grid[:, None].expand(-1, channels).contiguous()
-    drawn = []
-    for values in shapes:
-        for name, part in twin.named_modules():
-            known = {**dict(part.named_parameters()), **dict(part.named_buffers())}
-            for parameter, value in values.get(f"{site}.{name}".strip("."), {}).items():
-                known[parameter].copy_(value.view_as(known[parameter]))
-        if getattr(twin, "channel_dim", 1) not in (1, -1):
-            setattr(twin, "channel_dim", 1)  # noqa: B010 - the grid's; nn.Module does not declare it
-        drawn.append(function_of(twin)(x).float())
-    return drawn
+def channels_of(module: nn.Module) -> int:
+    """The number of functions at a site."""
+    return max(getattr(module, "num_parameters", 1), 1)
 
 
 class Probe:
     """Reads a training step: what flows into each site and out of it, and the gradients there.
 
     Of each batch 16 samples and about 16,000 elements are looked at, on the device; nothing is
-    transferred before :meth:`read`.
+    transferred before :meth:`read`. Compiled code is left alone: nothing is seen in it.
 
     Args:
         sites: name -> module.
 
     Attributes:
-        functions: name -> elementwise function, of those that have one.
+        drawn: name -> module, of the sites that have an elementwise function.
         inputs: name -> the elements that flowed in at the last step that was watched.
     """
 
     def __init__(self, sites: dict[str, nn.Module]) -> None:
         self.sites = sites
-        self.functions = {n: function_of(module) for n, module in sites.items() if is_drawn(module)}
+        self.drawn = {name: module for name, module in sites.items() if has_curve(module)}
         self.inputs: dict[str, Tensor] = {}
         self._handles: list[Any] = []
         self._health: dict[str, list[Tensor]] = {}
@@ -171,7 +205,7 @@ class Probe:
             self._handles += [into, module.register_forward_hook(self._after(name))]
 
     def leave(self) -> None:
-        """Look no more."""
+        """Stop looking."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -183,6 +217,8 @@ class Probe:
 
     def _before(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            if torch.compiler.is_compiling():
+                return
             x = next(iter((*args, *named.values())), None)
             # a copy of the network has a copy of this hook
             if module is self.sites[name] and isinstance(x, Tensor):
@@ -191,15 +227,16 @@ class Probe:
         return hook
 
     def _after(self, name: str) -> Callable[..., None]:
-        @torch.no_grad()
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            if torch.compiler.is_compiling():
+                return
             x = self.inputs.get(name)
             if module is not self.sites[name] or x is None or not isinstance(output, Tensor):
                 return
             y = _sample(output, getattr(module, "channel_dim", 1))
+            shares = _zeros_and_saturated(self.drawn.get(name), x, y)
             moments = (x.mean(), x.var(correction=0), y.mean(), y.var(correction=0))
-            row = torch.stack([*_ends(self.functions.get(name), x, y), *moments])
-            self._health.setdefault(name, []).append(row)
+            self._health.setdefault(name, []).append(torch.stack([*shares, *moments]))
 
         return hook
 
@@ -209,24 +246,22 @@ class Probe:
         for site, outer in self.sites.items():
             for name, module in outer.named_modules():
                 if isinstance(module, Activation | nn.PReLU):
-                    key = f"{site}.{name}".strip(".")
                     for parameter, value in module.named_parameters(recurse=False):
                         if value.grad is not None and id(value) in held:
-                            norms = self._gradients.setdefault((key, f"grad_{parameter}"), [])
-                            norms.append(value.grad.detach().float().norm())
+                            key = (_joined(site, name), f"grad_{parameter}")
+                            norm = value.grad.detach().float().norm()
+                            self._gradients.setdefault(key, []).append(norm)
 
     def read(self) -> dict[str, dict[str, float]]:
         """Means since the last call: site -> quantity -> value; see `HEALTH`."""
         found: dict[str, dict[str, float]] = {}
         for name, rows in self._health.items():
             table = torch.stack(rows).cpu().double()
-            zeros, saturated, x, _, y, _ = table.mean(0).tolist()
-            # within the batches, and between them
-            spread = [
-                (table[:, i + 1].mean() + table[:, i].var(correction=0)).sqrt().item()
-                for i in (2, 4)
-            ]
-            numbers = (zeros, saturated, x, spread[0], y, spread[1])
+            zeros, saturated, x, x_var, y, y_var = table.mean(0).tolist()
+            # the variance within the batches, plus that of the batches' means
+            x_between, y_between = table[:, [2, 4]].var(0, correction=0).tolist()
+            stds = math.sqrt(x_var + x_between), math.sqrt(y_var + y_between)
+            numbers = (zeros, saturated, x, stds[0], y, stds[1])
             found[name] = dict(zip(HEALTH, numbers, strict=True))
         for (site, name), norms in self._gradients.items():
             found.setdefault(site, {})[name] = torch.stack(norms).mean().item()
@@ -235,7 +270,7 @@ class Probe:
 
 
 def _sample(x: Tensor, channel_dim: int) -> Tensor:
-    """Some elements of `x`, with all its channels, in float32 and apart from it."""
+    """A copy of some elements of `x`, with all its channels, in float32."""
     x = torch.atleast_1d(x.detach())[:SAMPLES]
     axes = [axis for axis in range(1, x.dim()) if axis != channel_dim % x.dim()]
     step = math.ceil((x.numel() / ELEMENTS) ** (1 / len(axes))) if axes else 1
@@ -243,11 +278,11 @@ def _sample(x: Tensor, channel_dim: int) -> Tensor:
     return x[tuple(every)].float().clone()
 
 
-def _ends(function: Function | None, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Shares of zeros, and of other values where the function is flat; see FLAT."""
-    if function is None:
+def _zeros_and_saturated(module: nn.Module | None, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of zeros, and share of the other values where the slope is below FLAT."""
+    if module is None:
         return (y == 0).float().mean(), y.new_full((), math.nan)
-    zero = function(x) == 0  # what LSLU's convolution mixes afterwards
+    zero = evaluate(module, x) == 0  # y may be mixed by LSLU's convolution
     step = 1e-3 * (1 + x.abs())
-    slope = (function(x + step) - function(x - step)) / (2 * step)
+    slope = (evaluate(module, x + step) - evaluate(module, x - step)) / (2 * step)
     return zero.float().mean(), ((slope.abs() < FLAT) & ~zero).float().mean()

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from .lightning_private import callbacks_of
 from .monitor import ActivationMonitor
 
 _NAMES = {"acc": "accuracy", "f1": "macro-F1", "auroc": "AUROC", "acc_top5": "top-5"}
@@ -20,8 +21,7 @@ def run_summary(trainer: Trainer, stage: str) -> str:
     Every process calls it, since all take part in finding the folder.
     """
     lines = []
-    callbacks = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-    monitors = [c for c in callbacks if isinstance(c, ActivationMonitor)]
+    monitors = callbacks_of(trainer, ActivationMonitor)
     for monitor in (monitor for monitor in monitors if monitor.last):
         lines += ["", "What the activations learned", monitor.table()]
     results = {name: trainer.callback_metrics.get(f"{stage}/{name}") for name in _NAMES}
