@@ -16,6 +16,7 @@ from mkdocs.exceptions import PluginError
 BLOCK = re.compile(r"^( *)\.\. math::(.*(?:\n(?:\1 +\S.*| *$))*)", re.MULTILINE)
 ROLE = re.compile(r":(\w+):`([^`]+)`")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+GITHUB = re.compile(r"\$`(.+?)`\$")
 UNREAD = re.compile(r"\.\. \w+::|:\w+:<code>")
 
 
@@ -42,7 +43,7 @@ def _role(found: re.Match[str]) -> str:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """GitHub's formulas as everyone's; `::: activations.functions` as one entry a function."""
+    """List every function where a page says `::: activations.functions`; plain `$` for GitHub's."""
     imports = ast.parse(Path("activations/__init__.py").read_text()).body
     names = [
         alias.name
@@ -52,7 +53,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     ]
     entries = "\n".join(f"::: activations.{name}" for name in sorted(names, key=str.lower))
     markdown = markdown.replace("::: activations.functions\n", f"{entries}\n")
-    return markdown.replace("$`", "$").replace("`$", "$")
+    return GITHUB.sub(r"$\1$", markdown)
 
 
 def on_page_content(content: str, page: Any, **_: Any) -> str:
