@@ -1,9 +1,10 @@
-"""`python -m datamodules NAME ROOT PICTURE [OPTION=VALUE ...]`: see one training batch.
+"""`python -m datamodules NAME ROOT PICTURE [OPTION=VALUE ...]`: draw one training batch.
 
-Each sample as the network gets it, under its class; all classes come equally often.
+Each sample appears as the network gets it, below its class. All classes come equally often.
 """
 
 import ast
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,25 +23,28 @@ def main() -> None:
     names = [name for name in datamodules.__all__ if name != "ImageDataModule"]
     if len(sys.argv) < 4 or sys.argv[1] not in names:
         sys.exit(f"{__doc__}NAME is one of {', '.join(names)}.")
-    name, root, path, *options = sys.argv[1:]
-    given = {"root": root} if name != "Digits" else {}
-    chosen: dict[str, Any] = dict(option.split("=", 1) for option in options)
-    for key, value in chosen.items():
-        chosen[key] = ast.literal_eval(value) if value[0] in "0123456789([TFN" else value
-    defaults = {"batch_size": COLUMNS * ROWS, "balance": "sampling"} | given
-    data: ImageDataModule = getattr(datamodules, name)(**defaults | chosen)
-    data.setup("fit")
-    images, labels, _ = next(iter(data.train_dataloader()))
+    kind, root, path, *options = getattr(datamodules, sys.argv[1]), *sys.argv[2:]
+    chosen: dict[str, Any] = {"batch_size": COLUMNS * ROWS, "balance": "sampling"}
+    chosen |= {"root": root} if kind.reads_files else {}
+    for option in options:
+        key, _, value = option.partition("=")
+        chosen[key] = value
+        with contextlib.suppress(ValueError, SyntaxError):  # a value that is no number is text
+            chosen[key] = ast.literal_eval(value)
+    try:
+        data: ImageDataModule = kind(**chosen)
+        data.setup("fit")
+        images, labels, _ = next(iter(data.train_dataloader()))
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        sys.exit(f"error: {error}")
     draw_batch(Path(path), data, images, labels)
 
 
 def draw_batch(path: Path, data: ImageDataModule, images: Tensor, labels: Tensor) -> None:
     """Draw up to 24 samples of a batch, `images` as the loader gives them."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(COLUMNS, 1.15 * ROWS), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(ROWS, COLUMNS).flat
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
     for axis, image, label in zip(axes, images, labels, strict=False):

@@ -1,4 +1,4 @@
-"""The base of the data sets: splits that never leak, and their loaders."""
+"""The base class of all data sets: splits that share no sample, and their loaders."""
 
 import os
 from pathlib import Path
@@ -13,37 +13,39 @@ from .cache import default_cache_dir
 from .images import Images
 from .loader import ImageLoader
 
+Part = Literal["train", "test"]
 Split = Literal["train", "val", "test"]
 Data = tuple[Tensor | Images, Tensor]
 
 
 class ImageDataModule(LightningDataModule):
-    """A labelled set of images, or of signals, that are images without a height.
+    """A labelled set of images, or of signals, which are images without a height.
 
-    A subclass states the class attributes and reads its files in :meth:`load`. Validation is a
-    stratified part of the training images; the test images are read by `test` and `predict` alone.
-    A set that is one pool overrides :meth:`choose` instead of having two parts.
+    A subclass sets the class attributes and reads its files in :meth:`load`. Validation is a
+    stratified part of the training images. Only `test` and `predict` read the test images.
+    A set whose files are not divided into training and test overrides :meth:`choose`.
 
     Args:
-        batch_size: training images a step and process.
-        eval_batch_size: images a step and process in validation, test and prediction.
+        batch_size: training images per step and process.
+        eval_batch_size: images per step and process in validation, test and prediction.
         val_fraction: part of the training images that becomes the validation set.
-        split_seed: seed of that split: runs with the same one are validated on the same images.
-        seed: of the order and augmentation of the training images; by default the run's own
-            (`--seed_everything`).
-        crop_padding: pixels of zero padding before the random crop; 0 crops nothing.
-        flip: mirror half of the training images.
-        augment: further transforms.v2 of each training image, before it is normalised, such as
+        split_seed: seed of that split: runs with the same one validate on the same images.
+        seed: seed of the order and augmentation of the training images; by default the seed of the
+            run (`--seed_everything`).
+        crop_padding: pixels of zero padding before the random crop; 0 turns the crop off.
+        flip: mirror half of the training images, chosen at random.
+        augment: more transforms of each training image, before it is normalised, such as
             torchvision.transforms.v2.RandAugment.
-        mix: torchvision.transforms.v2.MixUp or CutMix, of each training batch.
-        balance: against classes of unequal size: `sampling` draws all classes equally often,
-            `loss` weights them in the training loss.
-        cache_dir: folder of prepared data, of sets that are decoded once; by default
+        mix: torchvision.transforms.v2.MixUp or CutMix, applied to each training batch.
+        balance: for classes of unequal size: `sampling` draws all classes equally often, `loss`
+            weights the classes in the training loss.
+        cache_dir: folder for the prepared data of sets that are decoded once; by default
             `$XDG_CACHE_HOME/supple`, or `~/.cache/supple`.
 
     Attributes:
         dims: 2 for images, 1 for signals (N, C, L).
         image_size: side of the images, or length of the signals.
+        reads_files: of the class: whether it has an option `root`, the folder of its files.
 
     Raises:
         ValueError: a number is out of its range.
@@ -56,7 +58,11 @@ class ImageDataModule(LightningDataModule):
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    reads_files: bool = True
 
+    # Subclasses pass these options on as `**common: Any`: jsonargparse follows the call of
+    # super().__init__ to the defaults here. The keys of an Unpack[TypedDict] have no defaults in
+    # its help and printed config, and clash with an option that a subclass defines again.
     def __init__(
         self,
         batch_size: int = 128,
@@ -72,13 +78,9 @@ class ImageDataModule(LightningDataModule):
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
-        if not 0 < val_fraction < 1:
-            raise ValueError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
-        if crop_padding < 0:
-            raise ValueError(f"crop_padding must be >= 0, got {crop_padding}")
+        check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        check_at_least(0, crop_padding=crop_padding)
+        check_fraction(val_fraction=val_fraction)
         if balance not in (None, "sampling", "loss"):
             raise ValueError(f"balance must be 'sampling', 'loss' or None, got {balance!r}")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
@@ -92,12 +94,12 @@ class ImageDataModule(LightningDataModule):
         self._train_loader: ImageLoader | None = None
         self._resume: dict[str, int] | None = None
 
-    def load(self, split: Literal["train", "test"]) -> Data:
+    def load(self, split: Part) -> Data:
         """Read one part: images (M, C, H, W) in uint8, and labels (M,) in int64."""
         raise NotImplementedError
 
     def choose(self, split: Split, labels: Tensor) -> Tensor:
-        """Positions of a split within what :meth:`load` gave."""
+        """Positions of the samples of a split among those that :meth:`load` returned."""
         if split == "test":
             return torch.arange(len(labels))
         return stratified_split(labels, self.val_fraction, self.split_seed)[split == "val"]
@@ -106,16 +108,23 @@ class ImageDataModule(LightningDataModule):
         """What is known of a test sample besides its label, for the table of predictions."""
         return {}
 
-    def view(self, images: Tensor) -> Tensor:
-        """The last step of every batch: nothing."""
+    def transform_batch(self, images: Tensor) -> Tensor:
+        """The last step of every batch, such as a spectrogram; the base class changes nothing."""
         return images
 
     def prepare_data(self) -> None:
-        """Read the data in the first process, so that a bad folder stops a run before it starts."""
-        if self.trainer is not None and self.trainer.state.fn is not None:
-            self.setup(self.trainer.state.fn.value)
-            if self.trainer.state.fn == "fit":
-                self.train_dataloader()
+        """Read the data in the first process, so that an error stops a run before it starts.
+
+        Lightning calls :meth:`setup` only after the loggers have made their folders.
+        """
+        if (trainer := self.trainer) is None:
+            return
+        if trainer.training or trainer.validating:
+            self.setup("fit")
+        if trainer.testing or trainer.predicting:
+            self.setup("test")
+        if trainer.training:
+            self.train_dataloader()  # refuses a batch that the data do not fill
 
     def setup(self, stage: str) -> None:
         """Read what `stage` needs, once."""
@@ -131,14 +140,14 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def class_weights(self) -> Tensor | None:
-        """With `balance: loss`, weights of the classes in the training loss, of mean 1 a sample."""
+        """With `balance: loss`, the weight of each class; its mean over the samples is 1."""
         if self.balance != "loss" or self._train is None:
             return None
         counts = self._train[1][self.train_indices].bincount(minlength=self.num_classes)
         return counts.sum() / ((counts > 0).sum() * counts.clamp(min=1))
 
     def train_dataloader(self) -> ImageLoader:
-        """Shuffled, augmented batches of the training part; after a resume, from where it stood."""
+        """Shuffled, augmented training batches; after a resume, those that are left."""
         loader = self._train_loader = self._loader(self._train, self.train_indices, training=True)
         if self._resume:
             loader.load_state_dict(self._resume)
@@ -146,7 +155,7 @@ class ImageDataModule(LightningDataModule):
         return loader
 
     def val_dataloader(self) -> ImageLoader:
-        """The validation part, in order."""
+        """The validation images, in order."""
         return self._loader(self._train, self.val_indices)
 
     def test_dataloader(self) -> ImageLoader:
@@ -158,15 +167,15 @@ class ImageDataModule(LightningDataModule):
         return self.test_dataloader()
 
     def state_dict(self) -> dict[str, int]:
-        """Where the training loader stands.
+        """The position of the training loader.
 
-        Lightning keeps a loader's own state too, but misses it when the loader was made before the
-        checkpoint was read, as for a scheduler that asks for the number of steps.
+        Lightning stores the state of a loader too, but does not restore it into a loader that was
+        made before the checkpoint was read, as for a scheduler that asks for the number of steps.
         """
         return self._train_loader.state_dict() if self._train_loader else {}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Let the next training loader go on from there."""
+        """Let the training loader, also the next one, continue from that position."""
         self._resume = state_dict
         if self._train_loader and state_dict:
             self._train_loader.load_state_dict(state_dict)
@@ -187,7 +196,7 @@ class ImageDataModule(LightningDataModule):
             mix=self.mix,
             classes=self.num_classes,
             balanced=self.balance == "sampling",
-            view=self.view,
+            transform_batch=self.transform_batch,
             seed=self.seed,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
@@ -195,12 +204,12 @@ class ImageDataModule(LightningDataModule):
         )
 
     def _take(self, split: Split, labels: Tensor) -> Tensor:
-        """The positions of a split; says how many there are of each class."""
+        """The positions of a split; log how many samples of each class it has."""
         indices, name = self.choose(split, labels), f"{type(self).__name__} {split}"
         counts = labels[indices].bincount(minlength=self.num_classes).tolist()
         present = [count for count in counts if count]
         if not present:
-            raise ValueError(f"{name}: it is empty; add samples or choose another split")
+            raise ValueError(f"{name}: the split is empty: add samples or choose another split")
         low, high = min(present), max(present)
         each = f"{low}" if low == high else f"{low} to {high}"
         classes = f"{each} in each of {len(present)} classes"
@@ -212,7 +221,7 @@ class ImageDataModule(LightningDataModule):
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split the positions of `labels` into two sorted parts, the second with `fraction` of a class.
+    """Split the positions of `labels` into two sorted parts; `fraction` of each class is second.
 
     Raises:
         ValueError: a class is too small to be in both parts.
@@ -225,8 +234,23 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         count = max(1, round(fraction * len(members)))
         if count >= len(members):
             raise ValueError(
-                f"class {label} has {len(members)} image(s), too few to hold out {fraction:g} of it"
+                f"class {label} has {len(members)} image(s), too few to hold out {fraction:g} of "
+                "them: add images to the class, or hold out less"
             )
         second.append(members[:count])
         first.append(members[count:])
     return torch.cat(first).sort().values, torch.cat(second).sort().values
+
+
+def check_at_least(low: int, **values: float) -> None:
+    """Refuse values below `low`, by name."""
+    for name, value in values.items():
+        if not value >= low:
+            raise ValueError(f"{name} must be >= {low}, got {value}")
+
+
+def check_fraction(**values: float) -> None:
+    """Refuse values that are not between 0 and 1, by name."""
+    for name, value in values.items():
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must lie between 0 and 1, got {value}")

@@ -11,24 +11,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-RATE = 360  # samples a second of every record
-FLAT = 1e-3  # millivolt; one step of the converter is 5e-3, so anything less is a lead that is off
+from .images import require
+
+RATE = 360  # samples per second of every record
+FLAT = 1e-3  # millivolt; one step of the converter is 5e-3, so a lead with less is not connected
 SYMBOLS = "NLRejAaJSVEF/fQ"  # the annotations that AAMI EC57 counts as beats
 AAMI = {"N": "NLRej", "S": "AaJS", "V": "VE", "F": "F", "Q": "/fQ"}
 Normalize = Literal["zscore", "minmax", "none"]
 
 
 class Window(NamedTuple):
-    """How a beat is cut out.
+    """How a beat is cut out: the options of the same names of `MITBIH`.
 
     Attributes:
         lead: name of the signal.
         before: seconds before the R peak.
-        after: seconds after it.
-        rate: samples a second to resample to; None keeps 360.
-        baseline: subtract the baseline, two running medians of 0.2 s and 0.6 s.
-        normalize: each beat to mean 0 and deviation 1 (`zscore`), to [0, 1] (`minmax`), or leave
-            it in millivolt (`none`).
+        after: seconds after the R peak.
+        rate: samples per second after resampling; None keeps 360.
+        baseline: subtract the baseline.
+        normalize: how each beat is scaled.
     """
 
     lead: str
@@ -45,28 +46,26 @@ class Window(NamedTuple):
 
 
 class Beats(NamedTuple):
-    """The beats of one record.
+    """The annotated beats of one record.
 
     Attributes:
-        signals: (M, samples), float32.
+        signals: (K, samples), float32, of the K beats whose window lies inside the record.
         symbols: (M,), positions in `SYMBOLS`.
         peaks: (M,), the R peaks in samples of the record.
-        annotated: beats of each symbol in the record.
-        kept: those whose window lies inside the record.
+        inside: (M,), whether the window lies inside the record.
     """
 
     signals: np.ndarray
     symbols: np.ndarray
     peaks: np.ndarray
-    annotated: list[int]
-    kept: list[int]
+    inside: np.ndarray
 
 
 def read_beats(path: Path, window: Window, sums: dict[str, str]) -> Beats | None:
-    """All beats of a record whose window lies inside it; None if it lacks the lead.
+    """The beats of a record; None if it lacks the lead.
 
     Args:
-        path: of the record, without suffix.
+        path: path of the record, without suffix.
         window: how beats are cut out.
         sums: SHA-256 of files by name, as far as they are known.
 
@@ -84,12 +83,12 @@ def read_beats(path: Path, window: Window, sums: dict[str, str]) -> Beats | None
     _check_size(path, header, length)
     record = _read(path, ".dat", sums, lambda: wfdb.rdrecord(str(path), physical=False))
     if record.checksum and not _same(record.calc_checksum(), record.checksum):
-        raise _damaged(path.with_suffix(".dat"), "its samples do not add up to the header's sum")
+        raise _damaged(path.with_suffix(".dat"), "its checksum is not the one in the header")
     notes = _read(path, ".atr", sums, lambda: wfdb.rdann(str(path), "atr"))
     peaks, symbols = np.asarray(notes.sample), list(notes.symbol)
     whole = path.with_suffix(".atr").read_bytes().endswith(b"\0\0")
     if not whole or (len(peaks) and (peaks.min() < 0 or peaks.max() >= length)):
-        raise _damaged(path.with_suffix(".atr"), "cut off, or with times outside the record")
+        raise _damaged(path.with_suffix(".atr"), "cut off, or with times outside of the record")
     if window.lead not in names:
         return None
     lead = names.index(window.lead)
@@ -98,14 +97,11 @@ def read_beats(path: Path, window: Window, sums: dict[str, str]) -> Beats | None
     kinds = np.array([SYMBOLS.index(s) for s in symbols if s in SYMBOLS], dtype=np.int64)
     signal = (record.d_signal[:, lead] - zero) / gain
     signals, inside = cut(signal, peaks[beat], window)
-    annotated, kept = (
-        np.bincount(k, minlength=len(SYMBOLS)).tolist() for k in (kinds, kinds[inside])
-    )
-    return Beats(signals, kinds[inside], peaks[beat][inside], annotated, kept)
+    return Beats(signals, kinds, peaks[beat], inside)
 
 
 def cut(signal: np.ndarray, peaks: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """Windows (M, samples) around those peaks whose window lies inside the signal, and which."""
+    """The windows (K, samples) that lie inside the signal, and the mask (M,) of their peaks."""
     from scipy import ndimage
     from scipy.signal import resample_poly
 
@@ -132,9 +128,9 @@ def cut(signal: np.ndarray, peaks: np.ndarray, window: Window) -> tuple[np.ndarr
 
 
 def spectrogram(beats: Tensor) -> Tensor:
-    """Log power of beats (N, 1, L) as images (N, 1, 32, 32), each of mean 0 and deviation 1.
+    """Log power of beats (N, 1, L) as images (N, 1, 32, 32), each with mean 0 and deviation 1.
 
-    Frequencies run from half the sampling rate at the top to 0 at the bottom, time from left to
+    Frequency goes from 0 at the bottom to half the sampling rate at the top, time from left to
     right.
     """
     hop = max(1, beats.shape[-1] // 31)
@@ -149,31 +145,31 @@ def read_rows(file: Path) -> np.ndarray:
     """The rows of a Kaggle file: 187 samples and a class from 0 to 4.
 
     Raises:
-        ValueError: it is anything else.
+        ValueError: the file is damaged, or is another one.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # an empty file is a warning to NumPy
+            warnings.simplefilter("error")  # NumPy only warns of an empty file
             rows = np.loadtxt(file, np.float32, delimiter=",", ndmin=2)
     except (ValueError, UserWarning) as error:
         raise ValueError(f"{str(file)!r} is damaged ({error}): unpack it again") from error
     if rows.shape[1] != 188:
         raise ValueError(
-            f"{str(file)!r} has {rows.shape[1]} columns, not 187 samples and a class: is it "
-            "Kaggle's file?"
+            f"{str(file)!r} has {rows.shape[1]} columns, not 187 samples and a class: put Kaggle's "
+            "file there"
         )
     bad = ~np.isin(rows[:, 187], range(5)) | ~np.isfinite(rows).all(1)
     if bad.any():
         row = int(bad.argmax())
         raise ValueError(
             f"{str(file)!r}: row {row + 1} has the class {rows[row, 187]:g}, not 0 to 4, or a "
-            "sample that is no number: unpack it again"
+            "sample that is not a number: unpack it again"
         )
     return rows
 
 
 def known_sums(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file, from PhysioNet's SHA256SUMS.txt where it is there."""
+    """SHA-256 of each file, from PhysioNet's SHA256SUMS.txt; empty without that file."""
     file = folder / "SHA256SUMS.txt"
     if not file.is_file():
         return {}
@@ -183,10 +179,7 @@ def known_sums(folder: Path) -> dict[str, str]:
 
 def _read(path: Path, suffix: str, sums: dict[str, str], read: Any) -> Any:
     file = path.with_suffix(suffix)
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"no file {str(file)!r}: put it there, or fetch it with --data.download true"
-        )
+    require([file], "Put it there, or fetch it with --data.download true")
     known = sums.get(file.name)
     if known and hashlib.sha256(file.read_bytes()).hexdigest() != known:
         raise _damaged(file, "its SHA-256 is not the one in SHA256SUMS.txt")
@@ -197,7 +190,7 @@ def _read(path: Path, suffix: str, sums: dict[str, str], read: Any) -> Any:
 
 
 def _check_size(path: Path, header: Any, length: int) -> None:
-    """Before wfdb asks for memory: the length in a damaged header can be anything."""
+    """Compare sizes before wfdb allocates memory, as a damaged header can give any length."""
     width = {"212": 1.5, "16": 2, "80": 1}
     for name, kind in set(zip(header.file_name, header.fmt, strict=False)):
         file = path.with_name(str(name))
@@ -205,11 +198,11 @@ def _check_size(path: Path, header: Any, length: int) -> None:
             raise _damaged(path.with_suffix(".hea"), f"no file {name} in format {kind}")
         expected = length * header.file_name.count(name) * width[kind]
         if not expected <= (size := file.stat().st_size) < expected + 2:
-            raise _damaged(file, f"{size} bytes, {path.name}.hea says {expected:.0f}")
+            raise _damaged(file, f"{size} bytes, but {path.name}.hea says {expected:.0f}")
 
 
 def _same(sums: Sequence[int], expected: Sequence[int | None]) -> bool:
-    pairs = zip(sums, expected, strict=True)  # a header may leave a sum out
+    pairs = zip(sums, expected, strict=True)  # a header need not have a sum
     return all(b is None or (a - b) % 65536 == 0 for a, b in pairs)
 
 

@@ -7,7 +7,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,39 +17,32 @@ from torch import Tensor
 Create = Callable[[str, tuple[int, ...], Any], np.ndarray]
 
 
-class Prepared(NamedTuple):
-    """What :func:`prepare` returns: tensors by name, and what the builder had to say."""
-
-    arrays: dict[str, Tensor]
-    notes: dict[str, Any]
-
-
 def default_cache_dir() -> Path:
     """`$XDG_CACHE_HOME/supple`, or `~/.cache/supple`."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "supple"
 
 
-def stamp(root: Path, files: Iterable[Path]) -> list[tuple[str, int, int]]:
-    """Name within `root`, size and time of change of each file: what a cache's key holds."""
+def stamp(root: Path, files: Iterable[Path]) -> tuple[str, list[tuple[str, int, int]]]:
+    """`root`, and the name, size and time of change of each file in it: for the key of a cache."""
     status = ((file, file.stat()) for file in files)
-    return [(str(file.relative_to(root)), s.st_size, s.st_mtime_ns) for file, s in status]
+    rows = [(str(file.relative_to(root)), s.st_size, s.st_mtime_ns) for file, s in status]
+    return str(root.resolve()), rows
 
 
 def prepare(
-    folder: Path, name: str, key: Any, build: Callable[[Create], dict[str, Any]]
-) -> Prepared:
-    """The arrays that `build` makes, from `folder` if they are there and whole.
+    folder: Path, name: str, key: Any, build: Callable[[Create], None]
+) -> dict[str, Tensor]:
+    """The arrays that `build` makes, read from `folder` where an earlier call has stored them.
 
-    They appear at once, when they are complete; a second process that asks meanwhile waits for
-    them. Damaged ones, known by their checksums, are built again.
+    They are built in a folder of another name, which is renamed when they are complete. A second
+    process that needs them in the meantime waits. Arrays whose checksum is wrong are built again.
 
     Args:
-        folder: of all prepared sets.
-        name: of the set; the file names start with it.
-        key: everything the arrays depend on, as `repr` shows it.
-        build: fills the arrays that it makes by `create(name, shape, dtype)`; returns notes that
-            JSON can hold.
+        folder: folder of all prepared sets.
+        name: name of the set, with which its own folder's name starts.
+        key: everything that the arrays depend on, as `repr` shows it.
+        build: fills the arrays that it makes with `create(name, shape, dtype)`.
 
     Raises:
         OSError: `folder` cannot be written, or has too little room.
@@ -57,31 +50,30 @@ def prepare(
     from filelock import FileLock
 
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
-    place = folder / f"{name}-{digest}"
-    if found := _open(place):
+    whole = folder / f"{name}-{digest}"
+    if found := _open(whole):
         return found
-    remedy = "give a folder that can be written and has room with --data.cache_dir DIR"
+    remedy = "give a folder that is writable and has room with --data.cache_dir DIR"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(place.with_suffix(".lock"))
+        lock = FileLock(whole.with_suffix(".lock"))
         lock.acquire()
     except OSError as error:
-        raise OSError(
-            f"cannot keep prepared data in {str(folder)!r} ({error}): {remedy}"
-        ) from error
+        raise OSError(f"cannot write to {str(folder)!r} ({error}): {remedy}") from error
     with lock:
-        if found := _open(place):  # another process was quicker
+        if found := _open(whole):  # another process has built them meanwhile
             return found
-        if place.exists():
-            rank_zero_info(f"the prepared data in {str(place)!r} are damaged: building them again")
-            shutil.rmtree(place)
-        unfinished = place.with_suffix(".part")
+        if whole.exists():
+            rank_zero_info(f"the prepared data in {str(whole)!r} are damaged: building them again")
+            shutil.rmtree(whole)
+        unfinished = whole.with_suffix(".part")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
-        arrays: dict[str, np.ndarray] = {}
+        arrays: dict[str, Any] = {}
 
         def create(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-            size, free = int(np.prod(shape)) * np.dtype(dtype).itemsize, _free(unfinished)
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            free = shutil.disk_usage(unfinished).free
             if size > free:
                 raise OSError(
                     f"{size / 1e9:.1f} GB of prepared data do not fit in {str(folder)!r}, "
@@ -92,39 +84,32 @@ def prepare(
             return arrays[name]
 
         try:
-            notes = build(create)
+            build(create)
             for array in arrays.values():
-                array.flush()  # pyright: ignore[reportAttributeAccessIssue]
+                array.flush()
             sums = {name: _sum(unfinished / f"{name}.npy") for name in arrays}
-            about = json.dumps({"sums": sums, "notes": notes})
-            (unfinished / "about.json").write_text(f"{zlib.crc32(about.encode())}\n{about}")
-            unfinished.rename(place)
+            (unfinished / "sums.json").write_text(json.dumps(sums))
+            unfinished.rename(whole)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-        found = _open(place)
-        assert found, f"{place} changed while it was read"
+        found = _open(whole)
+        assert found, f"{whole} changed while it was read"
         return found
 
 
-def _open(place: Path) -> Prepared | None:
+def _open(folder: Path) -> dict[str, Tensor] | None:
+    """The arrays in `folder`; None if they are not there or damaged."""
     try:
-        total, text = (place / "about.json").read_text().split("\n", 1)
-        if zlib.crc32(text.encode()) != int(total):
+        sums = json.loads((folder / "sums.json").read_text())
+        files = {name: folder / f"{name}.npy" for name in sums}
+        if any(_sum(file) != sums[name] for name, file in files.items()):
             return None
-        about = json.loads(text)
-        files = {name: place / f"{name}.npy" for name in about["sums"]}
-        if any(_sum(file) != about["sums"][name] for name, file in files.items()):
-            return None
-        # copy on write: torch wants writable memory; pages nobody writes to stay shared
+        # copy on write: torch needs writable memory, and processes share the pages that none writes
         arrays = {name: np.load(file, mmap_mode="c") for name, file in files.items()}
-        return Prepared({n: torch.from_numpy(a) for n, a in arrays.items()}, about["notes"])
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
     except (OSError, ValueError):
         return None
 
 
 def _sum(file: Path) -> int:
     return zlib.crc32(np.memmap(file, mode="r"))  # pyright: ignore[reportArgumentType]
-
-
-def _free(folder: Path) -> int:
-    return shutil.disk_usage(folder).free

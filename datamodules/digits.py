@@ -1,24 +1,24 @@
-"""Scanned digits that ship with scikit-learn: nothing to download."""
+"""Scanned digits that scikit-learn contains, so that nothing has to be downloaded."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import ImageDataModule, stratified_split
+from .base import ImageDataModule, Part, check_at_least, stratified_split
 
 
 class Digits(ImageDataModule):
-    """1,797 grey images of handwritten digits, 8 x 8 enlarged to 32 x 32, from scikit-learn.
+    """1,797 grey images of handwritten digits from scikit-learn, 8 x 8 enlarged to 32 x 32.
 
     A fifth of each class, always the same images, is the test set.
 
     Args:
-        image_size: side in pixels that the images are enlarged to, bilinearly.
-        batch_size: training images a step and process.
-        crop_padding: pixels of zero padding before the random crop; 0 crops nothing.
-        flip: mirror half of the training images; digits are not symmetric.
+        image_size: side in pixels to which the images are enlarged, bilinearly.
+        batch_size: training images per step and process.
+        crop_padding: pixels of zero padding before the random crop; 0 turns the crop off.
+        flip: mirror half of the training images; digits are not symmetric, so the default is off.
         common: see `ImageDataModule`.
     """
 
@@ -28,6 +28,7 @@ class Digits(ImageDataModule):
     class_names = tuple("0123456789")
     mean = (0.306,)
     std = (0.324,)
+    reads_files = False
 
     def __init__(
         self,
@@ -38,12 +39,11 @@ class Digits(ImageDataModule):
         **common: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, crop_padding=crop_padding, flip=flip, **common)
-        if image_size < 8:
-            raise ValueError(f"image_size must be >= 8, the digits' own side, got {image_size}")
+        check_at_least(8, image_size=image_size)
         self.image_size = image_size
 
-    def load(self, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
-        """Read one split from scikit-learn's files."""
+    def load(self, split: Part) -> tuple[Tensor, Tensor]:
+        """Read one part from scikit-learn's files."""
         from sklearn.datasets import load_digits
 
         pixels, targets = load_digits(return_X_y=True)

@@ -1,4 +1,4 @@
-"""Image files: which there are, their pixels as uint8, and batches of them decoded by threads."""
+"""Image files: finding them, reading their pixels as uint8, and decoding batches by threads."""
 
 import os
 from collections import deque
@@ -14,34 +14,34 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp", ".tif", ".tiff", "
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Names of the folders in `folder`, sorted; hidden ones are not classes."""
+    """Names of the folders in `folder`, sorted, without hidden ones."""
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def list_images(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], list[int]]:
-    """Images of `folder/<class>/`, at any depth, and the number of each one's class.
+    """Images of `folder/<class>/`, at any depth, and the number of each image's class.
 
-    Files of other kinds are passed over.
+    Files that are not images are ignored.
 
     Raises:
-        FileNotFoundError: `folder` is not there.
+        FileNotFoundError: `folder` does not exist.
         ValueError: its folders are not `class_names`, or one holds no image.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {str(folder)!r}; it should hold one folder a class")
+        raise FileNotFoundError(f"no folder {str(folder)!r}: it should hold one folder per class")
     found = set(class_folders(folder))
     if found != set(class_names):
         missing, extra = sorted(set(class_names) - found), sorted(found - set(class_names))
         raise ValueError(
             f"{str(folder)!r} holds {len(found)} class folders, not the {len(class_names)} expected"
-            f" ones: missing {some(missing)}, unexpected {some(extra)}. Every split holds the same "
+            f" ones: missing {some(missing)}, unexpected {some(extra)}. Every split needs the same "
             "classes: add, rename or delete folders"
         )
     files, labels = [], []
     for label, name in enumerate(class_names):
         images = sorted(
-            Path(place, file)
-            for place, _, names in os.walk(folder / name)
+            Path(path, file)
+            for path, _, names in os.walk(folder / name)
             for file in names
             if Path(file).suffix.lower() in SUFFIXES and not file.startswith(".")
         )
@@ -58,32 +58,32 @@ def list_images(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], l
 def read_image(file: Path, side: int, *, resize: bool = True) -> np.ndarray:
     """Pixels of one image file as (3, side, side) in uint8.
 
-    The shorter side is resized to `side`, then the middle is cut out. Grey and 16-bit pictures
-    become RGB of the same brightness, transparency is dropped, a camera's rotation is applied.
+    The shorter side is resized to `side`, then the middle is cut out. Grey and 16-bit images
+    become RGB of the same brightness, transparency is dropped, and the rotation that a camera has
+    noted is applied.
 
     Args:
         file: the image.
-        side: in pixels.
-        resize: whether another size is resized, or an error.
+        side: side of the result in pixels.
+        resize: resize an image of another size; False refuses it.
 
     Raises:
-        ValueError: unreadable, or of another size.
+        ValueError: the file is not a readable image, or is refused for its size.
     """
     from PIL import Image, ImageOps
 
     try:
         with Image.open(file) as image:
-            image.draft("RGB", (side, side))  # a large JPEG is decoded near the wanted size
+            image.draft("RGB", (side, side))  # a large JPEG is decoded at about the wanted size
             image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits, which PIL would cut off at 255
+            if image.mode.startswith("I"):  # 16 bits, which convert("RGB") would clip at 255
                 image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
             if "transparency" in image.info:
                 image = image.convert("RGBA")
             image = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"cannot read the image {str(file)!r} ({error}): replace or delete it"
-        ) from error
+        message = f"cannot read the image {str(file)!r} ({error}): replace or delete it"
+        raise ValueError(message) from error
     if not resize and image.size != (side, side):
         raise ValueError(
             f"{str(file)!r} is {image.width} x {image.height} pixels, "
@@ -93,7 +93,7 @@ def read_image(file: Path, side: int, *, resize: bool = True) -> np.ndarray:
 
 
 def square(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Pixels (H, W, 3) as (3, side, side): the shorter side is resized, the middle cut out."""
+    """Pixels (H, W, 3) as (3, side, side), resized and cut as :func:`read_image` does."""
     from PIL import Image, ImageOps
 
     if pixels.shape[:2] != (side, side):
@@ -103,12 +103,12 @@ def square(pixels: np.ndarray, side: int) -> np.ndarray:
 
 
 class Images:
-    """Image files as if they were one tensor (M, 3, side, side): decoded when they are asked for.
+    """Image files in the role of a tensor (M, 3, side, side), decoded whenever they are needed.
 
     Args:
-        files: one an image.
-        side: in pixels; see :func:`read_image`.
-        threads: that decode; by default one a core.
+        files: one file per image.
+        side: side in pixels; see :func:`read_image`.
+        threads: number of threads that decode; by default one per core.
     """
 
     dtype = torch.uint8
@@ -121,7 +121,7 @@ class Images:
         return len(self.files)
 
     def stream(self, batches: Iterable[Tensor], *, resize: bool = True) -> Iterator[Tensor]:
-        """The images at each batch of positions; the next two are decoded meanwhile."""
+        """The images at each batch of positions; two more batches are decoded in advance."""
         with ThreadPoolExecutor(self.threads) as pool:
             waiting: deque[list[Future[np.ndarray]]] = deque()
             try:
@@ -138,7 +138,7 @@ class Images:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def decode_into(self, array: np.ndarray, *, resize: bool = True) -> None:
-        """Fill `array`, (M, 3, side, side), with all images."""
+        """Decode all images into `array`, (M, 3, side, side)."""
         first = 0
         for images in self.stream(torch.arange(len(self)).split(256), resize=resize):
             array[first : first + len(images)] = images.numpy()
@@ -150,5 +150,14 @@ def _stack(futures: list[Future[np.ndarray]]) -> Tensor:
 
 
 def some(names: Sequence[object]) -> str:
-    """The first few of `names`, as a message shows them."""
+    """The first five of `names`, for a message."""
     return ", ".join(map(str, names[:5])) + (", ..." if names[5:] else "") if names else "none"
+
+
+def require(files: Sequence[Path], remedy: str) -> None:
+    """Raise a FileNotFoundError that ends with `remedy` if some of `files` are missing."""
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(files)} files are not in {str(files[0].parent)!r}: "
+            f"{some(missing)}. {remedy}"
+        )

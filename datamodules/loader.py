@@ -1,4 +1,4 @@
-"""Batches of a labelled set: shuffled, cropped, flipped and normalised as whole tensors."""
+"""Batches of a labelled set, shuffled, cropped, flipped and normalised as whole tensors."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -6,16 +6,17 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Sampler
 
 from .images import Images
 
-_MIX = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)  # SplitMix64's, as int64
+_MIX = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)  # of SplitMix64, as int64
 
 
 def uniform(seed: int, epoch: int, index: Tensor, below: tuple[int, ...]) -> list[Tensor]:
-    """One integer in [0, b) for each b in `below` and each sample, from (seed, epoch, index) alone.
+    """For each bound in `below`, one integer in [0, bound) per sample.
 
-    The same whatever the batch, the number of processes and the device.
+    It depends on (seed, epoch, index) alone: not on the batch, the processes or the device.
     """
     draws = []
     for stream, bound in enumerate(below):
@@ -27,38 +28,72 @@ def uniform(seed: int, epoch: int, index: Tensor, below: tuple[int, ...]) -> lis
     return draws
 
 
-class ImageLoader:
-    """Iterates over (images, labels, indices), a batch at a time.
+class EpochOrder(Sampler[int]):
+    """The order of the training samples in an epoch, drawn from (seed, epoch).
 
-    Training batches come in an order drawn from (seed, epoch), each image with its own crop and
-    flip drawn from (seed, epoch, index); images that do not fill a last batch wait for the next
-    epoch. Evaluation batches come in order and hold every image once, over all processes. The state
-    makes a resumed run see exactly the batches that an interrupted epoch had left.
+    Before each epoch Lightning calls `set_epoch` of a loader's `sampler`.
+
+    Args:
+        indices: (M,), the samples.
+        seed: seed of the order.
+        weights: (M,): draw samples with replacement, in proportion to them; None shuffles.
+    """
+
+    def __init__(self, indices: Tensor, seed: int, weights: Tensor | None = None) -> None:
+        self.indices, self.seed, self.weights, self.epoch = indices, seed, weights, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that comes next."""
+        self.epoch = epoch
+
+    def draw(self) -> Tensor:
+        """The samples of the epoch, in order."""
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
+        if self.weights is None:
+            return self.indices[torch.randperm(len(self), generator=generator)]
+        return self.indices[torch.multinomial(self.weights, len(self), True, generator=generator)]
+
+    def __len__(self) -> int:
+        """Samples an epoch."""
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        """The samples of the epoch, in order."""
+        return iter(self.draw().tolist())
+
+
+class ImageLoader:
+    """Iterates over (images, labels, indices), one batch at a time.
+
+    Training batches come in an order drawn from (seed, epoch); the crop and flip of each image are
+    drawn from (seed, epoch, index). Images that do not fill the last training batch are left out
+    of that epoch. Evaluation batches come in order and hold every image once, over all processes.
+    After a resume, the loader gives exactly the batches that were left of the interrupted epoch.
 
     Args:
         images: (M, C, H, W) in uint8, or (M, C, *) in a floating dtype, or image files.
         labels: (M,), int64.
-        indices: which of the images this loader serves.
-        batch_size: images a batch and process.
-        mean: of each channel; of uint8 images, as a part of 255.
-        std: of each channel, likewise.
+        indices: positions of the images that this loader serves.
+        batch_size: images per batch and process.
+        mean: mean of each channel; of uint8 images, divided by 255.
+        std: standard deviation of each channel, likewise.
         training: shuffle, augment, drop the incomplete last batch.
         crop_padding: zero pixels added on each side before the random crop.
         flip: mirror half of the training images.
-        augment: further changes of a training image (C, H, W), in uint8, one at a time; what they
-            draw from torch's generator comes from (seed, epoch, index) as well.
-        mix: changes a training batch (normalised images, one-hot labels), such as MixUp; what it
-            draws comes from (seed, epoch, batch).
+        augment: more transforms of a training image (C, H, W) in uint8, one image at a time. What
+            they draw from torch's generator depends on (seed, epoch, index) alone as well.
+        mix: transform of a training batch (normalised images, one-hot labels), such as MixUp. What
+            it draws depends on (seed, epoch, batch) alone.
         classes: number of classes, for `mix`.
-        balanced: draw the training images, with replacement, so that classes come equally often.
-        view: the last step of every batch, such as a spectrogram.
-        seed: of order and augmentation.
-        rank: this process.
+        balanced: draw training images with replacement, so that all classes come equally often.
+        transform_batch: the last step of every batch, such as a spectrogram.
+        seed: seed of order and augmentation.
+        rank: number of this process.
         world_size: number of processes.
-        device: where the batches are made.
+        device: device of the batches.
 
     Raises:
-        ValueError: not even one batch.
+        ValueError: the images do not fill one batch.
     """
 
     def __init__(
@@ -77,7 +112,7 @@ class ImageLoader:
         mix: nn.Module | None = None,
         classes: int = 0,
         balanced: bool = False,
-        view: Callable[[Tensor], Tensor] | None = None,
+        transform_batch: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -86,14 +121,16 @@ class ImageLoader:
         self.images, self.labels, self.indices = images, labels, indices
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.training, self.seed, self.device = training, seed, torch.device(device)
-        self.crop_padding, self.flip, self.balanced = crop_padding, flip, balanced
-        self.augment, self.mix, self.classes, self.view = augment, mix, classes, view
+        self.crop_padding, self.flip, self.augment = crop_padding, flip, augment
+        self.mix, self.classes, self.transform_batch = mix, classes, transform_batch
         whole = 255 if images.dtype == torch.uint8 else 1
         each = (-1, *[1] * (2 if isinstance(images, Images) else images.ndim - 2))
         self.shift = whole * torch.tensor(mean, device=self.device).view(each)
         self.scale = 1 / (whole * torch.tensor(std, device=self.device).view(each))
-        self.sampler, self.batch_sampler = self, None  # Lightning calls sampler.set_epoch
-        self.epoch = 0
+        served = labels[indices]
+        weights = 1 / served.bincount()[served].float() if balanced else None
+        self.sampler = EpochOrder(indices, seed, weights)
+        self.batch_sampler = None  # Lightning asks for it where there is a sampler
         self.next_batch = 0
         self._resumed_epoch = -1
         if len(self) == 0 or len(indices) < world_size:
@@ -110,21 +147,21 @@ class ImageLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and augmentation of the next epoch."""
-        self.epoch = epoch
+        self.sampler.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch and the batch that comes next in it."""
-        return {"epoch": self.epoch, "next_batch": self.next_batch}
+        """The epoch, and the number of its next batch."""
+        return {"epoch": self.sampler.epoch, "next_batch": self.next_batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on inside the stored epoch."""
+        """Continue inside the stored epoch."""
         self._resumed_epoch, self.next_batch = state["epoch"], state["next_batch"]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The batches of the current epoch; after a resume, those that are left of it."""
-        first = self.next_batch if self._resumed_epoch == self.epoch else 0
+        """The batches of the epoch; after a resume, those that are left of it."""
+        first = self.next_batch if self._resumed_epoch == self.sampler.epoch else 0
         self._resumed_epoch = -1
-        order = self._order() if self.training else self.indices
+        order = self.sampler.draw() if self.training else self.indices
         mine = order[self.rank :: self.world_size]
         batches = mine[first * self.batch_size : len(self) * self.batch_size].split(self.batch_size)
         source = self.images
@@ -139,23 +176,16 @@ class ImageLoader:
             if self.training and self.mix is not None:
                 images, labels = self._mix(images, labels, batch)
             self.next_batch = batch + 1
-            yield images if self.view is None else self.view(images), labels, index
-
-    def _order(self) -> Tensor:
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
-        if self.balanced:
-            labels = self.labels[self.indices]
-            weights = 1 / labels.bincount()[labels].float()
-            drawn = torch.multinomial(weights, len(weights), True, generator=generator)
-            return self.indices[drawn]
-        return self.indices[torch.randperm(len(self.indices), generator=generator)]
+            if self.transform_batch is not None:
+                images = self.transform_batch(images)
+            yield images, labels, index
 
     def _images(self, images: Tensor, chosen: Tensor) -> Tensor:
         images = self._send(images)
         if self.training:
             side = 2 * self.crop_padding + 1
             bounds = (side, side, 2, 2**31)
-            top, left, mirrored, seeds = uniform(self.seed, self.epoch, chosen, bounds)
+            top, left, mirrored, seeds = uniform(self.seed, self.sampler.epoch, chosen, bounds)
             if self.crop_padding:
                 images = crop(images, self.crop_padding, self._send(top), self._send(left))
             if self.flip:
@@ -168,7 +198,7 @@ class ImageLoader:
         return (images.float() - self.shift) * self.scale
 
     def _send(self, tensor: Tensor) -> Tensor:
-        """To the device; from pinned memory, so that the host need not wait for it."""
+        """Copy to the device; from pinned memory, so that the host does not wait."""
         if self.device.type != "cuda":
             return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)
@@ -182,7 +212,7 @@ class ImageLoader:
     def _mix(self, images: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         assert self.mix is not None
         number = torch.tensor(batch * self.world_size + self.rank)
-        [seed] = uniform(self.seed, self.epoch, number, (2**31,))
+        [seed] = uniform(self.seed, self.sampler.epoch, number, (2**31,))
         with self._drawing(int(seed)):
             return self.mix(images, F.one_hot(labels, self.classes).float())
 
@@ -195,7 +225,7 @@ class ImageLoader:
 
 
 def crop(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
-    """Pad all sides with zeros, then cut a window of the old size at each image's (top, left)."""
+    """Pad with zeros, then cut a window of the old size out of each image, at (top, left)."""
     height, width = images.shape[-2:]
     padded = F.pad(images, (padding,) * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)

@@ -1,8 +1,9 @@
-"""Mini-ImageNet, in the forms in which it goes round."""
+"""Mini-ImageNet, in the three forms in which it is distributed."""
 
 import csv
 import hashlib
 import pickle
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor
 
 from .cache import Create, prepare, stamp
-from .imagefolder import ImageFolder, keep_apart
-from .images import Images, class_folders, list_images, some, square
+from .imagefolder import ImageFolder, first_equal, keep_apart
+from .images import Images, class_folders, list_images, require, some, square
 
-# Ravi and Larochelle 2017
+# the classes of each split of Ravi and Larochelle 2017
 CLASSES = {
     "train": """
         n01532829 n01558993 n01704323 n01749939 n01770081 n01843383 n01910747 n02074367
@@ -37,35 +38,39 @@ CLASSES = {
         n04149813 n04418357 n04522168 n07613480
     """.split(),  # noqa: SIM905
 }
-_OF_CLASS = {name: number for number, names in enumerate(CLASSES.values()) for name in names}
+_SPLIT_OF = {name: number for number, names in enumerate(CLASSES.values()) for name in names}
 
 
 class MiniImageNet(ImageFolder):
     """Mini-ImageNet (Vinyals et al. 2016): 100 classes of ImageNet, 600 images each, 84 x 84.
 
-    `root` holds one of
+    `root` holds one of these forms:
 
-    - `<wnid>/*.jpg`, or `train/<wnid>/` with `val/` or `test/` or both;
-    - `images/*.jpg` with `train.csv`, `val.csv` and `test.csv` (`filename,label`) beside it or in
-      `splits/`;
+    - `<wnid>/*.jpg`, or `train/<wnid>/` and also `val/`, `test/` or both;
+    - `images/*.jpg`, and `train.csv`, `val.csv` and `test.csv` (`filename,label`) beside `images/`
+      or in `splits/`;
     - `mini-imagenet-cache-train.pkl`, `-val.pkl` and `-test.pkl`.
 
-    The protocols: `supervised` tests on 100 images a class and trains on 500, or on what the tree
-    holds apart, as `ImageFolder` does; `dsrelu` draws 68, 17 and 15% of all images for training,
-    validation and test (Chakraborti and Chaudhuri 2024); `ravi` gives each split classes of its
-    own, 64, 16 and 20 (Ravi and Larochelle 2017): a classifier has never seen those of validation
-    and test, whose accuracy therefore says nothing; it is for few-shot evaluation of the features.
+    The protocols:
+
+    - `supervised`: 100 images of each class for test and 500 for training and validation, or the
+      folders of the tree, as in `ImageFolder`;
+    - `dsrelu`: 68, 17 and 15% of all images, drawn at random, for training, validation and test
+      (Chakraborti and Chaudhuri 2024);
+    - `ravi`: 64, 16 and 20 classes (Ravi and Larochelle 2017), for few-shot evaluation of the
+      features. A classifier has never seen the classes of validation and test, so its accuracy
+      there means nothing.
 
     Args:
         root: see above.
         protocol: see above.
-        image_size: side in pixels; other than 84 by resizing.
-        test_fraction: part of each class tested on where the files come in no parts.
+        image_size: side in pixels; images are resized if it is not 84.
+        test_fraction: part of each class that becomes the test set, if no folders divide the files.
         common: see `ImageFolder`.
 
     Raises:
-        FileNotFoundError: `root` holds none of the forms.
-        ValueError: classes or files of a form are missing, or one is damaged.
+        FileNotFoundError: `root` holds none of the forms, or a file of it is missing.
+        ValueError: a class is missing, or a file is damaged.
     """
 
     shares: ClassVar = (0.68, 0.17, 0.15)
@@ -80,27 +85,34 @@ class MiniImageNet(ImageFolder):
     ) -> None:
         super().__init__(root, image_size, test_fraction, **common)
         self.protocol = protocol
+        self._rows: list[int] = []
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """The WordNet ids, in order."""
-        return tuple(sorted(_OF_CLASS))
+        """The WordNet ids, sorted."""
+        return tuple(sorted(_SPLIT_OF))
 
     def files(self) -> tuple[list[Path], Tensor, Tensor]:
-        """The image files, their classes, and the part each came in."""
+        """The image files, their classes, and the folder of each."""
         if (self.root / "images").is_dir():
-            return self._flat()
+            return self._listed()
+        if not self.root.is_dir() or not class_folders(self.root):
+            raise FileNotFoundError(
+                f"no mini-ImageNet in {str(self.root)!r}, which should hold folders of classes, or "
+                "images/ and its CSV files, or mini-imagenet-cache-*.pkl: give the right folder "
+                "with --data.root DIR"
+            )
         files, labels, parts, apart = [], [], [], True
         for part, folder in enumerate(self._folders().values()):
             names = class_folders(folder)
             apart &= len(names) == self.num_classes
-            self._expect(names, folder, all_of_them=False)
+            self._check_classes(names, folder, complete=False)
             found, classes = list_images(folder, names)
             files += found
             labels += [self.class_names.index(names[number]) for number in classes]
             parts += [part] * len(found)
-        self._expect({self.class_names[label] for label in set(labels)}, self.root)
-        # parts that differ in their classes are made for few shots: one pool to a classifier
+        self._check_classes((self.class_names[label] for label in labels), self.root)
+        # folders with different classes are made for few-shot evaluation: here they are one pool
         return files, torch.tensor(labels), torch.tensor(parts) * apart
 
     def divide(self, labels: Tensor, parts: Tensor, first: Tensor) -> Tensor:
@@ -108,7 +120,7 @@ class MiniImageNet(ImageFolder):
         if self.protocol == "supervised":
             return super().divide(labels, parts, first)
         if self.protocol == "ravi":
-            return keep_apart(torch.tensor([_OF_CLASS[n] for n in self.class_names])[labels], first)
+            return keep_apart(torch.tensor([_SPLIT_OF[n] for n in self.class_names])[labels], first)
         images = first.unique()
         generator = torch.Generator().manual_seed(self.split_seed)
         images = images[torch.randperm(len(images), generator=generator)]
@@ -118,54 +130,34 @@ class MiniImageNet(ImageFolder):
         return splits[first]
 
     def describe(self, index: int) -> dict[str, Any]:
-        """The file, and in a pickle the position in it."""
-        for file in self._pickles():
-            rows = self._rows[file.name]
+        """The file of an image; for a pickle also the image's position in it."""
+        for file, rows in zip(self._pickles(), self._rows, strict=False):
             if index < rows:
                 return {"file": file.name, "row": index}
             index -= rows
         return super().describe(index)
 
-    def _check(self) -> None:
-        if (self.root / "images").is_dir() or self._pickles():
-            return
-        if not self.root.is_dir() or not class_folders(self.root):
-            raise FileNotFoundError(
-                f"no mini-ImageNet in {str(self.root)!r}: neither folders of classes, nor images/ "
-                "and its CSV files, nor mini-imagenet-cache-*.pkl. Give its folder with "
-                "--data.root DIR"
-            )
-
-    def _expect(self, names: Any, place: Path, *, all_of_them: bool = True) -> None:
-        missing = sorted(set(self.class_names) - set(names)) if all_of_them else []
-        if missing or not set(names) <= set(self.class_names):
-            extra = sorted(set(names) - set(self.class_names))
+    def _check_classes(self, names: Iterable[str], path: Path, *, complete: bool = True) -> None:
+        """Refuse `names` that are not classes of mini-ImageNet, or not all if `complete`."""
+        found, known = set(names), set(self.class_names)
+        missing, extra = sorted(known - found) if complete else [], sorted(found - known)
+        if missing or extra:
             raise ValueError(
-                f"{str(place)!r} does not hold the 100 classes of mini-ImageNet: missing "
+                f"{str(path)!r} does not hold the 100 classes of mini-ImageNet: missing "
                 f"{some(missing)}, unexpected {some(extra)}. Unpack it again, or read it with "
                 "--data ImageFolder"
             )
 
-    def _flat(self) -> tuple[list[Path], Tensor, Tensor]:
-        files, names = [], []
-        for part in CLASSES:
-            places = (self.root / f"{part}.csv", self.root / "splits" / f"{part}.csv")
-            file = next((place for place in places if place.is_file()), None)
-            if file is None:
-                raise FileNotFoundError(
-                    f"no {part}.csv beside {str(self.root / 'images')!r} or in splits/: put the "
-                    "three lists of Ravi and Larochelle there"
-                )
-            rows = read_list(file)
-            files += [self.root / "images" / name for name, _ in rows]
-            names += [label for _, label in rows]
-        self._expect(set(names), self.root)
-        if missing := [file.name for file in files if not file.is_file()]:
-            raise FileNotFoundError(
-                f"{len(missing)} of the {len(files)} files that the lists name are not in "
-                f"{str(self.root / 'images')!r}: {some(missing)}. Unpack it again"
-            )
-        labels = torch.tensor([self.class_names.index(name) for name in names])
+    def _listed(self) -> tuple[list[Path], Tensor, Tensor]:
+        """The files that the three CSV files name; they do not divide them."""
+        paths = [(self.root / "splits" / f"{p}.csv", self.root / f"{p}.csv") for p in CLASSES]
+        lists = [inner if inner.is_file() else beside for inner, beside in paths]
+        require(lists, "Put the three lists of Ravi and Larochelle beside images/ or into splits/")
+        rows = [row for file in lists for row in read_list(file)]
+        self._check_classes((label for _, label in rows), self.root)
+        files = [self.root / "images" / name for name, _ in rows]
+        require(files, "The CSV files name them: unpack mini-ImageNet again")
+        labels = torch.tensor([self.class_names.index(label) for _, label in rows])
         return files, labels, torch.zeros_like(labels)
 
     def _pickles(self) -> list[Path]:
@@ -173,57 +165,47 @@ class MiniImageNet(ImageFolder):
         return files if any(file.is_file() for file in files) else []
 
     def read(self) -> tuple[Tensor | Images, Tensor, Tensor, Tensor]:
-        """Images, classes, the part each came in, and the first copy of each."""
-        self._check()
-        files = self._pickles()
+        """Images, classes, the folder of each image, and the position of its first copy."""
+        files, side = self._pickles(), self.image_size
         if not files:
             return super().read()
-        if missing := [file.name for file in files if not file.is_file()]:
-            raise FileNotFoundError(
-                f"{str(self.root)!r} holds some of mini-ImageNet's pickles, but not "
-                f"{some(missing)}: put it there too"
-            )
+        require(files, "Put the other pickles of mini-ImageNet there too")
 
-        def build(create: Create) -> dict[str, Any]:
+        def build(create: Create) -> None:
             contents = [read_pickle(file) for file in files]
-            self._expect({name for _, names in contents for name in names}, self.root)
-            rows = [len(images) for images, _ in contents]
-            side = self.image_size
-            pixels = create("images", (sum(rows), 3, side, side), np.uint8)
-            labels = create("labels", (sum(rows),), np.int64)
-            known: dict[bytes, int] = {}
-            first = create("first", (sum(rows),), np.int64)
-            position = 0
-            for images, names in contents:
-                for image, name in zip(images, names, strict=True):
-                    pixels[position] = square(image, side)
-                    labels[position] = self.class_names.index(name)
-                    first[position] = known.setdefault(hashlib.sha256(image).digest(), position)
-                    position += 1
-            return {file.name: count for file, count in zip(files, rows, strict=True)}
+            images = [image for pixels, _ in contents for image in pixels]
+            names = [name for _, classes in contents for name in classes]
+            self._check_classes(names, self.root)
+            pixels = create("images", (len(images), 3, side, side), np.uint8)
+            for position, image in enumerate(images):
+                pixels[position] = square(image, side)
+            labels = [self.class_names.index(name) for name in names]
+            create("labels", (len(images),), np.int64)[:] = labels
+            digests = (hashlib.sha256(image).digest() for image in images)
+            create("first", (len(images),), np.int64)[:] = first_equal(digests)
+            create("rows", (len(files),), np.int64)[:] = [len(rows) for rows, _ in contents]
 
-        key = (str(self.root.resolve()), stamp(self.root, files), self.image_size)
-        arrays, notes = prepare(self.cache_dir, "MiniImageNet-pickle", key, build)
-        self._rows = notes
-        labels = arrays["labels"]
+        key = (*stamp(self.root, files), side)
+        arrays = prepare(self.cache_dir, "MiniImageNet-pickle", key, build)
+        labels, self._rows = arrays["labels"], arrays["rows"].tolist()
         return arrays["images"], labels, torch.zeros_like(labels), arrays["first"]
 
 
 def read_list(file: Path) -> list[tuple[str, str]]:
-    """The rows of a list of Ravi and Larochelle: file name and class.
+    """The rows of a CSV file of Ravi and Larochelle: file name and class.
 
     Raises:
-        ValueError: it is anything else.
+        ValueError: the file is damaged.
     """
-    rows, why = [], "no `filename,label` on line 1"
+    rows, why = [], "line 1 is not `filename,label`"
     try:
         header, *rows = csv.reader(file.read_text().splitlines())
         if header == ["filename", "label"]:
-            # a name is a name, never a way to another folder
+            # a slash in a name could lead to another folder
             wrong = [
                 n for n, row in enumerate(rows, 2) if len(row) != 2 or "/" in row[0] or not all(row)
             ]
-            why = f"line {wrong[0]}" if wrong else "" if rows else "no file in it"
+            why = f"line {wrong[0]}" if wrong else "" if rows else "it names no file"
     except (ValueError, csv.Error) as error:
         why = str(error)
     if why:
@@ -232,12 +214,12 @@ def read_list(file: Path) -> list[tuple[str, str]]:
 
 
 def read_pickle(file: Path) -> tuple[np.ndarray, list[str]]:
-    """Images (M, H, W, 3) in uint8 of a pickled cache, and the class of each.
+    """Images (M, H, W, 3) in uint8 of a pickle, and the class of each.
 
-    A pickle can run any code; this one may hold arrays, lists and dicts alone.
+    Loading a pickle can run any code, so only arrays, lists and dicts are accepted.
 
     Raises:
-        ValueError: it holds anything else.
+        ValueError: the file holds anything else, or is damaged.
     """
     try:
         with file.open("rb") as stream:
@@ -253,7 +235,7 @@ def read_pickle(file: Path) -> tuple[np.ndarray, list[str]]:
             raise ValueError(f"image {names.index('')} has no class")
     except Exception as error:
         raise ValueError(
-            f"cannot read {str(file)!r} ({type(error).__name__}: {error}): unpack it again"
+            f"{str(file)!r} is damaged ({type(error).__name__}: {error}): unpack it again"
         ) from error
     return images, names
 
@@ -265,4 +247,4 @@ class _ArraysOnly(pickle.Unpickler):
             return super().find_class(module, name)
         if (module, name) in (("_codecs", "encode"), ("collections", "OrderedDict")):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it holds {module}.{name}, which is no array")
+        raise pickle.UnpicklingError(f"it holds {module}.{name}, which is not an array")

@@ -202,7 +202,7 @@ def test_mnist(tmp_path: Path):
     content = file.read_bytes()
     for damaged in (content[:-3], content[:-1] + b"\x0b", b"", content[:5]):
         file.write_bytes(damaged)
-        with pytest.raises(RuntimeError, match=r"MNIST in .*raw' cannot be had .*; delete it"):
+        with pytest.raises(RuntimeError, match=r"MNIST in .*raw' is damaged .*: delete it"):
             MNIST(str(tmp_path)).setup("fit")
 
 

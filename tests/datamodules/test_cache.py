@@ -6,6 +6,7 @@ import stat
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,12 +18,11 @@ from tests.data import write_tree
 
 
 def builder(log: Path, value: int = 7):
-    def build(create: Create) -> dict:
+    def build(create: Create) -> None:
         with log.open("a") as file:
             file.write("built\n")
         create("numbers", (50, 3), np.float32)[:] = np.arange(150).reshape(50, 3) + value
         create("bytes", (9,), np.uint8)[:] = value
-        return {"value": value}
 
     return build
 
@@ -35,11 +35,10 @@ def test_built_once_and_keyed(tmp_path: Path):
     log = tmp_path / "log"
     for _ in range(3):
         found = prepare(tmp_path / "c", "set", ("key", 1), builder(log))
-        assert torch.equal(found.arrays["numbers"], expected())
-        assert found.arrays["bytes"].tolist() == [7] * 9
-        assert found.notes == {"value": 7}
+        assert torch.equal(found["numbers"], expected())
+        assert found["bytes"].tolist() == [7] * 9
     other = prepare(tmp_path / "c", "set", ("key", 2), builder(log, 8))
-    assert torch.equal(other.arrays["numbers"], expected(8))
+    assert torch.equal(other["numbers"], expected(8))
     assert log.read_text().count("built") == 2
 
 
@@ -47,9 +46,9 @@ def test_built_once_and_keyed(tmp_path: Path):
 def test_damage_is_seen_and_repaired(tmp_path: Path, damage: int):
     log = tmp_path / "log"
     prepare(tmp_path / "c", "set", 1, builder(log))
-    [place] = [path for path in (tmp_path / "c").iterdir() if path.is_dir()]
-    files = sorted(place.iterdir())
-    assert [file.name for file in files] == ["about.json", "bytes.npy", "numbers.npy"]
+    [stored] = [path for path in (tmp_path / "c").iterdir() if path.is_dir()]
+    files = sorted(stored.iterdir())
+    assert [file.name for file in files] == ["bytes.npy", "numbers.npy", "sums.json"]
     file, kind = files[damage % 3], damage // 3
     content = bytearray(file.read_bytes())
     if kind == 0:
@@ -58,18 +57,17 @@ def test_damage_is_seen_and_repaired(tmp_path: Path, damage: int):
         file.write_bytes(b"")
     elif kind == 2:
         file.write_bytes(content[: len(content) // 2])
-    else:  # one changed byte, at another place each time
+    else:  # one changed byte, at another position each time
         content[len(content) * (kind - 2) // 6 - 1] ^= 0x55
         file.write_bytes(content)
     found = prepare(tmp_path / "c", "set", 1, builder(log))
-    assert torch.equal(found.arrays["numbers"], expected())
-    assert found.arrays["bytes"].tolist() == [7] * 9
-    assert found.notes == {"value": 7}
+    assert torch.equal(found["numbers"], expected())
+    assert found["bytes"].tolist() == [7] * 9
     assert log.read_text().count("built") == 2
 
 
 def test_a_failed_build_leaves_nothing(tmp_path: Path):
-    def fail(create: Create) -> dict:
+    def fail(create: Create) -> None:
         create("numbers", (5,), np.float32)[:] = 1
         raise ValueError("half-way")
 
@@ -78,15 +76,15 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path):
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
     (tmp_path / "set-x.part").mkdir()
     found = prepare(tmp_path, "set", 1, builder(tmp_path / "log"))
-    assert torch.equal(found.arrays["numbers"], expected())
+    assert torch.equal(found["numbers"], expected())
 
 
 def start(folder: Path) -> float:
-    def slow(create: Create) -> dict:
+    def slow(create: Create) -> None:
         time.sleep(0.3)
-        return builder(folder / "log")(create)
+        builder(folder / "log")(create)
 
-    return prepare(folder / "c", "set", 1, slow).arrays["numbers"].sum().item()
+    return prepare(folder / "c", "set", 1, slow)["numbers"].sum().item()
 
 
 @pytest.mark.filterwarnings("ignore:.*fork")
@@ -112,11 +110,11 @@ def test_a_read_only_data_folder_is_enough(tmp_path: Path):
             path.chmod(stat.S_IRWXU)
 
 
-def test_no_place_to_keep_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_no_room_for_prepared_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cannot keep prepared data in .*file.*--data.cache_dir DIR"):
+    with pytest.raises(OSError, match=r"cannot write to .*file.*--data.cache_dir DIR"):
         prepare(tmp_path / "file" / "c", "set", 1, builder(tmp_path / "log"))
-    monkeypatch.setattr("datamodules.cache._free", lambda folder: 100)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
     with pytest.raises(OSError, match=r"do not fit in .*--data.cache_dir DIR"):
         prepare(tmp_path / "c", "set", 1, builder(tmp_path / "log"))
     assert [path.suffix for path in (tmp_path / "c").iterdir()] == [".lock"]

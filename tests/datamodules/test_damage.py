@@ -133,5 +133,5 @@ def test_a_damaged_archive_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     content = file.read_bytes()
     for _ in range(EACH):
         file.write_bytes(mutate(content, draw))
-        with pytest.raises(RuntimeError, match=r"cifar-10-batches-py' cannot be had.*delete it"):
+        with pytest.raises(RuntimeError, match=r"cifar-10-batches-py' is damaged.*delete it"):
             CIFAR10(str(tmp_path)).load("train")

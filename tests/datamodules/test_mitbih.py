@@ -82,7 +82,7 @@ def test_what_is_annotated_and_lost_is_told(records: Any, caplog: pytest.LogCapt
         counts = (Counter(map(CLASS.get, kinds)) for kinds in ([s for _, s in beats], lost))
         total, gone = ("/".join(str(c[k]) for k in AAMI) for c in counts)
         assert f"MITBIH {name}: {total} beats annotated (N/S/V/F/Q); {gone} of them" in caplog.text
-    assert "no MLII in 102, 104: left out" in caplog.text
+    assert "MITBIH: left out, without a lead MLII: 102, 104" in caplog.text
 
 
 def test_windows_hold_the_written_samples_of_the_lead(records: Any):
@@ -262,11 +262,11 @@ def epochs(data: MITBIH, epoch: int):
         ({"val_records": [100, 101]}, r"val_records \[100\] are not in DS1"),
         ({"val_records": []}, "not none and not all"),
         ({"val_records": list(DS1)}, "not none and not all"),
-        ({"window": (-0.1, 0.5)}, "window must be two times"),
-        ({"window": (0.0, 0.001)}, "span 8 samples"),
+        ({"window": (-0.1, 0.5)}, "window must be two times >= 0"),
+        ({"window": (0.0, 0.001)}, "together hold 8 samples"),
         ({"rate": 1.0}, "rate must lie between 10 and 3600"),
         ({"test_fraction": 1.5}, "test_fraction must lie between 0 and 1"),
-        ({"protocol": "kaggle", "classes": "symbols"}, "classes must be aami"),
+        ({"protocol": "kaggle", "classes": "symbols"}, "set classes to aami"),
     ],
 )
 def test_bad_options(options: dict, message: str):
@@ -276,12 +276,12 @@ def test_bad_options(options: dict, message: str):
 
 def test_missing_files_are_named(records: Any, tmp_path: Path):
     with pytest.raises(
-        FileNotFoundError, match=r"132 of the 132 files .*100.hea.*--data.root DIR.*--data.download"
+        FileNotFoundError, match=r"132 of 132 files .*100.hea.*--data.root DIR.*--data.download"
     ):
         ready(tmp_path)
     shutil.copytree(records[0], tmp_path / "copy")
     (tmp_path / "copy" / "203.atr").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of the 132 files .*203.atr"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 132 files .*203.atr"):
         ready(tmp_path / "copy")
     with pytest.raises(FileNotFoundError, match=r"mitbih_train.csv.*--data.root DIR"):
         ready(tmp_path, protocol="kaggle")
@@ -309,7 +309,7 @@ def test_download_fetches_what_is_missing(
     data = MITBIH(str(tmp_path / "new"), download=True)
     data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     with pytest.raises(
-        RuntimeError, match=r"cannot be downloaded .*cut off.*run it again; what is there is kept"
+        RuntimeError, match=r"could not be downloaded .*cut off.*run it again; complete files are kept"
     ):
         data.prepare_data()
     data.prepare_data()
@@ -320,9 +320,9 @@ def test_download_fetches_what_is_missing(
 
 
 DAMAGE = {
-    "dat cut off": (".dat", lambda c: c[: len(c) // 2], "bytes, 100.hea says"),
-    "dat changed": (".dat", lambda c: c[:999] + bytes([c[999] ^ 5]) + c[1000:], "do not add up"),
-    "dat empty": (".dat", lambda c: b"", "bytes, 100.hea says"),
+    "dat cut off": (".dat", lambda c: c[: len(c) // 2], "bytes, but 100.hea says"),
+    "dat changed": (".dat", lambda c: c[:999] + bytes([c[999] ^ 5]) + c[1000:], "checksum"),
+    "dat empty": (".dat", lambda c: b"", "bytes, but 100.hea says"),
     "hea cut off": (".hea", lambda c: c[:9], "damaged"),
     "hea empty": (".hea", lambda c: b"", "damaged"),
     "hea rate": (".hea", lambda c: c.replace(b" 360 ", b" 250 "), "250 a second instead of 360"),
@@ -366,7 +366,7 @@ CSV_DAMAGE = {
     "column count": (lambda rows: [*rows[:3], rows[3].rsplit(",", 1)[0], *rows[4:]], "is damaged"),
     "all too short": (lambda rows: [row.split(",", 1)[1] for row in rows], "187 columns, not 187 samples and"),
     "a label out of range": (lambda rows: [*rows[:5], rows[5].rsplit(",", 1)[0] + ",5"], "row 6 has the class 5"),
-    "no number": (lambda rows: [*rows[:2], "nan" + rows[2][24:], *rows[3:]], "row 3 .*no number"),
+    "no number": (lambda rows: [*rows[:2], "nan" + rows[2][24:], *rows[3:]], "row 3 .*not a number"),
     "words": (lambda rows: ["a,b,c", *rows], "is damaged"),
 }  # fmt: skip
 

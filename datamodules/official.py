@@ -1,0 +1,98 @@
+"""What the data sets that torchvision downloads have in common."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .base import ImageDataModule, Part
+from .cache import Create, prepare, stamp
+from .images import Images, list_images
+
+
+class Official(ImageDataModule):
+    """A set of the same name in torchvision: its download, or the same images as class folders.
+
+    Args:
+        root: a folder that holds torchvision's download, or `train/<class>/*.png` and
+            `test/<class>/*.png`.
+        download: fetch what is missing of the download, unless there are class folders.
+        common: see `ImageDataModule`.
+
+    Attributes:
+        archive: of the class: the folder of the download within `root`.
+    """
+
+    archive: str
+
+    def __init__(self, root: str = "data", download: bool = False, **common: Any) -> None:
+        super().__init__(**common)
+        self.root, self.download = Path(root).expanduser(), download
+        self._files: list[Path] = []
+
+    @property
+    def in_folders(self) -> bool:
+        """Whether `root` holds folders of this set's classes."""
+        return any((self.root / "train" / name).is_dir() for name in self.class_names)
+
+    def prepare_data(self) -> None:
+        """Download what is missing, if `download` is set."""
+        if self.download and not self.in_folders:
+            self._official("train", download=True)
+        super().prepare_data()
+
+    def load(self, split: Part) -> tuple[Tensor, Tensor]:
+        """Read one part, in the form that `root` holds."""
+        labels: list[int] = []
+        if self.in_folders:
+            files, labels = list_images(self.root / split, self.class_names)
+            self._files = files if split == "test" else self._files
+        elif (self.root / self.archive).is_dir():
+            files = sorted((self.root / self.archive).iterdir())
+        else:
+            raise FileNotFoundError(
+                f"no {type(self).__name__} in {str(self.root)!r}, which should hold {self.archive}/"
+                " or train/<class>/: give the right folder with --data.root DIR, or add "
+                "--data.download true"
+            )
+
+        def build(create: Create) -> None:
+            if labels:
+                pixels = np.empty((len(files), 3, self.image_size, self.image_size), np.uint8)
+                Images(files, self.image_size).decode_into(pixels, resize=False)
+                images, targets = pixels[:, : self.in_channels], np.array(labels)
+            else:
+                images, targets = self._official(split)
+            create("images", images.shape, np.uint8)[:] = images
+            create("labels", targets.shape, np.int64)[:] = targets
+
+        name, key = f"{type(self).__name__}-{split}", stamp(self.root, files)
+        arrays = prepare(self.cache_dir, name, key, build)
+        return arrays["images"], arrays["labels"]
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """The file of an image in a class folder."""
+        return {"file": str(self._files[index].relative_to(self.root))} if self._files else {}
+
+    def _official(self, split: Part, *, download: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Images (M, C, H, W) and labels (M,) of torchvision's class."""
+        from torchvision import datasets
+
+        name, folder = type(self).__name__, str(self.root / self.archive)
+        try:
+            found = getattr(datasets, name)(str(self.root), split == "train", download=download)
+            images, labels = np.asarray(found.data), np.asarray(found.targets)
+            images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+            if len(images) != len(labels) or set(images.shape[2:]) != {self.image_size}:
+                raise ValueError(f"{len(labels)} labels of images {images.shape}")
+            if not 0 <= labels.min() <= labels.max() < self.num_classes:
+                raise ValueError(f"a label is not in the range 0 to {self.num_classes - 1}")
+        except Exception as error:
+            raise RuntimeError(
+                f"{name} could not be downloaded to {folder!r} ({error}): check the connection"
+                if download
+                else f"{name} in {folder!r} is damaged ({error}): delete it and add "
+                "--data.download true"
+            ) from error
+        return images, labels
