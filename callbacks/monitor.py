@@ -16,6 +16,7 @@ from .sites import (
     Values,
     activation_sites,
     columns,
+    compiled_parts,
     curve,
     odd_values,
     read_values,
@@ -102,7 +103,7 @@ class ActivationMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for the first time."""
         self._sites = short_names(activation_sites(pl_module))
-        self._probe = Probe(self._sites)
+        self._probe = Probe(self._sites, compiled_parts(pl_module))
         self._looked, self._drawn, self._warned = -1, -1, set[tuple[str, str]]()
         self._health: dict[str, dict[str, float]] = {}
         self._every, self._epoch = self._interval(trainer), trainer.current_epoch

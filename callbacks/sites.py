@@ -1,12 +1,12 @@
 """The activations of a network: which they are, their values, and what flows through them."""
 
+import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from activations import Activation, Fade, Scheduled, is_activation
 
@@ -16,7 +16,6 @@ Values = dict[str, dict[str, Tensor]]  # site -> parameter -> (channels, terms),
 SAMPLES, ELEMENTS = 16, 2**14  # how much of a batch is looked at
 GROWTH = 1000.0
 FLAT = 0.01  # a slope below it counts as saturated
-HEALTH = ("zeros", "saturated", "in_mean", "in_std", "out_mean", "out_std")
 
 
 def activation_sites(model: nn.Module) -> dict[str, nn.Module]:
@@ -28,7 +27,7 @@ def activation_sites(model: nn.Module) -> dict[str, nn.Module]:
     sites: dict[str, nn.Module] = {}
     inside = "\0"
     for name, module in model.named_modules():
-        if not name.startswith(inside) and _is_site(module):
+        if not name.startswith(inside) and (is_activation(module) or _values(module)):
             sites[name] = module
             inside = f"{name}." if name else ""
     return sites
@@ -40,22 +39,10 @@ def short_names(named: Mapping[str, Named]) -> dict[str, Named]:
     return short if len(short) == len(named) else dict(named)
 
 
-def _is_site(module: nn.Module) -> bool:
-    scheduled = isinstance(module, Scheduled) and bool(_schedule(module))
-    return isinstance(module, Activation) or scheduled or is_activation(module)
-
-
-def _schedule(module: nn.Module) -> dict[str, Tensor]:
-    return {name: b for name, b in module.named_buffers(recurse=False) if b.dim() == 0}
-
-
 def read_values(sites: dict[str, nn.Module]) -> Values:
     """Every learned and scheduled value of `sites` and of their members, in one transfer."""
-    found: dict[str, dict[str, Tensor]] = {}
-    for site, outer in sites.items():
-        for name, module in outer.named_modules():
-            if values := _values(module):
-                found[_joined(site, name)] = values
+    parts = ((_joined(s, name), m) for s, site in sites.items() for name, m in site.named_modules())
+    found = {name: values for name, module in parts if (values := _values(module))}
     flat = [value.flatten().float() for values in found.values() for value in values.values()]
     numbers = torch.cat(flat).cpu() if flat else torch.empty(0)
     read = iter(numbers.split([len(part) for part in flat]))
@@ -70,13 +57,12 @@ def _values(module: nn.Module) -> dict[str, Tensor]:
         return module.shape_values()
     if isinstance(module, nn.PReLU):
         return {"weight": module.weight.detach().view(-1, 1)}
-    if isinstance(module, Scheduled):
-        return {name: value.view(1, 1) for name, value in _schedule(module).items()}
-    return {}
+    buffers = module.named_buffers(recurse=False) if isinstance(module, Scheduled) else ()
+    return {name: value.view(1, 1) for name, value in buffers if value.dim() == 0}
 
 
 def _joined(site: str, name: str) -> str:
-    """The name of a part of a site; the site itself has the name ""."""
+    """The name of a part of a site; the site itself is the part ""."""
     return f"{site}.{name}".strip(".")
 
 
@@ -102,96 +88,86 @@ def odd_values(first: Values, last: Values) -> Iterator[tuple[str, str, str]]:
                 yield site, name, f"a lower --model.activation_lr_scale may help: {grown}"
 
 
-class _Function(nn.Module):
-    """The elementwise function of a site, without hooks; of LSLU, ahead of its convolution."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        module = self.module
-        if isinstance(module, Fade):
-            old, new = _Function(module.old)(x), _Function(module.new)(x)
-            return torch.lerp(old, new, module.progress.to(x.dtype))
-        if isinstance(module, Activation):
-            return module.function(x)
-        dtype = next(module.parameters(), x).dtype
-        return module.forward(x.to(dtype, copy=True)).to(x.dtype)
+def detached(module: nn.Module) -> nn.Module:
+    """A copy in evaluation mode; calling it cannot disturb the network."""
+    copied = {id(part) for part in (*module.modules(), *module.parameters(), *module.buffers())}
+    values = [value for part in module.modules() for value in vars(part).values()]
+    values += [each for value in values if isinstance(value, dict) for each in value.values()]
+    # results of the forward pass cannot be copied, and hooks may belong to anything
+    shared = {id(v): v for v in values if id(v) not in copied and not isinstance(v, dict)}
+    return copy.deepcopy(module, shared).eval()
 
 
 @torch.no_grad()
-def evaluate(
-    module: nn.Module,
-    x: Tensor,
-    values: Mapping[str, Tensor] | None = None,
-    channel_dim: int | None = None,
-) -> Tensor:
-    """The elementwise function of a site at `x`, in evaluation mode; the site stays as it is.
-
-    Args:
-        module: the site.
-        x: the inputs.
-        values: name -> value of parameters and buffers that differ from the present ones.
-        channel_dim: axis of the channels of `x`, if it is not the module's.
-    """
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers()), **(values or {})}
-    copies = {f"module.{name}": t.detach().to(x.device, copy=True) for name, t in tensors.items()}
-    before = [(part, dict(vars(part))) for part in module.modules()]
-    try:
-        module.eval()
-        for part in module.modules():
-            if channel_dim is not None and hasattr(part, "channel_dim"):
-                cast(Any, part).channel_dim = channel_dim
-        return functional_call(_Function(module), copies, (x,))
-    finally:
-        for part, attributes in before:
-            vars(part).clear()
-            vars(part).update(attributes)
+def function(module: nn.Module, x: Tensor) -> Tensor:
+    """The elementwise function of a site; that of LSLU is the part ahead of its convolution."""
+    if isinstance(module, Fade):
+        old, new = function(module.old, x), function(module.new, x)
+        return torch.lerp(old, new, module.progress.to(x.dtype))
+    if isinstance(module, Activation):
+        return module.function(x)
+    dtype = next(module.parameters(), x).dtype
+    return module.forward(x.to(dtype, copy=True)).to(x.dtype)
 
 
 def curve(site: str, module: nn.Module, grid: Tensor, shape: Values) -> Tensor:
     """The function of a site on `grid`, (points, channels), with the values in `shape`."""
-    values = {
-        f"{name}.{parameter}".strip("."): value.view_as(getattr(part, parameter))
-        for name, part in module.named_modules()
-        for parameter, value in shape.get(_joined(site, name), {}).items()
-    }
-    x = grid[:, None].repeat(1, channels_of(module))
-    return evaluate(module, x, values, channel_dim=1).float()
+    twin = detached(module).cpu()
+    for name, part in twin.named_modules():
+        for parameter, value in shape.get(_joined(site, name), {}).items():
+            tensor = getattr(part, parameter)
+            tensor.data.copy_(value.view_as(tensor))
+        if hasattr(part, "channel_dim"):
+            cast(Any, part).channel_dim = 1
+    return function(twin, grid[:, None].repeat(1, _channels(module))).float()
 
 
 def has_curve(module: nn.Module) -> bool:
     """Whether a site computes each element from one number; a class of the user's may not."""
     try:
-        return curve("", module, torch.zeros(3), {}).shape == (3, channels_of(module))
+        return curve("", module, torch.zeros(3), {}).shape == (3, _channels(module))
     except Exception:
         return False
 
 
-def channels_of(module: nn.Module) -> int:
-    """The number of functions at a site."""
+def _channels(module: nn.Module) -> int:
     return max(getattr(module, "num_parameters", 1), 1)
+
+
+def compiled_parts(model: nn.Module) -> set[nn.Module]:
+    """The modules of `model` to which torch.compile was applied, and all modules inside them."""
+    sample = nn.Identity()
+    try:
+        wrapper = type(torch.compile(sample))
+        sample.compile()
+    except RuntimeError:  # torch cannot compile on this platform
+        return set()
+    marks = vars(sample).keys() - vars(nn.Identity()).keys()
+    compiled = (m for m in model.modules() if type(m) is wrapper or marks & vars(m).keys())
+    return {part for module in compiled for part in module.modules()}
 
 
 class Probe:
     """Reads a training step: what flows into each site and out of it, and the gradients there.
 
     Of each batch 16 samples and about 16,000 elements are looked at, on the device; nothing is
-    transferred before :meth:`read`. Compiled code is left alone: nothing is seen in it.
+    transferred before :meth:`read`. In compiled code only gradients can be read.
 
     Args:
         sites: name -> module.
+        compiled: modules that are left without hooks, since a change of hooks compiles them anew.
 
     Attributes:
+        watching: whether the present step is looked at.
         drawn: name -> module, of the sites that have an elementwise function.
         inputs: name -> the elements that flowed in at the last step that was watched.
     """
 
-    def __init__(self, sites: dict[str, nn.Module]) -> None:
-        self.sites = sites
+    def __init__(self, sites: dict[str, nn.Module], compiled: Container[nn.Module] = ()) -> None:
+        self.sites, self.watching = sites, False
         self.drawn = {name: module for name, module in sites.items() if has_curve(module)}
         self.inputs: dict[str, Tensor] = {}
+        self._visible = {n: module for n, module in sites.items() if module not in compiled}
         self._handles: list[Any] = []
         self._health: dict[str, list[Tensor]] = {}
         self._gradients: dict[tuple[str, str], list[Tensor]] = {}
@@ -199,7 +175,8 @@ class Probe:
     def watch(self) -> None:
         """Look at every forward pass until :meth:`leave`."""
         self.leave()
-        for name, module in self.sites.items():
+        self.watching = True
+        for name, module in self._visible.items():
             # ahead of the call too, which may work in place
             into = module.register_forward_pre_hook(self._before(name), with_kwargs=True)
             self._handles += [into, module.register_forward_hook(self._after(name))]
@@ -208,12 +185,7 @@ class Probe:
         """Stop looking."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
-
-    @property
-    def watching(self) -> bool:
-        """Whether forward passes are looked at."""
-        return bool(self._handles)
+        self._handles, self.watching = [], False
 
     def _before(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -231,12 +203,11 @@ class Probe:
             if torch.compiler.is_compiling():
                 return
             x = self.inputs.get(name)
-            if module is not self.sites[name] or x is None or not isinstance(output, Tensor):
-                return
-            y = _sample(output, getattr(module, "channel_dim", 1))
-            shares = _zeros_and_saturated(self.drawn.get(name), x, y)
-            moments = (x.mean(), x.var(correction=0), y.mean(), y.var(correction=0))
-            self._health.setdefault(name, []).append(torch.stack([*shares, *moments]))
+            if module is self.sites[name] and x is not None and isinstance(output, Tensor):
+                y = _sample(output, getattr(module, "channel_dim", 1))
+                shares = zeros_and_saturated(self.drawn.get(name), x, y)
+                moments = (x.mean(), x.var(correction=0), y.mean(), y.var(correction=0))
+                self._health.setdefault(name, []).append(torch.stack([*shares, *moments]))
 
         return hook
 
@@ -245,24 +216,29 @@ class Probe:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for site, outer in self.sites.items():
             for name, module in outer.named_modules():
-                if isinstance(module, Activation | nn.PReLU):
-                    for parameter, value in module.named_parameters(recurse=False):
-                        if value.grad is not None and id(value) in held:
-                            key = (_joined(site, name), f"grad_{parameter}")
-                            norm = value.grad.detach().float().norm()
-                            self._gradients.setdefault(key, []).append(norm)
+                for parameter in _values(module):
+                    value = getattr(module, parameter)
+                    if value.grad is not None and id(value) in held:
+                        key = (_joined(site, name), f"grad_{parameter}")
+                        norm = value.grad.detach().float().norm()
+                        self._gradients.setdefault(key, []).append(norm)
 
     def read(self) -> dict[str, dict[str, float]]:
-        """Means since the last call: site -> quantity -> value; see `HEALTH`."""
+        """Means since the last call: site -> quantity -> value."""
         found: dict[str, dict[str, float]] = {}
         for name, rows in self._health.items():
             table = torch.stack(rows).cpu().double()
             zeros, saturated, x, x_var, y, y_var = table.mean(0).tolist()
             # the variance within the batches, plus that of the batches' means
             x_between, y_between = table[:, [2, 4]].var(0, correction=0).tolist()
-            stds = math.sqrt(x_var + x_between), math.sqrt(y_var + y_between)
-            numbers = (zeros, saturated, x, stds[0], y, stds[1])
-            found[name] = dict(zip(HEALTH, numbers, strict=True))
+            found[name] = {
+                "zeros": zeros,
+                "saturated": saturated,
+                "in_mean": x,
+                "in_std": math.sqrt(x_var + x_between),
+                "out_mean": y,
+                "out_std": math.sqrt(y_var + y_between),
+            }
         for (site, name), norms in self._gradients.items():
             found.setdefault(site, {})[name] = torch.stack(norms).mean().item()
         self._health, self._gradients = {}, {}
@@ -278,11 +254,11 @@ def _sample(x: Tensor, channel_dim: int) -> Tensor:
     return x[tuple(every)].float().clone()
 
 
-def _zeros_and_saturated(module: nn.Module | None, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of zeros, and share of the other values where the slope is below FLAT."""
+def zeros_and_saturated(module: nn.Module | None, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The share of zeros, and the share of other values where the slope is below `FLAT`."""
     if module is None:
         return (y == 0).float().mean(), y.new_full((), math.nan)
-    zero = evaluate(module, x) == 0  # y may be mixed by LSLU's convolution
-    step = 1e-3 * (1 + x.abs())
-    slope = (evaluate(module, x + step) - evaluate(module, x - step)) / (2 * step)
+    twin, step = detached(module), 1e-3 * (1 + x.abs())
+    zero = function(twin, x) == 0  # y may be mixed by LSLU's convolution
+    slope = (function(twin, x + step) - function(twin, x - step)) / (2 * step)
     return zero.float().mean(), ((slope.abs() < FLAT) & ~zero).float().mean()

@@ -27,7 +27,7 @@ from activations import (
 from callbacks import ActivationMonitor, run_summary
 from callbacks.figures import grid
 from callbacks.record import Record, Row, read, thinned
-from callbacks.sites import Probe, activation_sites, curve, evaluate, read_values
+from callbacks.sites import Probe, activation_sites, curve, function, read_values
 from models import Classifier, build_backbone
 from tests.data import Tiny
 from tests.trainings import classifier as fast_classifier
@@ -496,17 +496,17 @@ def test_sites_and_their_functions():
     }  # fmt: skip
     x = torch.linspace(-2, 2, 9)
     faded = 0.75 * x.relu() + 0.25 * x.clamp(0, 0.5)
-    torch.testing.assert_close(evaluate(net["fade"], x), faded)
+    torch.testing.assert_close(function(net["fade"], x), faded)
     y = x
     for _ in range(3):
         y = 1.3 * y.relu() + 0.2
-    torch.testing.assert_close(evaluate(net["series"], x), y.relu())
+    torch.testing.assert_close(function(net["series"], x), y.relu())
     # an earlier shape is drawn with earlier values, and the network stays as it is
     values["fade"]["progress"].fill_(1.0)
     values["fade.new"]["n"].fill_(0.3)
     drawn = curve("fade", net["fade"], x, values)
     torch.testing.assert_close(drawn[:, 0], x.clamp(0, 0.3))
-    torch.testing.assert_close(evaluate(net["fade"], x), faded)
+    torch.testing.assert_close(function(net["fade"], x), faded)
 
 
 def test_a_class_that_takes_more_than_numbers_is_left_undrawn(tmp_path: Path):
