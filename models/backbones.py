@@ -1,7 +1,8 @@
 """A classification network by name: ours, timm's or torchvision's."""
 
 import difflib
-import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,15 +10,15 @@ from torch import Tensor, nn
 
 from activations.swap.trace import run
 
-from .conv1d import to_1d
+from .conv1d import arguments_of, to_1d
 from .resnet import CifarResNet
 from .vanillanet import VanillaNet
 from .weights import load_weights, read_weights
 
-OURS = (
-    *(f"resnet{depth}" for depth in (8, 14, 20, 26, 32, 44, 56)),
-    *(f"vanillanet{depth}" for depth in range(5, 14)),
-)
+OURS: dict[str, Callable[..., nn.Module]] = {
+    **{f"resnet{depth}": partial(CifarResNet, depth) for depth in (8, 14, 20, 26, 32, 44, 56)},
+    **{f"vanillanet{depth}": partial(VanillaNet, depth) for depth in range(5, 14)},
+}
 Stem = Literal["auto", "small", "imagenet"]
 
 
@@ -37,15 +38,15 @@ def build_backbone(
 
     Args:
         name: `resnet8` to `resnet56` (He et al.'s for CIFAR) and `vanillanet5` to `vanillanet13`
-            are ours; any other name is timm's, else torchvision's. `timm/resnet26` or
-            `torchvision/resnet18` says which where several have it.
+            are ours. Any other name is looked up in timm, then in torchvision. `timm/resnet26` or
+            `torchvision/resnet18` chooses the library, if several have a network of this name.
         num_classes: size of the output.
         in_channels: channels of the input; pretrained weights are adapted to it.
         dims: 2 for images; 1 makes the 1-D twin of a ResNet, for signals (:func:`models.to_1d`).
-        stem: `small` makes the first convolution of a ResNet 3x3 with stride 1 and drops the
-            pooling after it, and likewise for a VanillaNet; `imagenet` keeps what the library
-            built; `auto` is small for inputs up to 64 pixels, unless the network is pretrained.
-        pretrained: load the library's weights, from its server.
+        stem: `small` makes the first convolution of a ResNet 3x3 with stride 1 and removes the
+            pooling after it; a VanillaNet gets a similar stem. `imagenet` keeps what the library
+            built. `auto` is small for inputs up to 64 pixels, unless the network is pretrained.
+        pretrained: download the library's weights and load them.
         checkpoint_path: load weights from a file; see `models.read_weights`.
         image_size: side of the images in pixels, or length of the signals.
         kwargs: further arguments of the network's constructor.
@@ -53,34 +54,27 @@ def build_backbone(
     Raises:
         ValueError: the name is unknown, the network has no small stem or no 1-D twin, does not take
             an argument, or the weights do not fit.
-        FileNotFoundError: no file at `checkpoint_path`.
+        FileNotFoundError: there is no file at `checkpoint_path`.
     """
-    library, _, model = name.rpartition("/")
-    if library not in ("", "timm", "torchvision"):
-        raise ValueError(f"backbone {name!r}: the library is timm or torchvision, not {library!r}")
     if pretrained and checkpoint_path:
         raise ValueError("give pretrained or checkpoint_path, not both")
     if stem not in Stem.__args__:
         raise ValueError(f"stem must be auto, small or imagenet, got {stem!r}")
     if dims not in (1, 2):
         raise ValueError(f"dims must be 1 (signals) or 2 (images), got {dims!r}")
-    stem = "imagenet" if stem == "auto" and pretrained else stem
-    small = stem == "small" or (stem == "auto" and image_size <= 64)
+    small = stem == "small" or (stem == "auto" and image_size <= 64 and not pretrained)
     state = read_weights(checkpoint_path) if checkpoint_path else None
     try:
-        network = None if library else _ours(model, num_classes, in_channels, small, kwargs)
-        if network is not None and pretrained:
-            raise ValueError(f"{name} has no pretrained weights; a timm or torchvision network has")
-        if network is None:
-            if library != "torchvision":
-                network = _timm(model, num_classes, in_channels, image_size, pretrained, kwargs)
-            if network is None and library != "timm":
-                network = _torchvision(model, num_classes, in_channels, pretrained, kwargs)
-            if network is None:
-                nearest = ", ".join(_nearest(model))
-                raise ValueError(f"unknown backbone {name!r}; the nearest: {nearest}")
+        if name not in OURS:
+            network = _from_library(name, num_classes, in_channels, image_size, pretrained, kwargs)
             if small:
                 _small_stem(network, name, must=stem == "small")
+        elif pretrained:
+            raise ValueError(f"{name} has no pretrained weights; a timm or torchvision network has")
+        else:
+            if name.startswith("vanillanet"):
+                kwargs = {"stem": "small" if small else "imagenet", **kwargs}
+            network = OURS[name](num_classes=num_classes, in_channels=in_channels, **kwargs)
     except TypeError as error:
         raise ValueError(f"{name} does not take {kwargs} (backbone_kwargs): {error}") from error
     if dims == 1:
@@ -91,117 +85,81 @@ def build_backbone(
 
 
 def check_input(network: nn.Module, example: Tensor) -> None:
-    """ValueError where `network` does not take a batch like `example`."""
-    for meta in (True, False):
+    """Raise ValueError if `network` does not take a batch like `example`."""
+    failure = None
+    for meta in (True, False):  # without numbers first, which is quick; some networks need them
         try:
             run(network, example, frozenset(), meta=meta, training=False)
         except Exception as error:
-            if not meta:
-                raise ValueError(
-                    f"{type(network).__name__} does not take an input of shape "
-                    f"{tuple(example.shape)}: {error}. Choose a larger data.image_size, "
-                    "stem: small, or another backbone"
-                ) from error
+            failure = error
         else:
             return
+    raise ValueError(
+        f"{type(network).__name__} does not take an input of shape {tuple(example.shape)}: "
+        f"{failure}. Choose a larger data.image_size, stem: small, or another backbone"
+    ) from failure
 
 
-def _ours(
-    name: str, num_classes: int, in_channels: int, small: bool, kwargs: dict[str, Any]
-) -> nn.Module | None:
-    if name not in OURS:
-        return None
-    kind, depth = re.fullmatch(r"([a-z]+)(\d+)", name).groups()  # pyright: ignore[reportOptionalMemberAccess]
-    if kind == "resnet":
-        return CifarResNet(int(depth), num_classes, in_channels, **kwargs)
-    stem = "small" if small else "imagenet"
-    return VanillaNet(int(depth), num_classes, in_channels, stem=stem, **kwargs)
-
-
-def _timm(
-    name: str,
-    num_classes: int,
-    in_channels: int,
-    image_size: int,
-    pretrained: bool,
-    kwargs: dict[str, Any],
-) -> nn.Module | None:
+def _from_library(
+    name: str, classes: int, channels: int, side: int, pretrained: bool, kwargs: dict[str, Any]
+) -> nn.Module:
     import timm
-
-    if not timm.is_model(name):
-        return None
-    cfg = timm.get_pretrained_cfg(name)
-    if cfg is not None and cfg.fixed_input_size:  # transformers: position embeddings, windows
-        kwargs = {"img_size": image_size, **kwargs}
-    options = {"num_classes": num_classes, "in_chans": in_channels, **kwargs}
-    if not pretrained:
-        return timm.create_model(name, **options)
-    try:
-        return timm.create_model(name, pretrained=True, **options)
-    except Exception as error:
-        raise _no_weights(name, error) from error
-
-
-def _torchvision(
-    name: str, num_classes: int, in_channels: int, pretrained: bool, kwargs: dict[str, Any]
-) -> nn.Module | None:
     from torchvision import models
 
-    if name not in models.list_models(module=models):
-        return None
-    with_auxiliary_heads = name in ("googlenet", "inception_v3")
-    extra = {"aux_logits": False, "init_weights": not pretrained} if with_auxiliary_heads else {}
-    network = models.get_model(name, num_classes=num_classes, **{**extra, **kwargs})
-    if in_channels != 3:
+    library, _, model = name.rpartition("/")
+    if library not in ("", "timm", "torchvision"):
+        raise ValueError(f"backbone {name!r}: the library is timm or torchvision, not {library!r}")
+    of_torchvision = models.list_models(module=models)
+    in_timm = library != "torchvision" and timm.is_model(model)
+    if not in_timm and (library == "timm" or model not in of_torchvision):
+        known = list(dict.fromkeys([*OURS, *timm.list_models(), *of_torchvision]))
+        near = difflib.get_close_matches(model, known, n=5)
+        near = near or [other for other in known if other.startswith(model[:3])][:5]
+        near = ", ".join(near or ["resnet20", "resnet18", "convnext_tiny"])
+        raise ValueError(f"unknown backbone {name!r}; the nearest: {near}")
+    state = None
+    try:
+        if in_timm:
+            cfg = timm.get_pretrained_cfg(model)
+            if cfg is not None and cfg.fixed_input_size:  # position embeddings, windows
+                kwargs = {"img_size": side, **kwargs}
+            options = {"num_classes": classes, "in_chans": channels, **kwargs}
+            return timm.create_model(model, pretrained, **options)
+        if pretrained:
+            state = models.get_model_weights(model)["DEFAULT"].get_state_dict(check_hash=True)
+    except Exception as error:
+        if not pretrained or isinstance(error, TypeError):
+            raise
+        raise ValueError(
+            f"cannot get pretrained weights of {name} ({type(error).__name__}: {error}); "
+            "without internet access give a file, --model.checkpoint_path"
+        ) from error
+    if model in ("googlenet", "inception_v3"):  # their forward pass gives one output
+        kwargs = {"aux_logits": False, "init_weights": not pretrained, **kwargs}
+    network = models.get_model(model, num_classes=classes, **kwargs)
+    if channels != 3:
         first = next(n for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
-        _replace_conv(network, first, in_channels=in_channels)
-    if pretrained:
-        try:
-            state = models.get_model_weights(name)["DEFAULT"].get_state_dict(check_hash=True)
-        except Exception as error:
-            raise _no_weights(name, error) from error
+        _replace_conv(network, first, in_channels=channels)
+    if state is not None:
         state = {n: value for n, value in state.items() if "aux" not in n.lower()}
         load_weights(network, state, source=f"{name}'s pretrained weights")
     return network
 
 
-def _no_weights(name: str, error: Exception) -> ValueError:
-    return ValueError(
-        f"cannot get pretrained weights of {name} ({type(error).__name__}: {error}); "
-        "without a network give a file, --model.checkpoint_path"
-    )
-
-
 def _small_stem(network: nn.Module, name: str, *, must: bool) -> None:
     conv, pool = getattr(network, "conv1", None), getattr(network, "maxpool", None)
-    if not isinstance(conv, nn.Conv2d | nn.Sequential) or not isinstance(pool, nn.Module):
-        if must:
-            raise ValueError(
-                f"backbone {name!r} has no small stem, only ResNets and VanillaNets: use imagenet"
-            )
-        return
-    first = "conv1" if isinstance(conv, nn.Conv2d) else "conv1.0"
-    _replace_conv(network, first, kernel_size=3, stride=1, padding=1)
-    network.maxpool = nn.Identity()
+    if isinstance(conv, nn.Conv2d | nn.Sequential) and isinstance(pool, nn.Module):
+        first = "conv1" if isinstance(conv, nn.Conv2d) else "conv1.0"
+        _replace_conv(network, first, kernel_size=3, stride=1, padding=1)
+        network.maxpool = nn.Identity()
+    elif must:
+        raise ValueError(
+            f"backbone {name!r} has no small stem, only ResNets and VanillaNets: use imagenet"
+        )
 
 
 def _replace_conv(network: nn.Module, name: str, **changes: int) -> None:
-    old = network.get_submodule(name)
-    assert isinstance(old, nn.Conv2d)
-    same = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-    arguments: dict[str, Any] = {key: getattr(old, key) for key in same} | changes
-    conv = nn.Conv2d(**arguments, bias=old.bias is not None)
+    arguments: dict[str, Any] = arguments_of(network.get_submodule(name), nn.Conv2d) | changes
+    conv = nn.Conv2d(**arguments)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    owner, _, attribute = name.rpartition(".")
-    setattr(network.get_submodule(owner), attribute, conv)
-
-
-def _nearest(name: str) -> list[str]:
-    import timm
-    from torchvision import models
-
-    known = [*OURS, *timm.list_models(), *models.list_models(module=models)]
-    close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
-    family = re.match(r"[a-z]+", name)
-    alike = [other for other in known if family and other.startswith(family[0])][:5]
-    return list(dict.fromkeys(close or alike)) or [*OURS[:3], "resnet18", "convnext_tiny"]
+    network.set_submodule(name, conv)

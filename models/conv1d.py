@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
@@ -18,23 +19,16 @@ SIDE = 256  # of the images and signals on which a network and its twin are comp
 def to_1d(network: nn.Module) -> nn.Module:
     """The 1-D twin of a network for images, which takes (N, C, L) instead of (N, C, H, W).
 
-    It works for any ResNet of timm, torchvision or ours, and for any other network that is made of
-    the layers in `TWINS` and `AS_THEY_ARE`, of elementwise activations, and of classes whose
-    attribute `elementwise` is True. The twin is a copy. Its parameters and modules keep their
-    names, modes and hooks; what was shared stays shared.
+    It works for any ResNet of timm, torchvision or ours, and for other networks that are made of
+    elementwise activations, of the layers in `TWINS` and `AS_THEY_ARE`, and of classes whose
+    attribute `elementwise` is True. The twin is a copy; names, modes, hooks and sharing are kept.
 
     The length takes the role of the image width: kernel sizes, strides, paddings and dilations are
     those of the width axis. A weight (out, in, k_h, k_w) becomes (out, in, k_w), its middle row:
     with the usual padding of k_h // 2, an image of height 1 meets no other row. So the twin equals
-    the network on images of height 1, in its values and in training, if the network accepts such
-    images. There are two exceptions:
-
-    - AvgPool2d with padding and `count_include_pad` also counts the rows of the padding; the twin
-      does not.
-    - timm's BlurPool2d blurs along the length only.
-
-    In a twin of random weights each output sums k_h times fewer numbers than the initialisation
-    was made for; the normalisation after the convolution corrects the scale.
+    the network on images of height 1, in values and in training, with two exceptions: AvgPool2d
+    with `count_include_pad` also counts the rows of its padding, and timm's BlurPool2d also blurs
+    along the height.
 
     Args:
         network: the network for images; it is not changed.
@@ -106,15 +100,12 @@ class BlurPool1d(nn.Module):
         return F.conv1d(x, kernel, stride=self.stride, groups=channels)
 
 
+_BY_RANK = (
+    *("Conv", "BatchNorm", "InstanceNorm", "Dropout"),
+    *("MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool"),
+)
 TWINS: dict[str, type[nn.Module]] = {
-    "torch.Conv2d": nn.Conv1d,
-    "torch.BatchNorm2d": nn.BatchNorm1d,
-    "torch.InstanceNorm2d": nn.InstanceNorm1d,
-    "torch.Dropout2d": nn.Dropout1d,
-    "torch.MaxPool2d": nn.MaxPool1d,
-    "torch.AvgPool2d": nn.AvgPool1d,
-    "torch.AdaptiveAvgPool2d": nn.AdaptiveAvgPool1d,
-    "torch.AdaptiveMaxPool2d": nn.AdaptiveMaxPool1d,
+    **{f"torch.{name}2d": getattr(nn, f"{name}1d") for name in _BY_RANK},
     "timm.BatchNormAct2d": BatchNormAct1d,
     "timm.SEModule": SqueezeExcite1d,
     "timm.EffectiveSEModule": SqueezeExcite1d,
@@ -148,20 +139,24 @@ def _convert(path: str, module: nn.Module) -> nn.Module:
         or getattr(module, "elementwise", False)
         or list(module.children())
     ):
-        why = "its type is not known to have one. A class that takes any shape can say so by an"
-        raise _no_twin(path, module, f"{why} attribute elementwise = True")
+        why = "its type is not known to have one; if it takes any shape, give it elementwise = True"
+        raise _no_twin(path, module, why)
     return module
+
+
+def arguments_of(layer: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:
+    """The arguments with which `kind` makes a layer like `layer`, read from its attributes."""
+    known = [name for name in inspect.signature(kind).parameters if hasattr(layer, name)]
+    arguments = {name: getattr(layer, name) for name in known}
+    return arguments | {"bias": layer.bias is not None} if "bias" in arguments else arguments
 
 
 def _rebuild(old: nn.Module, kind: type[nn.Module]) -> nn.Module:
     """A `kind` with the arguments of `old` for the width axis, and with all else that it holds."""
-    arguments = {}
-    for name in inspect.signature(kind).parameters:
-        if hasattr(old, name):
-            value = getattr(old, name)
-            arguments[name] = value[-1:] if isinstance(value, tuple) else value
-    if "bias" in arguments:
-        arguments["bias"] = arguments["bias"] is not None
+    arguments = {
+        name: value[-1:] if isinstance(value, tuple) else value
+        for name, value in arguments_of(old, kind).items()
+    }
     with torch.device("meta"):  # no random numbers are drawn
         new = kind(**arguments)
     every_module = vars(nn.Module())  # parameters, buffers, submodules, hooks, mode
@@ -198,7 +193,8 @@ def _compare(network: nn.Module, twin: nn.Module) -> None:
     for entry, other in zip_longest(expected, found):
         if entry != other:
             path, what, shapes = entry
-            why = f"{what} {other[2]}, not {shapes}" if other else error
+            why = f"{path} {what} {other[2]}, not {shapes}" if other else error
+            path = path if what == "gives" else path.rpartition(".")[0]  # the module that calls it
             where = network.get_submodule(path)
             raise _no_twin(path, where, f"its forward pass is for images only: {why}") from error
 
@@ -207,10 +203,9 @@ def _compare(network: nn.Module, twin: nn.Module) -> None:
 def _trace(
     network: nn.Module, x: Tensor, *, drop_height: bool
 ) -> tuple[list[tuple[str, str, Any]], Exception | None]:
-    """The shapes of the inputs and outputs of all modules, and the error that ended the pass.
-
-    Each entry starts with the module whose code is responsible: for an input, the calling module.
-    """
+    """The shapes of the inputs and outputs of all modules, and the error that ended the pass."""
+    hollow = copy.deepcopy(network).to("meta").train()
+    entries: list[tuple[str, str, Any]] = []
 
     def shapes(value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -218,21 +213,13 @@ def _trace(
             return shape[:2] + shape[3:] if drop_height and len(shape) == 4 else shape
         return [shapes(item) for item in value] if isinstance(value, list | tuple) else None
 
-    hollow = copy.deepcopy(network).to("meta").train()
-    entries: list[tuple[str, str, Any]] = []
-    running = [""]
-
-    def enter(path: str, args: Any) -> None:
-        entries.append((running[-1], f"{path} takes", shapes(args)))
-        running.append(path)
-
-    def leave(path: str, output: Any) -> None:
-        entries.append((running.pop(), f"{path or 'the network'} gives", shapes(output)))
+    def note(path: str, module: nn.Module, inputs: Any, *outputs: Any) -> None:
+        what = "gives" if outputs else "takes"
+        entries.append((path, what, shapes(outputs or inputs)))
 
     for path, module in hollow.named_modules():
-        if path:
-            module.register_forward_pre_hook(lambda m, args, path=path: enter(path, args))
-        module.register_forward_hook(lambda m, args, y, path=path: leave(path, y))
+        module.register_forward_pre_hook(partial(note, path))
+        module.register_forward_hook(partial(note, path))
     try:
         hollow(x)
     except Exception as error:

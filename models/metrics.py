@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -10,8 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassF1Score
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from activations.picture import new_figure, save_figure
 
 
 def classification_metrics(num_classes: int) -> MetricCollection:
@@ -19,18 +18,18 @@ def classification_metrics(num_classes: int) -> MetricCollection:
     metrics: dict[str, Metric | MetricCollection] = {
         "acc": MulticlassAccuracy(num_classes, average="micro"),
         "f1": MulticlassF1Score(num_classes, average="macro"),
-        # exact for small problems; beyond, 200 thresholds instead of every score in memory
+        # exact for up to 100 classes; above, with 200 thresholds, all scores need not be kept
         "auroc": MulticlassAUROC(num_classes, thresholds=None if num_classes <= 100 else 200),
     }
     if num_classes >= 10:
         metrics["acc_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
-    # each with counts of its own: torchmetrics joins those that agree after the first batch, as
-    # top-5 and F1 do on a batch of a single class, and goes on with the wrong ones
+    # With compute groups, metrics that agree after the first batch would share their counts from
+    # then on. Top-5 accuracy and F1 agree on a batch of one class and differ later.
     return MetricCollection(metrics, compute_groups=False)
 
 
 def class_measures(matrix: Tensor) -> dict[str, Tensor]:
-    """Sensitivity, positive predictivity and F1 of each class; NaN where there is nothing to count.
+    """Sensitivity, positive predictivity and F1 of each class; NaN if there is nothing to count.
 
     Args:
         matrix: (C, C) counts, a row for each true class, a column for each predicted one.
@@ -43,40 +42,39 @@ def class_measures(matrix: Tensor) -> dict[str, Tensor]:
     }
 
 
-def draw_confusion(path: Path, matrix: Tensor, names: Sequence[str]) -> "Figure":
-    """Draw the counts, coloured by their share of the true class, into a PNG.
+def draw_confusion(path: Path, matrix: Tensor, names: Sequence[str]) -> Any:
+    """Draw the counts as a PNG, coloured by their share of the true class; return the figure.
 
     Args:
         path: the PNG; it appears when it is complete.
         matrix: (C, C) counts, a row for each true class.
         names: of the classes.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     shares = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
     side = 2.2 + 0.55 * len(names)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(side + 0.8, side, dpi=110, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares.tolist(), cmap="Blues", vmin=0, vmax=1)
-    for row, column in ((r, c) for r in range(len(names)) for c in range(len(names))):
-        color = "white" if shares[row, column] > 0.6 else "black"
-        text = str(int(matrix[row, column]))
-        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
+    for row, counts in enumerate(matrix.int().tolist()):
+        for column, count in enumerate(counts):
+            color = "white" if shares[row, column] > 0.6 else "black"
+            axes.text(column, row, count, ha="center", va="center", color=color, fontsize=8)
     turned = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 3 else {}
     axes.set_xticks(range(len(names)), names, **turned)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted", ylabel="true")
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-    unfinished = path.with_suffix(".part")
-    figure.savefig(unfinished, dpi=110, format="png")
-    unfinished.replace(path)
+    save_figure(figure, path)
     return figure
 
 
 def log_classes(module: LightningModule, matrix: Tensor) -> None:
-    """Log what a test's confusion matrix says of each class, and draw it beside the logs."""
+    """Log the measures of each class, and draw the confusion matrix into the run's folder.
+
+    Args:
+        module: what was tested; it logs.
+        matrix: (C, C) counts, a row for each true class.
+    """
     trainer = module.trainer
     datamodule = getattr(trainer, "datamodule", None)
     names = getattr(datamodule, "class_names", tuple(map(str, range(len(matrix)))))
@@ -84,9 +82,8 @@ def log_classes(module: LightningModule, matrix: Tensor) -> None:
         found = zip(names, values, strict=True)
         known = {f"test_{measure}/{name}": value for name, value in found if value >= 0}
         module.log_dict(known, sync_dist=True)  # pyright: ignore[reportArgumentType]
-    folder = trainer.log_dir  # every process takes part in finding it
+    folder = trainer.log_dir  # all processes must ask for it
     if folder and module.loggers and trainer.is_global_zero:
-        Path(folder).mkdir(parents=True, exist_ok=True)
         figure = draw_confusion(Path(folder) / "confusion.png", matrix.cpu(), names)
         for logger in module.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; one activation module a call site."""
+    """Two 3x3 convolutions and a shortcut; each activation call has its own module."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -33,17 +33,21 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """ResNet of depth 6n + 2 for small images: stages of n blocks with 16, 32 and 64 channels.
 
+    Convolutions start from He's normal distribution (fan out).
+
     Args:
         depth: 8, 14, 20, 26, 32, 44, 56 or any other 6n + 2.
         num_classes: size of the output.
         in_channels: channels of the input.
 
-    Shape: (N, in_channels, H, W) -> (N, num_classes).
+    Shape:
+        (N, in_channels, H, W) -> (N, num_classes).
 
-    Raises: ValueError: depth is not 6n + 2.
+    Raises:
+        ValueError: depth is not 6n + 2.
 
-    Reference: He et al., "Deep residual learning for image recognition", 2016, section 4.2;
-    convolutions start from He's normal distribution (fan out).
+    Reference:
+        He et al., "Deep residual learning for image recognition", 2016, section 4.2.
     """
 
     def __init__(self, depth: int, num_classes: int = 10, in_channels: int = 3) -> None:

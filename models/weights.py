@@ -1,4 +1,4 @@
-"""Weights for a network: from a library's server or from a file; and their initialisation."""
+"""Weights of a network: read from a file, loaded, or drawn anew."""
 
 import math
 import warnings
@@ -8,16 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from activations.swap.trace import CONVOLUTIONS
+
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The state of a network from a .safetensors, .pth or .ckpt file.
 
-    Of a checkpoint of this project only the backbone is taken. Prefixes that wrappers add
-    (`module.`, `_orig_mod.`) are dropped.
+    From a checkpoint of this project only the backbone is read. Prefixes that wrappers add to all
+    names (`module.`, `_orig_mod.`) are removed.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds no tensors by name.
+        ValueError: the file cannot be read, or does not hold tensors by name.
     """
     path = Path(path)
     if not path.is_file():
@@ -31,16 +33,16 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{str(path)!r} cannot be read as weights: {error}") from error
-    prefixes = ("module.", "_orig_mod.", "backbone.", "model.")
-    ours = isinstance(content, dict) and "pytorch-lightning_version" in content
     for key in ("state_dict", "model", "state_dict_ema"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
     if not isinstance(content, dict) or not any(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"{str(path)!r} holds no weights by name")
-    if ours and any(name.startswith("backbone.") for name in content):  # without its metrics
-        content = {name: value for name, value in content.items() if name.startswith("backbone.")}
+    # a checkpoint of this project may also hold class weights
+    backbone = {name: value for name, value in content.items() if name.startswith("backbone.")}
+    content = backbone or content
+    prefixes = ("module.", "_orig_mod.", "backbone.", "model.")
     while prefix := next((p for p in prefixes if all(n.startswith(p) for n in content)), ""):
         content = {name.removeprefix(prefix): value for name, value in content.items()}
     return content
@@ -51,17 +53,17 @@ def load_weights(
 ) -> None:
     """Load `state` into `network`, all of it or nothing.
 
-    A first convolution for another number of input channels is adapted as timm does it; a last
-    layer for another number of classes is left as it is, with a warning.
+    If the number of input channels differs, the first convolution is adapted as in timm. If the
+    number of classes differs, the last layer keeps its initial weights, and a warning says so.
 
     Args:
         network: changed in place.
         state: tensors by name.
         source: where they come from, for messages.
-        fresh: prefixes of names that need not be in `state`: activations that were swapped in.
+        fresh: prefixes of names that may be missing in `state`: activations that were swapped in.
 
     Raises:
-        ValueError: names or shapes that do not fit, listed.
+        ValueError: names or shapes do not fit; the message lists them.
     """
     own = network.state_dict()
     state = dict(state)
@@ -71,9 +73,7 @@ def load_weights(
         from timm.models import adapt_input_conv
 
         state[first] = adapt_input_conv(own[first].shape[1], state[first])
-    wrong = {
-        name for name, value in state.items() if name in own and value.shape != own[name].shape
-    }
+    wrong = [n for n, value in state.items() if n in own and value.shape != own[n].shape]
     if wrong and all(name.rpartition(".")[0] == last for name in wrong):
         warnings.warn(
             f"{source} has {len(state[f'{last}.weight'])} classes, the data "
@@ -81,12 +81,10 @@ def load_weights(
             stacklevel=2,
         )
         state |= {name: own[name] for name in wrong}
-        wrong = set()
-    missing = [n for n in own if n not in state and not n.startswith(fresh or ("\0",))]
-    unknown = [name for name in state if name not in own]
+        wrong = []
     problems = [f"{n}: {tuple(state[n].shape)}, the network {tuple(own[n].shape)}" for n in wrong]
-    problems += [f"{name}: missing" for name in missing]
-    problems += [f"{name}: the network has no such part" for name in unknown]
+    problems += [f"{n}: missing" for n in own if n not in state and not n.startswith(fresh)]
+    problems += [f"{n}: the network has no such part" for n in state if n not in own]
     if problems:
         more = f"; and {len(problems) - 6} more" if problems[6:] else ""
         hint = " (weights for large images need stem: imagenet)" if first in wrong else ""
@@ -99,17 +97,20 @@ def load_weights(
 def kaiming_(network: nn.Module, gain: float) -> None:
     """Draw convolutions and hidden linear layers from N(0, gain^2 / fan), and set biases to 0.
 
-    The fan is that of the output for convolutions, that of the input for linear layers; the last
-    linear layer keeps its start.
+    The fan is that of the output for convolutions, that of the input for linear layers. The last
+    layer keeps its initial weights if it is linear.
 
-    Reference: He et al., "Delving deep into rectifiers", 2015, section 2.2.
+    Reference:
+        He et al., "Delving deep into rectifiers", 2015, section 2.2.
     """
-    layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+    layers = [m for m in network.modules() if isinstance(m, (nn.Linear, *CONVOLUTIONS))]
+    if layers and isinstance(layers[-1], nn.Linear):
+        layers.pop()
     for layer in layers:
-        if layer is layers[-1] and isinstance(layer, nn.Linear):
-            break
-        into, out = nn.init._calculate_fan_in_and_fan_out(layer.weight)
-        fan = into if isinstance(layer, nn.Linear) else out // getattr(layer, "groups", 1)
-        nn.init.normal_(layer.weight, std=gain / math.sqrt(max(1, fan)))
+        if isinstance(layer, nn.Linear):
+            fan = layer.in_features
+        else:
+            fan = layer.out_channels // layer.groups * math.prod(layer.kernel_size)
+        nn.init.normal_(layer.weight, std=gain / math.sqrt(fan))
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)

@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import yaml
 from torch import nn
 from torch.nn import functional as F
 
-from activations import LSLU, CosLU
+from activations import LSLU, CosLU, fuse
 from models import CifarResNet, Classifier, build_backbone
 from models.metrics import classification_metrics
 
@@ -68,29 +69,32 @@ def test_sizes_of_he_et_al(name: str, millions: float):
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.006)
 
 
-@pytest.mark.parametrize("name", ["resnet8", "timm/resnet18", "torchvision/resnet18", "vgg11_bn"])
+@pytest.mark.parametrize(
+    "name", ["resnet8", "timm/resnet18", "torchvision/resnet18", "resnet18d", "squeezenet1_1"]
+)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_backbones_fit_the_data(name: str, channels: int):
-    model = build_backbone(name, 6, channels, image_size=32).eval()
-    assert model(torch.randn(2, channels, 32, 32)).shape == (2, 6)
+    with torch.device("meta"):  # shapes are computed, numbers are not
+        model = build_backbone(name, 6, channels, image_size=32).eval()
+        assert model(torch.randn(2, channels, 32, 32)).shape == (2, 6)
 
 
 def test_small_and_imagenet_stems():
     for name in ("timm/resnet18", "torchvision/resnet18", "resnet18d"):
-        small = build_backbone(name, 5, image_size=32)
-        large = build_backbone(name, 5, image_size=32, stem="imagenet")
-        assert (
-            build_backbone(name, 5, image_size=224).state_dict().keys() == large.state_dict().keys()
-        )
-        shapes = []
-        for model in (small, large):
-            stage = model.get_submodule("layer1")
-            handle = stage.register_forward_hook(
-                lambda m, i, y, shapes=shapes: shapes.append(y.shape[-1])
-            )
-            model.eval()(torch.randn(1, 3, 32, 32))
-            handle.remove()
-        assert shapes == [32, 8], name
+        sides = []
+        settings: list[tuple[int, Any]] = [
+            (32, "auto"),
+            (224, "small"),
+            (32, "imagenet"),
+            (224, "auto"),
+        ]
+        for side, stem in settings:
+            with torch.device("meta"):
+                model = build_backbone(name, 5, image_size=side, stem=stem)
+                stage = model.get_submodule("layer1")
+                stage.register_forward_hook(lambda m, i, y, sides=sides: sides.append(y.shape[-1]))  # pyright: ignore
+                model.eval()(torch.randn(1, 3, 32, 32))
+        assert sides == [32, 32, 8, 8], name
     with pytest.raises(ValueError, match="'vgg11' has no small stem"):
         build_backbone("vgg11", 5, stem="small")
 
@@ -124,11 +128,12 @@ def test_optimizer_groups_and_scales():
 
 
 def test_bad_numbers():
-    for arguments, message in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"class_weights": [1.0, 2.0]}, "class_weights has 2 numbers, the data 10 classes"),
         ({"label_smoothing": 1.5}, r"label_smoothing must lie in \[0, 1\], got 1.5"),
         ({"activation_lr_scale": 0.0}, "activation_lr_scale must be > 0, got 0.0"),
-    ):
+    ]
+    for arguments, message in cases:
         with pytest.raises(ValueError, match=message):
             Classifier("resnet8", **arguments)
 
@@ -139,7 +144,23 @@ def test_no_top5_below_ten_classes():
 
 
 OVERLAYS = sorted((Path(__file__).parents[2] / "configs/backbone").glob("*.yaml"))
-SIDES = {"swin_tiny": 32, "densenet121": 32, "resnet34_1d": 70}
+# fewer blocks of the same kinds
+SMALLER: dict[str, dict[str, Any]] = {
+    "convnext_tiny": {"depths": (1, 1, 2, 1)},
+    "densenet121": {"block_config": (2, 2, 2, 2)},
+    "swin_tiny": {"depths": (1, 1, 2, 1)},
+    "vanillanet5": {"width": 16},
+    "resnet34_1d": {"layers": (1, 1, 1, 1)},
+    "seresnet50": {"layers": (1, 1, 1, 1)},
+    "timm_resnet34": {"layers": (1, 1, 1, 1)},
+}
+
+
+def alone(model: Any) -> Any:
+    """The Classifier, with what it needs of a Trainer for a training step."""
+    model.trainer = SimpleNamespace(optimizers=[SimpleNamespace(param_groups=[])], global_step=0)
+    model.log = lambda *arguments, **options: None
+    return model
 
 
 @pytest.mark.parametrize("file", OVERLAYS, ids=lambda file: file.stem)
@@ -147,14 +168,11 @@ def test_every_overlay_builds_swaps_steps_and_predicts(file: Path):
     torch.manual_seed(0)
     options = yaml.safe_load(file.read_text())["model"]
     options.pop("optimizer", None)
-    side, dims = SIDES.get(file.stem, 32), options.get("dims", 2)
-    if file.stem == "vanillanet5":
-        options["backbone_kwargs"] = {"width": 16}
-    model = Classifier(num_classes=5, in_channels=1, image_size=side, activation=CosLU, **options)
+    dims = options.get("dims", 2)
+    side = 32 if dims == 2 else 70
+    options |= {"num_classes": 5, "in_channels": 1, "image_size": side, "activation": CosLU}
+    model = alone(Classifier(backbone_kwargs=SMALLER.get(file.stem), **options))
     assert len(model.swapped) >= 4
-    model.trainer = SimpleNamespace(optimizers=[SimpleNamespace(param_groups=[])], global_step=0)
-    model.log = lambda *arguments, **options: None
-    model._balance = None
     images, labels = torch.randn(2, 1, *[side] * dims), torch.tensor([3, 1])
     loss = model.training_step((images, labels), 0)
     loss.backward()
@@ -198,10 +216,7 @@ def test_arguments_and_inputs_that_do_not_fit():
 
 
 def test_binary_cross_entropy_of_each_class():
-    model = Classifier("resnet8", 3, loss="bce", label_smoothing=0.1)
-    model.trainer = SimpleNamespace(optimizers=[SimpleNamespace(param_groups=[])], global_step=0)
-    model.log = lambda *arguments, **options: None
-    model._balance = None
+    model = alone(Classifier("resnet8", 3, loss="bce", label_smoothing=0.1))
     images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 2, 1, 1])
     loss = model.training_step((images, labels), 0)
     scores = model(images).sigmoid()
@@ -227,3 +242,24 @@ def test_metrics_do_not_share_counts():
     assert found["f1"].item() == pytest.approx(f1_score(labels, best, average="macro"))
     hits = (top == labels[:, None]).any(1).double().mean().item()
     assert found["acc_top5"].item() == pytest.approx(hits)
+
+
+def test_compilation_concerns_one_network(monkeypatch: pytest.MonkeyPatch):
+    own, other = (Classifier("resnet8", activation=CosLU) for _ in range(2))
+    fuse(own.backbone)
+    own.setup("validate")  # compile: off leaves what the user has fused
+    assert all(module.fused for module in own.modules() if isinstance(module, CosLU))
+    asked = Classifier("resnet8", activation=CosLU, compile="activations")
+    asked.setup("validate")
+    assert all(module.fused for module in asked.modules() if isinstance(module, CosLU))
+    assert not any(module.fused for module in other.modules() if isinstance(module, CosLU))
+
+    compiled = []
+    compile_ = nn.Module.compile
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self: (compiled.append(self), compile_(self, backend="eager"))
+    )
+    whole = Classifier("resnet8", compile="model")
+    for stage in ("fit", "validate", "test"):
+        whole.setup(stage)
+    assert compiled == [whole.backbone]

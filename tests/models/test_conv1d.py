@@ -1,20 +1,25 @@
 """1-D twins against their 2-D networks on images of height 1, layer by layer and whole."""
 
 import copy
+import importlib
 import pickle
 from functools import partial
+from typing import Any
 
 import pytest
 import timm
 import torch
 import torchvision
-from timm import layers
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
 
 from activations import LSLU, CosLU, SeriesReLU, replace_activations, set_progress
 from models import CifarResNet, VanillaNet, to_1d
+
+layers: Any = importlib.import_module("timm.layers")
+blocks: Any = importlib.import_module("timm.models._efficientnet_blocks")
+senet: Any = importlib.import_module("timm.models.senet")
 
 
 def lived_in(network: nn.Module) -> nn.Module:
@@ -39,7 +44,7 @@ def same(value: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-10)
 
 
-SHALLOW = {"layers": (1, 1, 1, 1)}
+SHALLOW: dict[str, Any] = {"layers": (1, 1, 1, 1)}
 NETWORKS = {
     "ours/resnet8": partial(CifarResNet, 8),
     "ours/resnet20": partial(CifarResNet, 20, in_channels=2),
@@ -101,6 +106,8 @@ def compare(network: nn.Module) -> None:
     assert [n for n, _ in twin.named_parameters()] == list(weights)
     for key, parameter in twin.named_parameters():
         weight, gradient = weights[key], weights[key].grad
+        assert gradient is not None
+        assert parameter.grad is not None
         if weight.dim() == 4:
             middle = weight.shape[2] // 2
             assert parameter.shape == (*weight.shape[:2], weight.shape[3])
@@ -159,8 +166,8 @@ LAYERS = {
     "dropout": nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout2d(0.4), nn.Dropout(0.3)),
     "squeeze": gate(layers.SEModule, add_maxpool=True),
     "normed squeeze": gate(layers.SEModule, norm_layer=nn.BatchNorm2d),
-    "legacy squeeze": gate(partial(timm.models.senet.SEModule, reduction=2)),
-    "mobile squeeze": gate(partial(timm.models._efficientnet_blocks.SqueezeExcite)),
+    "legacy squeeze": gate(partial(senet.SEModule, reduction=2)),
+    "mobile squeeze": gate(partial(blocks.SqueezeExcite)),
     "effective squeeze": gate(layers.EffectiveSEModule),
     "channels' neighbours": gate(layers.EcaModule),
     "channels' mixer": gate(layers.EcaModule, use_mlp=True),
@@ -188,19 +195,39 @@ def test_layers_one_by_one(name: str):
         same(value, expected.squeeze(2) if expected.dim() == 4 else expected)
 
 
-def test_shared_weights_stay_shared():
+def test_shared_layers_and_weights_stay_shared():
     first, second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
     second.weight = first.weight
     network = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), first).double()
-    twin = to_1d(network)
+    twin: Any = to_1d(network)
     assert twin[2].weight is twin[0].weight
     assert twin[4] is twin[0]
     same(twin(signals()), network(signals()[:, :, None]).squeeze(2))
 
 
+def test_modes_hooks_and_frozen_weights_stay():
+    norm = nn.BatchNorm2d(4).eval()
+    conv = nn.Conv2d(3, 4, 3, padding=1).requires_grad_(False)
+    conv.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+    conv.register_forward_hook(lambda module, inputs, output: -output)  # pyright: ignore[reportOperatorIssue]
+    vars(conv)["note"] = "of the user"
+    network = nn.Sequential(conv, norm).double()
+    twin: Any = to_1d(network)
+    assert type(twin[0]) is nn.Conv1d
+    assert [module.training for module in twin.modules()] == [True, True, False]
+    assert [p.requires_grad for p in twin.parameters()] == [False, False, True, True]
+    assert twin[0].note == "of the user"
+    same(twin(signals()), network(signals()[:, :, None]).squeeze(2))
+
+
+def test_twin_of_one_layer():
+    conv = nn.Conv2d(3, 4, (1, 5), padding=(0, 2), padding_mode="reflect").double()
+    same(to_1d(conv)(signals()), conv(signals()[:, :, None]).squeeze(2))
+
+
 def test_where_the_twin_is_not_the_network_on_height_1():
     x = signals()
-    padded = to_1d(nn.Sequential(nn.Conv2d(3, 3, 1), nn.AvgPool2d(3, 1, 1)).double())
+    padded: Any = to_1d(nn.Sequential(nn.Conv2d(3, 3, 1), nn.AvgPool2d(3, 1, 1)).double())
     y = padded[0](x)
     wide = F.pad(y, (1, 1))
     same(padded(x), (wide[..., :-2] + wide[..., 1:-1] + wide[..., 2:]) / 3)
@@ -258,7 +285,7 @@ def test_what_has_no_twin_is_named(network, message: str):
 
 
 def test_the_network_stays_and_the_twin_is_a_module_like_any_other():
-    network = timm.create_model("resnet18", **SHALLOW, in_chans=1, num_classes=5).eval()
+    network: Any = timm.create_model("resnet18", **SHALLOW, in_chans=1, num_classes=5).eval()
     network.layer1.requires_grad_(False)
     network(torch.randn(2, 1, 32, 32)).sum().backward()
     before, state = str(network), copy.deepcopy(network.state_dict())
@@ -304,7 +331,7 @@ def test_twins_take_activations_and_learn():
 
 def test_vanillanet_in_one_dimension():
     network = lived_in(VanillaNet(5, 6, 1, stem="small", width=4))
-    twin = to_1d(network)
+    twin: Any = to_1d(network)
     x = signals(1)
     assert twin.eval()(x).shape == (4, 6)
     assert {m.dims for m in twin.modules() if isinstance(m, SeriesReLU)} == {1}

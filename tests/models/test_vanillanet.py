@@ -3,6 +3,7 @@
 import copy
 import pickle
 from functools import partial
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -201,7 +202,7 @@ def test_state_copies_compilation_and_export():
     expected = model(x)
     other = VanillaNet(5, 7, stem="small", width=8, activation=LSLU).eval()
     other.load_state_dict(model.state_dict())  # with the slopes
-    compiled = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)
+    compiled: Any = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)
     exported = torch.export.export(model, (x,)).module()
     for twin in (
         other,
@@ -253,7 +254,8 @@ def test_bad_arguments(arguments, error, message):
 
 
 def test_images_too_small_for_the_strides():
-    for stem, side in (("imagenet", 32), ("small", 8)):
+    sides: dict[Literal["imagenet", "small"], int] = {"imagenet": 32, "small": 8}
+    for stem, side in sides.items():
         model = VanillaNet(5, 3, stem=stem, width=4).eval()
         assert model(torch.zeros(1, 3, side, side)).shape == (1, 3)
         with pytest.raises(ValueError, match=rf"at least {side} pixels, got .*{side - 1}\)"):

@@ -1,5 +1,7 @@
 """Weights from files, adapted and refused; initialisation with the activation's gain."""
 
+from typing import Any
+
 import pytest
 import safetensors.torch
 import torch
@@ -13,7 +15,7 @@ from models import Classifier, build_backbone, kaiming_
 @pytest.mark.parametrize("form", ["pth", "safetensors", "wrapped"])
 def test_weights_from_a_file(form: str, tmp_path):
     torch.manual_seed(0)
-    trained = build_backbone("torchvision/resnet18", 5).eval()
+    trained: Any = build_backbone("torchvision/resnet18", 5).eval()
     state, path = trained.state_dict(), tmp_path / f"mödel weights.{form}"
     if form == "safetensors":
         safetensors.torch.save_file(state, path)
@@ -27,7 +29,7 @@ def test_weights_from_a_file(form: str, tmp_path):
     with pytest.warns(
         UserWarning, match=r"has 5 classes, the data 7: the layer 'fc' starts untrained"
     ):
-        other = build_backbone("torchvision/resnet18", 7, 1, checkpoint_path=path).eval()
+        other: Any = build_backbone("torchvision/resnet18", 7, 1, checkpoint_path=path).eval()
     assert torch.equal(other.layer4[1].conv2.weight, trained.layer4[1].conv2.weight)
     torch.testing.assert_close(other.conv1.weight, trained.conv1.weight.sum(1, keepdim=True))
     assert other.fc.weight.shape == (7, 512)
@@ -67,7 +69,7 @@ def test_pretrained_torchvision_weights(monkeypatch):
     weights = torchvision.models.ResNet18_Weights
     monkeypatch.setattr(weights, "get_state_dict", lambda self, **options: trained.state_dict())
     with pytest.warns(UserWarning, match="pretrained weights has 1000 classes, the data 5"):
-        network = build_backbone("torchvision/resnet18", 5, image_size=32, pretrained=True)
+        network: Any = build_backbone("torchvision/resnet18", 5, image_size=32, pretrained=True)
     assert torch.equal(network.conv1.weight, trained.conv1.weight)  # the ImageNet stem
 
     def offline(self, **options):
@@ -76,19 +78,23 @@ def test_pretrained_torchvision_weights(monkeypatch):
     monkeypatch.setattr(weights, "get_state_dict", offline)
     with pytest.raises(
         ValueError,
-        match=r"cannot get pretrained weights of resnet18 \(OSError: no route.*--model.checkpoint_path",
+        match=r"cannot get pretrained weights of torchvision/resnet18 \(OSError: no route.*--model.checkpoint_path",
     ):
         build_backbone("torchvision/resnet18", 5, pretrained=True)
 
 
 def test_a_swapped_network_goes_on_from_its_own_and_from_plain_weights(tmp_path):
-    first = Classifier("resnet8", 10, activation=CosLU)
+    first: Any = Classifier("resnet8", 10, activation=CosLU)
     first.backbone.act1.alpha.data.fill_(0.3)
     torch.save({"state_dict": first.state_dict()}, tmp_path / "own.ckpt")
     torch.save(build_backbone("resnet8", 10).state_dict(), tmp_path / "plain.pth")
-    own = Classifier("resnet8", 10, activation=CosLU, checkpoint_path=str(tmp_path / "own.ckpt"))
+    own: Any = Classifier(
+        "resnet8", 10, activation=CosLU, checkpoint_path=str(tmp_path / "own.ckpt")
+    )
     assert own.backbone.act1.alpha.item() == pytest.approx(0.3)
-    plain = Classifier("resnet8", 10, activation=CosLU, checkpoint_path=str(tmp_path / "plain.pth"))
+    plain: Any = Classifier(
+        "resnet8", 10, activation=CosLU, checkpoint_path=str(tmp_path / "plain.pth")
+    )
     assert plain.backbone.act1.alpha.item() == 1.0
 
 
@@ -96,7 +102,7 @@ def test_kaiming_keeps_the_second_moment():
     torch.manual_seed(0)
     scale = gain(ReLUN())
     layers = [nn.Conv2d(64, 64, 3, padding=1, padding_mode="circular") for _ in range(6)]
-    network = nn.Sequential(
+    network: Any = nn.Sequential(
         *[part for layer in layers for part in (layer, ReLUN())], nn.Linear(8, 2)
     )
     last = network[-1].weight.clone()
@@ -108,8 +114,10 @@ def test_kaiming_keeps_the_second_moment():
             assert x.square().mean().item() == pytest.approx(1, rel=0.3)
     assert torch.equal(network[-1].weight, last)
     torch.manual_seed(0)
-    grouped = nn.Sequential(nn.Conv2d(64, 64, 5, groups=64), nn.ReLU())
-    kaiming_(grouped, 1.5)
-    assert grouped[0].weight.std().item() == pytest.approx(1.5 / 5, rel=0.1)
+    grouped = nn.Conv2d(64, 64, 5, groups=64)
+    wider = nn.ConvTranspose2d(64, 32, 5)
+    kaiming_(nn.Sequential(grouped, nn.ReLU(), wider), 1.5)
+    assert grouped.weight.std().item() == pytest.approx(1.5 / 5, rel=0.1)
+    assert wider.weight.std().item() == pytest.approx(1.5 / (5 * 32**0.5), rel=0.1)
     with pytest.raises(ValueError, match="init: kaiming would overwrite"):
         Classifier("resnet8", init="kaiming", checkpoint_path="x")
