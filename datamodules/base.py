@@ -78,9 +78,9 @@ class ImageDataModule(LightningDataModule):
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
-        check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
-        check_at_least(0, crop_padding=crop_padding)
-        check_fraction(val_fraction=val_fraction)
+        check_min(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        check_min(0, crop_padding=crop_padding)
+        check_part(val_fraction=val_fraction)
         if balance not in (None, "sampling", "loss"):
             raise ValueError(f"balance must be 'sampling', 'loss' or None, got {balance!r}")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
@@ -242,15 +242,15 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     return torch.cat(first).sort().values, torch.cat(second).sort().values
 
 
-def check_at_least(low: int, **values: float) -> None:
-    """Refuse values below `low`, by name."""
+def check_min(low: int, **values: float) -> None:
+    """Raise a ValueError with the name of a value below `low`."""
     for name, value in values.items():
         if not value >= low:
             raise ValueError(f"{name} must be >= {low}, got {value}")
 
 
-def check_fraction(**values: float) -> None:
-    """Refuse values that are not between 0 and 1, by name."""
+def check_part(**values: float) -> None:
+    """Raise a ValueError with the name of a value that is not between 0 and 1."""
     for name, value in values.items():
         if not 0 < value < 1:
             raise ValueError(f"{name} must lie between 0 and 1, got {value}")

@@ -2,8 +2,8 @@
 
 import hashlib
 import warnings
-from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .images import require
+from .images import damaged, require
 
 RATE = 360  # samples per second of every record
 FLAT = 1e-3  # millivolt; one step of the converter is 5e-3, so a lead with less is not connected
 SYMBOLS = "NLRejAaJSVEF/fQ"  # the annotations that AAMI EC57 counts as beats
 AAMI = {"N": "NLRej", "S": "AaJS", "V": "VE", "F": "F", "Q": "/fQ"}
 Normalize = Literal["zscore", "minmax", "none"]
+_damaged = partial(damaged, remedy="delete it and fetch it again with --data.download true")
 
 
 class Window(NamedTuple):
@@ -82,7 +83,8 @@ def read_beats(path: Path, window: Window, sums: dict[str, str]) -> Beats | None
         raise _damaged(path.with_suffix(".hea"), why)
     _check_size(path, header, length)
     record = _read(path, ".dat", sums, lambda: wfdb.rdrecord(str(path), physical=False))
-    if record.checksum and not _same(record.calc_checksum(), record.checksum):
+    checksums = zip(record.calc_checksum(), record.checksum or [], strict=False)
+    if any(known is not None and (found - known) % 65536 for found, known in checksums):
         raise _damaged(path.with_suffix(".dat"), "its checksum is not the one in the header")
     notes = _read(path, ".atr", sums, lambda: wfdb.rdann(str(path), "atr"))
     peaks, symbols = np.asarray(notes.sample), list(notes.symbol)
@@ -152,19 +154,14 @@ def read_rows(file: Path) -> np.ndarray:
             warnings.simplefilter("error")  # NumPy only warns of an empty file
             rows = np.loadtxt(file, np.float32, delimiter=",", ndmin=2)
     except (ValueError, UserWarning) as error:
-        raise ValueError(f"{str(file)!r} is damaged ({error}): unpack it again") from error
+        raise damaged(file, error) from error
     if rows.shape[1] != 188:
-        raise ValueError(
-            f"{str(file)!r} has {rows.shape[1]} columns, not 187 samples and a class: put Kaggle's "
-            "file there"
-        )
+        raise damaged(file, f"{rows.shape[1]} columns, not 187 samples and a class")
     bad = ~np.isin(rows[:, 187], range(5)) | ~np.isfinite(rows).all(1)
     if bad.any():
         row = int(bad.argmax())
-        raise ValueError(
-            f"{str(file)!r}: row {row + 1} has the class {rows[row, 187]:g}, not 0 to 4, or a "
-            "sample that is not a number: unpack it again"
-        )
+        why = f"row {row + 1} has the class {rows[row, 187]:g}, not 0 to 4, or an invalid sample"
+        raise damaged(file, why)
     return rows
 
 
@@ -199,14 +196,3 @@ def _check_size(path: Path, header: Any, length: int) -> None:
         expected = length * header.file_name.count(name) * width[kind]
         if not expected <= (size := file.stat().st_size) < expected + 2:
             raise _damaged(file, f"{size} bytes, but {path.name}.hea says {expected:.0f}")
-
-
-def _same(sums: Sequence[int], expected: Sequence[int | None]) -> bool:
-    pairs = zip(sums, expected, strict=True)  # a header need not have a sum
-    return all(b is None or (a - b) % 65536 == 0 for a, b in pairs)
-
-
-def _damaged(file: Path, why: str) -> ValueError:
-    return ValueError(
-        f"{str(file)!r} is damaged ({why}): delete it and fetch it again (--data.download true)"
-    )

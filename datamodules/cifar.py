@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Split, check_at_least
+from .base import Split, check_min
 from .official import Official
 
 
@@ -42,7 +42,7 @@ class CIFAR10(Official):
         **common: Any,
     ) -> None:
         super().__init__(root, download, **common)
-        check_at_least(1, imbalance_factor=imbalance_factor)
+        check_min(1, imbalance_factor=imbalance_factor)
         self.imbalance_factor = imbalance_factor
 
     def choose(self, split: Split, labels: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import ImageDataModule, Part, check_at_least, stratified_split
+from .base import ImageDataModule, Part, check_min, stratified_split
 
 
 class Digits(ImageDataModule):
@@ -39,7 +39,7 @@ class Digits(ImageDataModule):
         **common: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, crop_padding=crop_padding, flip=flip, **common)
-        check_at_least(8, image_size=image_size)
+        check_min(8, image_size=image_size)
         self.image_size = image_size
 
     def load(self, split: Part) -> tuple[Tensor, Tensor]:

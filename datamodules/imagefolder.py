@@ -12,15 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from .base import (
-    Data,
-    ImageDataModule,
-    Part,
-    Split,
-    check_at_least,
-    check_fraction,
-    stratified_split,
-)
+from .base import Data, ImageDataModule, Part, Split, check_min, check_part, stratified_split
 from .cache import Create, prepare, stamp
 from .images import Images, class_folders, list_images, some
 
@@ -73,8 +65,8 @@ class ImageFolder(ImageDataModule):
     ) -> None:
         padding = image_size // 8 if crop_padding is None else crop_padding
         super().__init__(crop_padding=padding, **common)
-        check_at_least(8, image_size=image_size)
-        check_fraction(test_fraction=test_fraction)
+        check_min(8, image_size=image_size)
+        check_part(test_fraction=test_fraction)
         self.root, self.image_size = Path(root).expanduser(), image_size
         self.test_fraction, self.cache_limit = test_fraction, cache_limit
         self._pool: Data | None = None

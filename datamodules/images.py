@@ -29,14 +29,8 @@ def list_images(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], l
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {str(folder)!r}: it should hold one folder per class")
-    found = set(class_folders(folder))
-    if found != set(class_names):
-        missing, extra = sorted(set(class_names) - found), sorted(found - set(class_names))
-        raise ValueError(
-            f"{str(folder)!r} holds {len(found)} class folders, not the {len(class_names)} expected"
-            f" ones: missing {some(missing)}, unexpected {some(extra)}. Every split needs the same "
-            "classes: add, rename or delete folders"
-        )
+    remedy = "Every split needs the same classes: add, rename or delete folders"
+    check_classes(folder, class_folders(folder), class_names, remedy)
     files, labels = [], []
     for label, name in enumerate(class_names):
         images = sorted(
@@ -82,8 +76,7 @@ def read_image(file: Path, side: int, *, resize: bool = True) -> np.ndarray:
                 image = image.convert("RGBA")
             image = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        message = f"cannot read the image {str(file)!r} ({error}): replace or delete it"
-        raise ValueError(message) from error
+        raise damaged(file, error, "replace or delete it") from error
     if not resize and image.size != (side, side):
         raise ValueError(
             f"{str(file)!r} is {image.width} x {image.height} pixels, "
@@ -154,6 +147,16 @@ def some(names: Sequence[object]) -> str:
     return ", ".join(map(str, names[:5])) + (", ..." if names[5:] else "") if names else "none"
 
 
+def check_classes(folder: Path, found: Iterable[str], known: Iterable[str], remedy: str) -> None:
+    """Raise a ValueError that ends with `remedy` if `found` are not the classes `known`."""
+    missing, extra = sorted(set(known) - set(found)), sorted(set(found) - set(known))
+    if missing or extra:
+        raise ValueError(
+            f"{str(folder)!r} does not hold the expected classes: missing {some(missing)}, "
+            f"unexpected {some(extra)}. {remedy}"
+        )
+
+
 def require(files: Sequence[Path], remedy: str) -> None:
     """Raise a FileNotFoundError that ends with `remedy` if some of `files` are missing."""
     if missing := [file.name for file in files if not file.is_file()]:
@@ -161,3 +164,8 @@ def require(files: Sequence[Path], remedy: str) -> None:
             f"{len(missing)} of {len(files)} files are not in {str(files[0].parent)!r}: "
             f"{some(missing)}. {remedy}"
         )
+
+
+def damaged(file: Path, why: object, remedy: str = "unpack it again") -> ValueError:
+    """The error for a file with content that cannot be used."""
+    return ValueError(f"{str(file)!r} is damaged ({why}): {remedy}")

@@ -54,11 +54,9 @@ class EpochOrder(Sampler[int]):
         return self.indices[torch.multinomial(self.weights, len(self), True, generator=generator)]
 
     def __len__(self) -> int:
-        """Samples an epoch."""
         return len(self.indices)
 
     def __iter__(self) -> Iterator[int]:
-        """The samples of the epoch, in order."""
         return iter(self.draw().tolist())
 
 
@@ -80,10 +78,10 @@ class ImageLoader:
         training: shuffle, augment, drop the incomplete last batch.
         crop_padding: zero pixels added on each side before the random crop.
         flip: mirror half of the training images.
-        augment: more transforms of a training image (C, H, W) in uint8, one image at a time. What
-            they draw from torch's generator depends on (seed, epoch, index) alone as well.
-        mix: transform of a training batch (normalised images, one-hot labels), such as MixUp. What
-            it draws depends on (seed, epoch, batch) alone.
+        augment: more transforms of a training image (C, H, W) in uint8, one image at a time. They
+            too draw from (seed, epoch, index).
+        mix: transform of a training batch (normalised images, one-hot labels), such as MixUp. It
+            draws from (seed, epoch, batch).
         classes: number of classes, for `mix`.
         balanced: draw training images with replacement, so that all classes come equally often.
         transform_batch: the last step of every batch, such as a spectrogram.
@@ -164,12 +162,10 @@ class ImageLoader:
         order = self.sampler.draw() if self.training else self.indices
         mine = order[self.rank :: self.world_size]
         batches = mine[first * self.batch_size : len(self) * self.batch_size].split(self.batch_size)
-        source = self.images
-        pixels = (
-            source.stream(batches)
-            if isinstance(source, Images)
-            else map(source.__getitem__, batches)
-        )
+        if isinstance(source := self.images, Images):
+            pixels = source.stream(batches)
+        else:
+            pixels = map(source.__getitem__, batches)
         for batch, chosen in enumerate(batches, start=first):
             images = self._images(next(pixels), chosen)
             labels, index = self._send(self.labels[chosen]), self._send(chosen)
@@ -192,9 +188,8 @@ class ImageLoader:
                 mirrored = self._send(mirrored).bool().view(-1, 1, 1, 1)
                 images = torch.where(mirrored, images.flip(3), images)
             if self.augment:
-                images = torch.stack(
-                    [self._augment(*one) for one in zip(images, seeds.tolist(), strict=True)]
-                )
+                drawn = zip(images, seeds, strict=True)
+                images = torch.stack([self._augment(image, seed) for image, seed in drawn])
         return (images.float() - self.shift) * self.scale
 
     def _send(self, tensor: Tensor) -> Tensor:
@@ -203,7 +198,7 @@ class ImageLoader:
             return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
-    def _augment(self, image: Tensor, seed: int) -> Tensor:
+    def _augment(self, image: Tensor, seed: Tensor) -> Tensor:
         with self._drawing(seed):
             for transform in self.augment:
                 image = transform(image)
@@ -213,14 +208,15 @@ class ImageLoader:
         assert self.mix is not None
         number = torch.tensor(batch * self.world_size + self.rank)
         [seed] = uniform(self.seed, self.sampler.epoch, number, (2**31,))
-        with self._drawing(int(seed)):
+        with self._drawing(seed):
             return self.mix(images, F.one_hot(labels, self.classes).float())
 
     @contextmanager
-    def _drawing(self, seed: int) -> Iterator[None]:
+    def _drawing(self, seed: Tensor) -> Iterator[None]:
+        """Seed torch's generator, and restore it at the end."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
+            torch.manual_seed(int(seed))
             yield
 
 

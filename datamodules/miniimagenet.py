@@ -2,8 +2,8 @@
 
 import csv
 import hashlib
+import itertools
 import pickle
-from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,7 +14,15 @@ from torch import Tensor
 
 from .cache import Create, prepare, stamp
 from .imagefolder import ImageFolder, first_equal, keep_apart
-from .images import Images, class_folders, list_images, require, some, square
+from .images import (
+    Images,
+    check_classes,
+    class_folders,
+    damaged,
+    list_images,
+    require,
+    square,
+)
 
 # the classes of each split of Ravi and Larochelle 2017
 CLASSES = {
@@ -38,6 +46,7 @@ CLASSES = {
         n04149813 n04418357 n04522168 n07613480
     """.split(),  # noqa: SIM905
 }
+REMEDY = "Unpack mini-ImageNet again, or read the folder with --data ImageFolder"
 _SPLIT_OF = {name: number for number, names in enumerate(CLASSES.values()) for name in names}
 
 
@@ -102,18 +111,18 @@ class MiniImageNet(ImageFolder):
                 "images/ and its CSV files, or mini-imagenet-cache-*.pkl: give the right folder "
                 "with --data.root DIR"
             )
-        files, labels, parts, apart = [], [], [], True
-        for part, folder in enumerate(self._folders().values()):
-            names = class_folders(folder)
-            apart &= len(names) == self.num_classes
-            self._check_classes(names, folder, complete=False)
-            found, classes = list_images(folder, names)
+        folders = list(self._folders().values())
+        classes = [class_folders(folder) for folder in folders]
+        check_classes(self.root, itertools.chain(*classes), self.class_names, REMEDY)
+        files, labels, parts = [], [], []
+        for part, (folder, names) in enumerate(zip(folders, classes, strict=True)):
+            found, numbers = list_images(folder, names)
             files += found
-            labels += [self.class_names.index(names[number]) for number in classes]
+            labels += [self.class_names.index(names[number]) for number in numbers]
             parts += [part] * len(found)
-        self._check_classes((self.class_names[label] for label in labels), self.root)
         # folders with different classes are made for few-shot evaluation: here they are one pool
-        return files, torch.tensor(labels), torch.tensor(parts) * apart
+        divided = all(names == classes[0] for names in classes)
+        return files, torch.tensor(labels), torch.tensor(parts) * divided
 
     def divide(self, labels: Tensor, parts: Tensor, first: Tensor) -> Tensor:
         """The split of each image under `protocol`."""
@@ -137,24 +146,13 @@ class MiniImageNet(ImageFolder):
             index -= rows
         return super().describe(index)
 
-    def _check_classes(self, names: Iterable[str], path: Path, *, complete: bool = True) -> None:
-        """Refuse `names` that are not classes of mini-ImageNet, or not all if `complete`."""
-        found, known = set(names), set(self.class_names)
-        missing, extra = sorted(known - found) if complete else [], sorted(found - known)
-        if missing or extra:
-            raise ValueError(
-                f"{str(path)!r} does not hold the 100 classes of mini-ImageNet: missing "
-                f"{some(missing)}, unexpected {some(extra)}. Unpack it again, or read it with "
-                "--data ImageFolder"
-            )
-
     def _listed(self) -> tuple[list[Path], Tensor, Tensor]:
         """The files that the three CSV files name; they do not divide them."""
         paths = [(self.root / "splits" / f"{p}.csv", self.root / f"{p}.csv") for p in CLASSES]
         lists = [inner if inner.is_file() else beside for inner, beside in paths]
         require(lists, "Put the three lists of Ravi and Larochelle beside images/ or into splits/")
         rows = [row for file in lists for row in read_list(file)]
-        self._check_classes((label for _, label in rows), self.root)
+        check_classes(self.root, [label for _, label in rows], self.class_names, REMEDY)
         files = [self.root / "images" / name for name, _ in rows]
         require(files, "The CSV files name them: unpack mini-ImageNet again")
         labels = torch.tensor([self.class_names.index(label) for _, label in rows])
@@ -175,7 +173,7 @@ class MiniImageNet(ImageFolder):
             contents = [read_pickle(file) for file in files]
             images = [image for pixels, _ in contents for image in pixels]
             names = [name for _, classes in contents for name in classes]
-            self._check_classes(names, self.root)
+            check_classes(self.root, names, self.class_names, REMEDY)
             pixels = create("images", (len(images), 3, side, side), np.uint8)
             for position, image in enumerate(images):
                 pixels[position] = square(image, side)
@@ -197,20 +195,16 @@ def read_list(file: Path) -> list[tuple[str, str]]:
     Raises:
         ValueError: the file is damaged.
     """
-    rows, why = [], "line 1 is not `filename,label`"
     try:
-        header, *rows = csv.reader(file.read_text().splitlines())
-        if header == ["filename", "label"]:
-            # a slash in a name could lead to another folder
-            wrong = [
-                n for n, row in enumerate(rows, 2) if len(row) != 2 or "/" in row[0] or not all(row)
-            ]
-            why = f"line {wrong[0]}" if wrong else "" if rows else "it names no file"
+        rows = list(csv.reader(file.read_text().splitlines()))
     except (ValueError, csv.Error) as error:
-        why = str(error)
-    if why:
-        raise ValueError(f"{str(file)!r} is damaged ({why}): unpack it again")
-    return [(name, label) for name, label in rows]
+        raise damaged(file, error) from error
+    if rows[:1] != [["filename", "label"]] or len(rows) < 2:
+        raise damaged(file, "line 1 is not `filename,label`, or no file follows")
+    for number, row in enumerate(rows, 1):
+        if len(row) != 2 or "/" in row[0] or not all(row):  # a slash could lead to another folder
+            raise damaged(file, f"line {number}")
+    return [(name, label) for name, label in rows[1:]]
 
 
 def read_pickle(file: Path) -> tuple[np.ndarray, list[str]]:
@@ -234,9 +228,7 @@ def read_pickle(file: Path) -> tuple[np.ndarray, list[str]]:
         if "" in names:
             raise ValueError(f"image {names.index('')} has no class")
     except Exception as error:
-        raise ValueError(
-            f"{str(file)!r} is damaged ({type(error).__name__}: {error}): unpack it again"
-        ) from error
+        raise damaged(file, f"{type(error).__name__}: {error}") from error
     return images, names
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from . import beats
-from .base import ImageDataModule, Part, Split, check_fraction, stratified_split
+from .base import ImageDataModule, Part, Split, check_part, stratified_split
 from .beats import AAMI, SYMBOLS
 from .cache import Create, prepare, stamp
 from .images import require, some
@@ -85,7 +85,7 @@ class MITBIH(ImageDataModule):
         **common: Any,
     ) -> None:
         super().__init__(crop_padding=0, flip=False, **common)
-        check_fraction(test_fraction=test_fraction)
+        check_part(test_fraction=test_fraction)
         if rate is not None and not 10 <= rate <= 3600:
             raise ValueError(f"rate must lie between 10 and 3600 samples per second, got {rate}")
         if min(window) < 0 or sum(window) * (rate or beats.RATE) < 8:
@@ -189,10 +189,7 @@ class MITBIH(ImageDataModule):
     def _annotated(self) -> dict[str, Tensor]:
         """Symbol, record and peak of all annotated beats; the signals of those `inside`."""
         files = [file for record in self.records for file in self._files(record)]
-        require(
-            files,
-            "Give the folder of MIT-BIH with --data.root DIR, or add --data.download true",
-        )
+        require(files, "Give their folder with --data.root DIR, or add --data.download true")
 
         def build(create: Create) -> None:
             sums = beats.known_sums(self.root)
@@ -230,11 +227,8 @@ class MITBIH(ImageDataModule):
 
     def _kaggle(self, split: Part) -> dict[str, Tensor]:
         file = self.root / f"mitbih_{split}.csv"
-        require(
-            [file],
-            "Unpack the two CSV files of Kaggle's heartbeat data there, or give their folder with "
-            "--data.root DIR",
-        )
+        remedy = "Unpack Kaggle's heartbeat data there, or give their folder with --data.root DIR"
+        require([file], remedy)
 
         def build(create: Create) -> None:
             rows = beats.read_rows(file)

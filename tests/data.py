@@ -31,6 +31,14 @@ class Tiny(ImageDataModule):
         return (noise + 80 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels
 
 
+def part_of(data: ImageDataModule, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
+    """The images and labels that `setup` has read."""
+    found = data._train if split == "train" else data._test
+    assert found is not None
+    assert isinstance(found[0], Tensor)
+    return found[0], found[1]
+
+
 def write_tree(root: Path, per_class: int = 4, test_per_class: int = 3) -> None:
     """CIFAR-10 as <split>/<class>/<n>.png, lossless."""
     generator = np.random.default_rng(0)

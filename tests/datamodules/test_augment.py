@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from datamodules import CIFAR10, MNIST
 from datamodules.loader import ImageLoader
 from models import Classifier
-from tests.data import Tiny, write_kaggle, write_mnist, write_tree
+from tests.data import Tiny, part_of, write_kaggle, write_mnist, write_tree
 
 
 class Draw(nn.Module):
@@ -64,7 +64,7 @@ def test_flips_and_crops_of_a_batch_differ():
     many = ImageLoader(images, torch.zeros(200, dtype=torch.int64), torch.arange(200), 200,
                        mean=(0.0,), std=(1.0,), training=True, crop_padding=2, flip=True)  # fmt: skip
     [(batch, _, _)] = many
-    assert 35 <= len(batch.flatten(1).unique(dim=0)) <= 50  # 5 x 5 places, either way round
+    assert 35 <= len(batch.flatten(1).unique(dim=0)) <= 50  # 5 x 5 positions, either way round
 
 
 def test_the_generator_of_the_run_is_left_alone():
@@ -156,7 +156,7 @@ def test_balanced_sampling_is_seeded_and_resumes():
     )
     balanced = ImageLoader(images, labels, skewed.flatten(), 4, mean=(0.0,), std=(1.0,),
                            training=True, balanced=True, seed=2)  # fmt: skip
-    drawn = []
+    drawn, batches = [], []
     for epoch in range(60):
         balanced.set_epoch(epoch)
         batches = list(balanced)
@@ -190,14 +190,24 @@ def test_mnist(tmp_path: Path):
     data = MNIST(str(tmp_path))
     data.setup("fit")
     data.setup("test")
-    assert data._train is not None
-    assert data._test is not None
-    for part, first in ((data._train, 0), (data._test, 40)):
-        assert isinstance(part[0], torch.Tensor)
-        np.testing.assert_array_equal(part[0][:, 0].numpy(), pixels[first : first + 40])
-        assert part[1].tolist() == [i % 10 for i in range(40)]
+    for (images, labels), first in ((part_of(data, "train"), 0), (part_of(data, "test"), 40)):
+        np.testing.assert_array_equal(images[:, 0].numpy(), pixels[first : first + 40])
+        assert labels.tolist() == [i % 10 for i in range(40)]
     with pytest.raises(FileNotFoundError, match=r"no MNIST in .*--data.root DIR.*--data.download"):
         MNIST(str(tmp_path / "none")).setup("fit")
+    assert data.describe(0) == {}
+    for name, value in (("train/3", 90), ("test/3", 180)):  # the same set as class folders
+        for digit in range(10):
+            folder = tmp_path / "png" / name.replace("3", str(digit))
+            folder.mkdir(parents=True)
+            Image.new("L", (28, 28), value).save(folder / "a.png")
+    (tmp_path / "png" / "train" / "0" / "b.png").write_bytes(
+        (tmp_path / "png" / "train" / "0" / "a.png").read_bytes()
+    )
+    images, labels = MNIST(str(tmp_path / "png"), download=True).load("train")
+    assert images.shape == (11, 1, 28, 28)
+    assert images.unique().tolist() == [90]
+    assert labels.tolist() == [0, *range(10)]
     file = tmp_path / "MNIST" / "raw" / "train-labels-idx1-ubyte"
     content = file.read_bytes()
     for damaged in (content[:-3], content[:-1] + b"\x0b", b"", content[:5]):

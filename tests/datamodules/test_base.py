@@ -1,33 +1,38 @@
 """Data sets: formats, splits, order, augmentation, and what bad folders are told."""
 
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
+from lightning.pytorch import Callback, Trainer
 
-from datamodules import CIFAR10, CIFAR100, Digits
+import datamodules
+from datamodules import CIFAR10, CIFAR100, Digits, ImageDataModule, ImageFolder
 from datamodules.base import stratified_split
 from datamodules.loader import ImageLoader, crop, uniform
-from tests.data import Tiny, write_official, write_tree
+from tests.data import Tiny, part_of, write_official, write_tree
+from tests.trainings import Small, trainer
 
 
 def test_digits_splits_never_leak():
     data = Digits(val_fraction=0.2)
     data.setup("fit")
     data.setup("test")
-    assert data._train is not None
-    assert data._test is not None
+    (pool, labels), (tested, test_labels) = part_of(data, "train"), part_of(data, "test")
     train, val = set(data.train_indices.tolist()), set(data.val_indices.tolist())
     assert not train & val
-    assert len(train | val) == len(data._train[1])
-    assert len(data._train[1]) + len(data._test[1]) == 1797
-    images = torch.cat([data._train[0], data._test[0]]).flatten(1)
+    assert len(train | val) == len(labels)
+    assert len(labels) + len(test_labels) == 1797
+    images = torch.cat([pool, tested]).flatten(1)
     assert len(images.unique(dim=0)) == 1797  # no image is in both
-    for part in (data._train[1][data.val_indices], data._test[1]):
-        assert (part.bincount(minlength=10).float() / len(part) - 0.1).abs().max() < 0.02
+    for held in (labels[data.val_indices], test_labels):
+        assert (held.bincount(minlength=10).float() / len(held) - 0.1).abs().max() < 0.02
     assert images.float().mean() / 255 == pytest.approx(data.mean[0], abs=0.002)
-    assert data._train[0].shape[1:] == (1, 32, 32)
+    assert pool.shape[1:] == (1, 32, 32)
 
 
 def test_split_is_stratified_seeded_and_refuses_tiny_classes():
@@ -48,13 +53,11 @@ def test_cifar_reads_a_tree_of_png_files(tmp_path: Path):
     data = CIFAR10(str(root), val_fraction=0.25)
     data.setup("fit")
     data.setup("test")
-    assert data._train is not None
-    assert data._test is not None
-    images, labels = data._train
+    images, labels = part_of(data, "train")
     assert images.shape == (40, 3, 32, 32)
     assert images.dtype == torch.uint8
     assert labels.bincount().tolist() == [4] * 10
-    assert (len(data.val_indices), len(data._test[1])) == (10, 30)
+    assert (len(data.val_indices), len(data.test_indices)) == (10, 30)
     from PIL import Image
 
     png = np.asarray(Image.open(root / "train" / "cat" / "2.png"))
@@ -67,11 +70,10 @@ def test_cifar_reads_torchvisions_download(tmp_path: Path, monkeypatch: pytest.M
     data.prepare_data()
     data.setup("fit")
     data.setup("test")
-    assert data._train is not None
-    assert data._test is not None
-    assert np.array_equal(data._train[0].flatten(1).numpy(), raw[:100])
-    assert np.array_equal(data._test[0].flatten(1).numpy(), raw[100:])
-    assert data._train[1][:12].tolist() == [*range(10), 0, 1]
+    images, labels = part_of(data, "train")
+    assert np.array_equal(images.flatten(1).numpy(), raw[:100])
+    assert np.array_equal(part_of(data, "test")[0].flatten(1).numpy(), raw[100:])
+    assert labels[:12].tolist() == [*range(10), 0, 1]
     (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"broken")
     with pytest.raises(RuntimeError, match=r"cifar-10-batches-py' is damaged.*delete it"):
         CIFAR10(str(tmp_path)).setup("fit")
@@ -90,12 +92,12 @@ def damage_nothing(root: Path) -> str:
 
 def damage_class(root: Path) -> str:
     (root / "train" / "cat").rename(root / "train" / "lion")
-    return "holds 10 class folders, not the 10 expected ones: missing cat, unexpected lion"
+    return "train' does not hold the expected classes: missing cat, unexpected lion"
 
 
 def damage_count(root: Path) -> str:
     (root / "train" / "lion").mkdir()
-    return "holds 11 class folders.*missing none, unexpected lion"
+    return "does not hold the expected classes: missing none, unexpected lion"
 
 
 def damage_empty(root: Path) -> str:
@@ -107,12 +109,12 @@ def damage_empty(root: Path) -> str:
 def damage_image(root: Path) -> str:
     file = root / "train" / "frog" / "1.png"
     file.write_bytes(file.read_bytes()[:200])
-    return "cannot read the image .*frog/1.png.*replace or delete"
+    return "frog/1.png' is damaged .*replace or delete"
 
 
 def damage_text(root: Path) -> str:
     (root / "train" / "frog" / "0.png").write_text("no picture")
-    return "cannot read the image .*frog/0.png.*replace or delete"
+    return "frog/0.png' is damaged .*replace or delete"
 
 
 def damage_size(root: Path) -> str:
@@ -239,6 +241,56 @@ def test_an_interrupted_epoch_goes_on_where_it_stopped():
     iterator = iter(resumed)
     assert [index.tolist() for _, _, index in iterator] == expected[state["next_batch"] :]
     assert len(list(resumed)) == len(expected)  # the epoch after it is whole again
+
+
+def test_lightning_sets_the_epoch_of_the_sampler(tmp_path: Path):
+    """Without that call every epoch would silently repeat the order and crops of epoch 0."""
+    seen: list[list[int]] = []
+
+    class Watch(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+            seen.append([])
+
+        def on_train_batch_start(
+            self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int
+        ) -> None:
+            seen[-1] += batch[2].tolist()
+
+    trainer(tmp_path, Watch()).fit(Small(), datamodule=Tiny())
+    data = Tiny()
+    data.setup("fit")
+    loader, expected = data.train_dataloader(), []
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        expected.append([i for _, _, index in loader for i in index.tolist()])
+    assert seen == expected
+    assert len({tuple(order) for order in seen}) == 3
+
+
+@pytest.mark.parametrize("name", [n for n in datamodules.__all__ if n != "ImageDataModule"])
+def test_every_set_has_the_shared_options(name: str):
+    """On the command line: with the default of the base class or its own, and with a help text."""
+    kind = getattr(datamodules, name)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "data")
+    defaults = parser.get_defaults()["data"].as_dict()
+    shared = {k: p.default for k, p in signature(ImageDataModule.__init__).parameters.items()}
+    del shared["self"]
+    own: dict[str, dict[str, Any]] = {
+        "Digits": {"batch_size": 64, "crop_padding": 2, "flip": False},
+        "MNIST": {"crop_padding": 2, "flip": False},
+    }
+    folder = {"crop_padding": None} if issubclass(kind, ImageFolder) else {}
+    shared |= own.get(name, folder)
+    if name == "MITBIH":  # a beat is not cropped and not flipped
+        del shared["crop_padding"], shared["flip"]
+        assert "crop_padding" not in defaults
+    assert {option: defaults[option] for option in shared} == shared
+    options = [action for action in parser._actions if action.dest.startswith("data.")]
+    assert {action.dest.removeprefix("data.") for action in options if action.help} >= {*defaults}
+    assert ("root" in defaults) == kind.reads_files
+    with pytest.raises(ArgumentError, match="nonsense"):
+        parser.parse_args(["--data.nonsense", "3"])
 
 
 def test_too_few_images_for_a_batch():

@@ -13,7 +13,7 @@ from torch import Tensor
 from datamodules import MITBIH
 from datamodules.beats import AAMI, SYMBOLS, Window, cut, read_beats, spectrogram
 from datamodules.mitbih import DS1, DS2, PACED, VALIDATION
-from tests.data import write_kaggle, write_records
+from tests.data import part_of, write_kaggle, write_records
 
 CLASS = {symbol: name for name, symbols in AAMI.items() for symbol in symbols}
 PLAIN: dict[str, Any] = {"rate": None, "baseline": False, "normalize": "none"}
@@ -34,11 +34,9 @@ def ready(root: Path, **options: Any) -> MITBIH:
 
 def split(data: MITBIH, name: str) -> tuple[Tensor, Tensor, Tensor]:
     """Signals, labels and positions."""
-    part = data._test if name == "test" else data._train
-    assert part is not None
-    assert isinstance(part[0], Tensor)
+    signals, labels = part_of(data, "test" if name == "test" else "train")
     index = {"train": data.train_indices, "val": data.val_indices, "test": data.test_indices}[name]
-    return part[0][index], part[1][index], index
+    return signals[index], labels[index], index
 
 
 def test_lists_of_records():
@@ -98,10 +96,9 @@ def test_windows_hold_the_written_samples_of_the_lead(records: Any):
         about = data.describe(int(i))
         if about["record"] not in (114, 101, 106):
             continue
-        record = wfdb.rdrecord(str(root / str(about["record"])))
+        record: Any = wfdb.rdrecord(str(root / str(about["record"])))
         lead = record.sig_name.index("MLII")
         peak = round(float(about["time"]) * 360)
-        assert record.p_signal is not None
         expected = record.p_signal[peak - 90 : peak + 144, lead]
         np.testing.assert_allclose(signal[0], expected, atol=1e-6)
         checked.add((about["record"], lead))
@@ -309,7 +306,8 @@ def test_download_fetches_what_is_missing(
     data = MITBIH(str(tmp_path / "new"), download=True)
     data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     with pytest.raises(
-        RuntimeError, match=r"could not be downloaded .*cut off.*run it again; complete files are kept"
+        RuntimeError,
+        match=r"could not be downloaded .*cut off.*run it again; complete files are kept",
     ):
         data.prepare_data()
     data.prepare_data()
@@ -366,7 +364,7 @@ CSV_DAMAGE = {
     "column count": (lambda rows: [*rows[:3], rows[3].rsplit(",", 1)[0], *rows[4:]], "is damaged"),
     "all too short": (lambda rows: [row.split(",", 1)[1] for row in rows], "187 columns, not 187 samples and"),
     "a label out of range": (lambda rows: [*rows[:5], rows[5].rsplit(",", 1)[0] + ",5"], "row 6 has the class 5"),
-    "no number": (lambda rows: [*rows[:2], "nan" + rows[2][24:], *rows[3:]], "row 3 .*not a number"),
+    "no number": (lambda rows: [*rows[:2], "nan" + rows[2][24:], *rows[3:]], "row 3 .*invalid sample"),
     "words": (lambda rows: ["a,b,c", *rows], "is damaged"),
 }  # fmt: skip
 

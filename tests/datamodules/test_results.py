@@ -38,12 +38,14 @@ def test_measures_of_each_class(tmp_path: Path):
     summary = run_summary(run, "test")
     row = next(line for line in summary.splitlines() if line.startswith("grey")).split()
     assert float(row[1]) == pytest.approx(found["test_sensitivity/grey"], abs=1e-4)
-    batches = run.predict(model, datamodule=data)
+    batches: Any = run.predict(model, datamodule=data)
     assert batches
     guess = torch.cat([b["probability"] for b in batches]).argmax(1)
     label = torch.cat([b["label"] for b in batches])
     assert len(guess.unique()) > 1
-    precision, recall, f1, _ = precision_recall_fscore_support(label, guess, zero_division=np.nan)
+    undefined: Any = np.nan  # scikit-learn's stubs expect a word
+    scores: Any = precision_recall_fscore_support(label, guess, zero_division=undefined)
+    precision, recall, f1, _ = scores
     for i, name in enumerate(data.class_names):
         for measure, expected in (("sensitivity", recall), ("predictivity", precision), ("f1", f1)):
             value = found.get(f"test_{measure}/{name}", np.nan)
