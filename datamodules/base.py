@@ -162,9 +162,7 @@ class ImageDataModule(LightningDataModule):
         """The test images, in order."""
         return self._loader(self._test, self.test_indices)
 
-    def predict_dataloader(self) -> ImageLoader:
-        """The test images, in order."""
-        return self.test_dataloader()
+    predict_dataloader = test_dataloader
 
     def state_dict(self) -> dict[str, int]:
         """The position of the training loader.

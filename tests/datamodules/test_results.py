@@ -97,7 +97,7 @@ def test_beats_are_tested_and_predicted_from_the_command_line(
     data = "--data MITBIH --data.root mitdb --data.representation spectrogram"
     quiet = "--trainer.enable_progress_bar false --trainer.enable_model_summary false"
     printed = command(f"fit {data} {quiet} --data.batch_size 32 --trainer.max_epochs 1 "
-                      "--trainer.log_every_n_steps 2 --trainer.accelerator cpu "
+                      "--trainer.limit_train_batches 2 --trainer.log_every_n_steps 1 --trainer.accelerator cpu "
                       "--model.backbone resnet8 --test_after_fit true")  # fmt: skip
     assert "class        sensitivity  predictivity  F1" in printed
     assert sum(line.startswith("V   ") for line in printed.splitlines()) == 1
