@@ -1,19 +1,27 @@
-"""Data sets: seconds to prepare, memory, and training samples a second against torchvision."""
+"""Data sets: seconds to prepare, memory, and training samples a second against torchvision.
 
-import argparse
+Generated images of CIFAR's shape are always measured, and each data set whose folder is given.
+`prepare_s` is the time to prepare it for the first time, `later_s` that in a later process, which
+finds what the first has stored. `memory_mb` is by how much the process has grown once all training
+images, of `images_mb`, are read; it is empty if they are decoded anew in each epoch.
+"""
+
 import multiprocessing
 import os
 import tempfile
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from pandas import DataFrame
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 import datamodules
 from datamodules import ImageDataModule
@@ -21,87 +29,78 @@ from datamodules.base import stratified_split
 from datamodules.images import class_folders
 from datamodules.loader import ImageLoader
 
-from .report import machine
+from .measure import in_turns
 
-SECONDS = 5.0
-BATCH = 128
+OFFERED = {name: getattr(datamodules, name) for name in datamodules.__all__}
+KINDS = {n: kind for n, kind in OFFERED.items() if kind is not ImageDataModule and kind.reads_files}
+BATCH, ROUNDS, SECONDS = 128, 3, 2.0
 
 
-def main() -> None:
-    """Measure generated CIFAR images, then every data set whose folder is given."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    names = [name for name in datamodules.__all__ if "root" in _arguments(name)]
-    for name in names:
+def add_options(parser: ArgumentParser) -> None:
+    """The options of this measurement."""
+    for name in KINDS:
         parser.add_argument(f"--{name}", metavar="DIR", help=f"measure {name} from this folder")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (1)")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    print(", ".join(f"{name} {value}" for name, value in machine().items()), flush=True)
-    rows: list[tuple[str, ...]] = [
-        ("", "prepare s", "later s", "memory MB", "samples/s", "torchvision's", "ratio")
-    ]
-    pixels = torch.randint(0, 256, (50_000, 3, 32, 32), dtype=torch.uint8)
-    labels = torch.arange(50_000) % 10
-    ours = ImageLoader(pixels, labels, torch.arange(50_000), BATCH, mean=(0.5,) * 3,
-                       std=(0.25,) * 3, training=True, crop_padding=4, flip=True)  # fmt: skip
-    rows.append(("CIFAR, generated", "", "", "", *_rates(ours, _torchvision(pixels, labels))))
+
+
+def measure(options: Namespace) -> DataFrame:
+    """One row for generated CIFAR images, and one for each data set whose folder is given."""
+    pixels, every = torch.randint(0, 256, (50_000, 3, 32, 32)).byte(), torch.arange(50_000)
+    ours = ImageLoader(pixels, every % 10, every, BATCH, mean=(0.5,) * 3, std=(0.25,) * 3,
+                       training=True, crop_padding=4, flip=True)  # fmt: skip
+    rows = [{"data": "CIFAR, generated", **rates(ours)}]
     with tempfile.TemporaryDirectory() as cache:
-        given = [(name, root) for name in names if (root := getattr(options, name))]
-        rows += [(name, *_measure(name, root, cache)) for name, root in given]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        first, *others = (f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
-        print(f"{row[0]:<{len(first)}}", *others, sep="  ")
-    print("memory: growth of the process / size of the training images, once all are read")
+        for name in KINDS:
+            if root := getattr(options, name):
+                rows += [{"data": name, **_measure(name, root, cache)}]
+    return DataFrame(rows)
 
 
-def _measure(name: str, root: str, cache: str) -> tuple[str, ...]:
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as new:
-        first, _ = new.submit(_start, name, root, cache).result()
-        later, memory = new.submit(_start, name, root, cache).result()
+def _measure(name: str, root: str, cache: str) -> dict[str, float]:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as new:
+        first, later = (new.submit(_start, name, root, cache).result() for _ in range(2))
     data = _set_up(name, root, cache)
-    assert data._train is not None
-    images, labels = data._train
-    rival = None
-    if isinstance(images, Tensor) and images.shape[1:] == (3, 32, 32):
-        rival = _torchvision(images, labels)
-    elif data.in_channels == 3:
-        rival = _torchvision_folder(data, Path(root))
-    return f"{first:.2f}", f"{later:.2f}", memory, *_rates(data.train_dataloader(), rival)
-
-
-def _start(name: str, root: str, cache: str) -> tuple[float, str]:
-    """Seconds until the data are ready, and the memory they then take, in a new process."""
-    torch.set_num_threads(1)
-    stratified_split(torch.arange(1000) % 10, 0.1, 0)  # torch loads parts of itself when first used
-    before, start = _resident(), time.perf_counter()
-    data = _set_up(name, root, cache)
-    seconds = time.perf_counter() - start
-    assert data._train is not None
-    images, _ = data._train
-    if not isinstance(images, Tensor):
-        return seconds, "streamed"
-    for part in images.split(100):
-        part.max()
-    megabytes = (_resident() - before) / 1e6, images.nbytes / 1e6
-    return seconds, f"{megabytes[0]:.0f} / {megabytes[1]:.0f}"
+    folder = Path(root, "train") if Path(root, "train").is_dir() else Path(root)
+    is_tree = data.in_channels == 3 and set(class_folders(folder)) == set(data.class_names)
+    speed = rates(data.train_dataloader(), folder if is_tree else None)
+    return {**speed, "prepare_s": first["later_s"], **later}
 
 
 def _set_up(name: str, root: str, cache: str) -> ImageDataModule:
-    data = getattr(datamodules, name)(root=root, cache_dir=cache, batch_size=BATCH)
+    data = KINDS[name](root=root, cache_dir=cache, batch_size=BATCH)
     data.setup("fit")
     return data
 
 
-def _rates(ours: ImageLoader, rival: Iterable[Any] | None) -> tuple[str, str, str]:
-    mine = _rate(ours)
-    if rival is None:
-        return f"{mine:.0f}", "", ""
-    theirs = _rate(rival)
-    return f"{mine:.0f}", f"{theirs:.0f}", f"{mine / theirs:.1f}"
+def _start(name: str, root: str, cache: str) -> dict[str, float]:
+    """Seconds until the data are ready, and the memory they then take, in a new process."""
+    torch.set_num_threads(1)
+    stratified_split(torch.arange(1000) % 10, 0.1, 0)  # torch loads parts of itself when first used
+    before, start = _resident(), time.perf_counter()
+    images = _set_up(name, root, cache).train_dataloader().images
+    found = {"later_s": time.perf_counter() - start}
+    if isinstance(images, Tensor):
+        for part in images.split(100):
+            part.max()
+        found |= {"memory_mb": (_resident() - before) / 1e6, "images_mb": images.nbytes / 1e6}
+    return found
 
 
-def _rate(loader: Iterable[Any]) -> float:
+def _resident() -> int:
+    """Bytes of memory that this process holds."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def rates(ours: ImageLoader, folder: Path | None = None) -> dict[str, float]:
+    """Samples a second, ours and torchvision's in turns."""
+    loaders = {"ours": ours, "torchvision": _torchvision(ours, folder)}
+    runs = {name: partial(_rate, loader) for name, loader in loaders.items() if loader is not None}
+    speed = in_turns(runs, ROUNDS)["rate"].median().to_dict()
+    ratio = {"ours_to_torchvision": speed["ours"] / speed.get("torchvision", float("nan"))}
+    return {f"{name}_samples_a_second": rate for name, rate in speed.items()} | ratio
+
+
+def _rate(loader: Iterable[Any]) -> dict[str, float]:
     """Samples a second, after one batch that does not count."""
     count, start = -1, 0.0
     while True:
@@ -111,56 +110,33 @@ def _rate(loader: Iterable[Any]) -> float:
                 continue
             count += len(batch[0])
             if (passed := time.perf_counter() - start) > SECONDS:
-                return count / passed
+                return {"rate": count / passed}
 
 
-def _torchvision(pixels: Tensor, labels: Tensor) -> DataLoader:
-    """CIFAR10 of torchvision with its usual transforms, on the same pixels."""
-    from torchvision import datasets
-
-    class InMemory(datasets.CIFAR10):
-        def __init__(self) -> None:
-            self.data = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
-            self.targets, self.target_transform = labels.tolist(), None
-            self.transform = _transforms(32, 4)
-
-    return DataLoader(InMemory(), BATCH, shuffle=True, drop_last=True)
-
-
-def _torchvision_folder(data: ImageDataModule, root: Path) -> DataLoader | None:
-    """ImageFolder of torchvision, where the set is a tree."""
+def _torchvision(ours: ImageLoader, folder: Path | None) -> DataLoader | None:
+    """Torchvision's usual transforms: of CIFAR images one by one, or of its ImageFolder."""
     from torchvision import datasets, transforms
 
-    side = data.image_size
-    folder = root / "train" if (root / "train").is_dir() else root
-    if set(class_folders(folder)) != set(data.class_names):
+    images = ours.images
+    side = images.shape[-1] if isinstance(images, Tensor) else images.side
+    usual = [
+        transforms.RandomCrop(side, padding=ours.crop_padding),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize((0.5,) * 3, (0.25,) * 3),
+    ]
+    if isinstance(images, Tensor) and images.shape[1:] == (3, 32, 32):
+        pixels, transform = (
+            images.permute(0, 2, 3, 1).contiguous().numpy(),
+            transforms.Compose(usual),
+        )
+
+        def collate(chosen: list[int]) -> Any:
+            return default_collate([(transform(Image.fromarray(pixels[i])), i) for i in chosen])
+
+        every: Any = range(len(pixels))
+        return DataLoader(every, BATCH, shuffle=True, drop_last=True, collate_fn=collate)
+    if folder is None:
         return None
-    resize = [transforms.Resize(side), transforms.CenterCrop(side)]
-    files = datasets.ImageFolder(folder, _transforms(side, data.crop_padding, *resize))
-    return DataLoader(files, BATCH, shuffle=True)
-
-
-def _transforms(side: int, padding: int, *first: Any) -> Any:
-    from torchvision import transforms
-
-    return transforms.Compose(
-        [
-            *first,
-            transforms.RandomCrop(side, padding=padding),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize((0.5,) * 3, (0.25,) * 3),
-        ]
-    )
-
-
-def _arguments(name: str) -> set[str]:
-    import inspect
-
-    return set(inspect.signature(getattr(datamodules, name).__init__).parameters)
-
-
-def _resident() -> int:
-    """Bytes of memory that this process holds."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    sized = transforms.Compose([transforms.Resize(side), transforms.CenterCrop(side), *usual])
+    return DataLoader(datasets.ImageFolder(folder, sized), BATCH, shuffle=True)

@@ -1,30 +1,70 @@
-"""The clock and the scales that the measurements share."""
+"""Clocks, turns and statistics that the measurements share."""
 
-import statistics
+import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from pandas import DataFrame
 from torch import Tensor
 
 
 def now(device: torch.device | str = "cpu") -> float:
-    """Seconds, once `device` has done what it was asked for."""
+    """Seconds on a clock, read when `device` has finished its work."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def spread(times: Sequence[float]) -> float:
-    """Half the distance of the quartiles, in % of the median."""
-    low, middle, high = statistics.quantiles(times, n=4)
-    return 50 * (high - low) / middle
+def timed(run: Callable[[], Any], device: torch.device | str = "cpu") -> dict[str, float]:
+    """Seconds that `run` takes: elapsed time (`wall`) and processor time (`processor`)."""
+    start, processor = now(device), time.process_time()
+    run()
+    return {"wall": now(device) - start, "processor": time.process_time() - processor}
+
+
+def in_turns(
+    things: Mapping[Any, Callable[[], Mapping[str, float]]], rounds: int
+) -> dict[str, DataFrame]:
+    """Measure each of `things` once a round, in a new random order in each round.
+
+    Returned is for each quantity a table with a row for each round and a column for each thing.
+    """
+    found: dict[Any, list[Mapping[str, float]]] = {key: [] for key in things}
+    for k in range(rounds):
+        for key in random.Random(k).sample(list(things), len(things)):
+            found[key].append(things[key]())
+    quantities = next(iter(found.values()))[0]
+    return {
+        name: DataFrame({key: [one[name] for one in results] for key, results in found.items()})
+        for name in quantities
+    }
+
+
+def summarize(
+    times: Mapping[str, DataFrame], references: Mapping[str, Callable[[Any], Any]], unit: str
+) -> DataFrame:
+    """The statistics of each quantity that :func:`in_turns` has measured, one row for each thing.
+
+    `references` says for each name which thing a given thing is compared with.
+    """
+    scale, columns = {"s": 1, "ms": 1e3}[unit], {}
+    for name, each in times.items():
+        median = each.median()
+        columns[f"{name}_{unit}"] = scale * median
+        columns[f"{name}_least_{unit}"] = scale * each.min()
+        columns[f"{name}_spread_percent"] = (
+            50 * (each.quantile(0.75) - each.quantile(0.25)) / median
+        )
+        for other, of in references.items():
+            columns[f"{name}_to_{other}"] = median / [median[of(key)] for key in each]
+    return DataFrame(columns)
 
 
 def saved_bytes(forward: Callable[[], Any], own: Iterable[Tensor] = ()) -> int:
-    """Bytes that `forward` keeps for its backward, each storage once, those of `own` not at all."""
+    """Bytes that `forward` keeps for its backward pass, without the storages of `own`."""
     known = {tensor.untyped_storage().data_ptr() for tensor in own}
     found: dict[int, int] = {}
 
@@ -41,69 +81,45 @@ def saved_bytes(forward: Callable[[], Any], own: Iterable[Tensor] = ()) -> int:
 
 
 class Turns:
-    """A loader that waits for its turn before it hands out a batch.
+    """A loader that waits for its turn before it gives the next batch to its training thread."""
 
-    Attributes:
-        wall: seconds of each turn: a batch is processed, and the next one made.
-        processor: the same in processor time.
-    """
-
-    def __init__(self, device: str = "cpu") -> None:
-        self.device, self.loader = device, None
-        self.wall: list[float] = []
-        self.processor: list[float] = []
+    def __init__(self, loader: Any, device: str = "cpu") -> None:
+        self.loader, self.device = loader, device
+        self.sampler = loader.sampler  # Lightning calls its `set_epoch`
         self._error: BaseException | None = None
-        self._go, self._back = threading.Event(), threading.Event()
-
-    def over(self, loader: Any) -> "Turns":
-        """Take turns with the batches of `loader`."""
-        self.loader = self.sampler = loader  # Lightning calls sampler.set_epoch
-        return self
+        self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        return len(self.loader)  # pyright: ignore[reportArgumentType]
+        return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
         """The loader's batches, one a turn."""
-        for batch in self.loader:  # pyright: ignore[reportOptionalIterable]
-            self._pause()
+        for batch in self.loader:
+            self._back.release()
+            self._go.acquire()
             yield batch
 
-    def start(self, train: Callable[[], Any]) -> threading.Thread:
-        """Run `train` up to its first batch, then let it wait."""
+    def start(self, train: Callable[[], Any]) -> None:
+        """Let `train` begin in a thread of its own, at the first turn."""
 
         def run() -> None:
+            self._go.acquire()
             try:
-                self._begin()
                 train()
             except BaseException as error:
                 self._error = error
-            self._back.set()
+            self._back.release()
 
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        self._wait()
-        return thread
+        threading.Thread(target=run, daemon=True).start()
 
-    def step(self) -> None:
-        """Give it one turn."""
-        self._go.set()
-        self._wait()
-
-    def _wait(self) -> None:
-        self._back.wait()
-        self._back.clear()
+    def step(self) -> dict[str, float]:
+        """Let the training go on until it has its next batch; the seconds that this takes."""
+        seconds = timed(self._turn, self.device)
         if self._error:
             raise self._error
+        return seconds
 
-    def _begin(self) -> None:
-        self._wall, self._processor = now(self.device), time.process_time()
-
-    def _pause(self) -> None:
-        self.wall.append(now(self.device) - self._wall)
-        self.processor.append(time.process_time() - self._processor)
-        self._back.set()
-        self._go.wait()
-        self._go.clear()
-        self._begin()
+    def _turn(self) -> None:
+        self._go.release()
+        self._back.acquire()

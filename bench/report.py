@@ -1,27 +1,43 @@
-"""What every measurement is written with: the machine, the versions, the commit."""
+"""How every measurement is reported: options, machine, table, files and chart."""
 
-import csv
 import json
 import os
 import platform
+import re
 import subprocess
-from collections.abc import Callable, Sequence
+from argparse import ArgumentTypeError
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+import pandas as pd
 import torch
+from pandas import DataFrame
+
+from activations.picture import new_figure, replacing, save_figure
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def at_least(low: int) -> Callable[[str], int]:
+    """A type for options: a whole number that is not below `low`."""
+
+    def number(text: str) -> int:
+        if int(text) < low:
+            raise ArgumentTypeError(f"must be >= {low}, got {text}")
+        return int(text)
+
+    return number
+
+
 def machine() -> dict[str, Any]:
-    """Processor, cores, GPU, versions and commit of this run."""
+    """Processor, cores, load, GPU, versions and commit of this run."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -30,41 +46,57 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(folder: Path, name: str, about: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-    """Write `name`.json (all of it) and `name`.csv (the rows) into `folder`, each at once."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _whole(folder / f"{name}.json", lambda file: json.dump({**about, "rows": rows}, file, indent=1))
-
-    def table(file: TextIO) -> None:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-    _whole(folder / f"{name}.csv", table)
-
-
-def _whole(path: Path, fill: Callable[[TextIO], None]) -> None:
-    unfinished = path.with_name(path.name + ".part")
-    with unfinished.open("w", newline="") as file:
-        fill(file)
-    unfinished.replace(path)
-
-
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def _commit() -> str:
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
+    """The commit; a plus sign says that files of the repository differ from it."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--dirty=+"]
     try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def title(about: dict[str, Any]) -> str:
+    """The settings, machine, torch and commit in one line."""
+    named = {key: about[key] for key in ("processor", "gpu", "load", "torch", "commit")}
+    words = {**about["settings"], **named}.items()
+    return ", ".join(f"{key} {value}" for key, value in words if value not in (None, False))
+
+
+def show(table: DataFrame) -> str:
+    """The table as text; each column name stands on up to three lines."""
+    shown = table.copy()
+    names = [(*str(name).split("_", 2), "", "")[:3] for name in table]
+    shown.columns = pd.MultiIndex.from_tuples(names)
+    return shown.to_string(index=False, sparsify=False, float_format="{:.3f}".format, na_rep="")
+
+
+def write(path: Path, about: dict[str, Any], table: DataFrame) -> None:
+    """Write `path`.json (the rows, settings and machine) and `path`.csv (the rows)."""
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")  # JSON has no NaN
+    with replacing(path.with_suffix(".json")) as unfinished:
+        unfinished.write_text(json.dumps({**about, "rows": rows}, indent=1))
+    with replacing(path.with_suffix(".csv")) as unfinished:
+        table.to_csv(unfinished, index=False)
+
+
+def draw(table: DataFrame, column: str, title: str, path: Path) -> None:
+    """Draw `column`, a ratio, as bars: the function and mode with the smallest ratio on top."""
+    keys = [key for key in ("network", "dtype") if key in table]
+    bars: Any = table.pivot(index=["function", "mode"], columns=keys, values=column)
+    bars = bars.loc[bars.min(axis=1).sort_values(ascending=False).index]
+    bars.index = [" ".join(key) for key in bars.index]
+    figure = new_figure(9, 1.5 + 0.1 * len(bars) * (1 + len(bars.columns)), layout="constrained")
+    axis = figure.subplots()
+    bars.plot.barh(ax=axis, width=0.8, fontsize=8, xlabel=column.replace("_to_", " / "))
+    if bars.max(axis=None) > 8:
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+    axis.axvline(1, color="0.2", linewidth=0.8)
+    axis.set_title(title, fontsize=8, wrap=True)
+    save_figure(figure, path)

@@ -3,19 +3,26 @@
 import argparse
 import itertools
 import json
+import math
 import statistics
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from pandas import DataFrame
+from torch.utils.data import DataLoader
 
-from bench import __main__, loop, measure, start, step
-from bench.report import write
+from bench import __main__, activations, data, loop, measure, report, start, step
+from datamodules.loader import ImageLoader
 from models import Classifier
-from tests.data import Tiny
+from tests.data import Tiny, write_tree
 
 
 def test_saved_bytes_of_known_functions():
@@ -28,97 +35,121 @@ def test_saved_bytes_of_known_functions():
     assert measure.saved_bytes(lambda: (x[:10] * y[:10]).exp()) == 840  # a view keeps it all
 
 
-def test_spread_is_half_the_distance_of_the_quartiles():
-    assert measure.spread([4, 1, 7, 2, 6, 3, 5]) == pytest.approx(50 * (6 - 2) / 4)
+def test_statistics_of_each_quantity():
+    times = {"step": DataFrame({"a": [4.0, 1, 3, 2, 5], "b": [8.0, 2, 6, 4, 20]})}
+    table: Any = measure.summarize(times, {"a": lambda key: "a"}, "ms")
+    assert table["step_ms"].to_dict() == {"a": 3000, "b": 6000}
+    assert table["step_least_ms"].to_dict() == {"a": 1000, "b": 2000}
+    # the quartiles are 2 and 4, and 4 and 8: half their distance, in % of the median
+    assert table["step_spread_percent"].to_dict() == pytest.approx({"a": 100 / 3, "b": 100 / 3})
+    assert table["step_to_a"].to_dict() == {"a": 1, "b": 2}
+
+
+def test_each_is_measured_once_a_round_in_a_new_order():
+    order: list[str] = []
+
+    def run(name: str) -> dict[str, float]:
+        order.append(name)
+        return {"wall": len(order), "processor": -len(order)}
+
+    found = measure.in_turns({name: partial(run, name) for name in "abcd"}, 20)
+    rounds = ["".join(order[k : k + 4]) for k in range(0, 80, 4)]
+    assert {"".join(sorted(each)) for each in rounds} == {"abcd"}
+    assert len(set(rounds)) > 5
+    assert list(found["wall"]) == list("abcd")
+    assert found["wall"]["c"].tolist() == [k + 1 for k, name in enumerate(order) if name == "c"]
+    assert found["processor"].equals(-found["wall"])
 
 
 def test_turns_are_given_one_at_a_time(monkeypatch: pytest.MonkeyPatch):
     seconds = {"a": 1.0, "b": 10.0}
     clock, done = [0.0], []
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
-    turns = {name: measure.Turns() for name in seconds}
+    loader = DataLoader(range(3), batch_size=None)  # pyright: ignore[reportArgumentType]
+    turns = {name: measure.Turns(loader) for name in seconds}
+    assert turns["a"].sampler is loader.sampler  # where Lightning sets the epoch
+    assert len(turns["a"]) == 3
 
     def train(name: str) -> None:
-        for batch in turns[name].over(range(3)):
+        for batch in turns[name]:
             clock[0] += seconds[name] * (batch + 1)
             done.append(f"{name}{batch}")
 
-    threads = [turns[name].start(lambda name=name: train(name)) for name in seconds]
+    for name in seconds:
+        turns[name].start(partial(train, name))
+    spent = {name: [turns[name].step()["wall"]] for name in seconds}  # to the first batch
     for name in ("a", "b", "b", "a", "a", "b"):
-        turns[name].step()
-    for thread in threads:
-        thread.join(10)
-        assert not thread.is_alive()
+        spent[name].append(turns[name].step()["wall"])
     assert done == ["a0", "b0", "b1", "a1", "a2", "b2"]
-    assert turns["a"].wall == [0, 1, 2]
-    assert turns["b"].wall == [0, 10, 20]
+    assert spent == {"a": [0, 1, 2, 3], "b": [0, 10, 20, 30]}
 
 
 def test_what_fails_in_a_turn_is_raised():
-    turns = measure.Turns()
+    turns = measure.Turns(DataLoader(range(2), batch_size=None))  # pyright: ignore[reportArgumentType]
 
     def train() -> None:
-        for batch in turns.over(range(2)):
+        for batch in turns:
             raise ValueError(f"batch {batch}")
 
     turns.start(train)
+    turns.step()
     with pytest.raises(ValueError, match="batch 0"):
         turns.step()
-    with pytest.raises(ZeroDivisionError):
-        measure.Turns().start(lambda: 1 / 0)
 
 
 @pytest.mark.filterwarnings("ignore:The .* does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*smaller than the logging interval")
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 def test_all_loops_train_the_same_network():
     options = argparse.Namespace(
         backbone="resnet8", activation="CosLU", compile="off", batch_size=4, steps=2, epochs=1,
         threads=1, device="cpu",
     )  # fmt: skip
-    found = loop.train(options)
+    times, found = loop.train(options)
     assert list(found) == ["bare loop", *loop.PARTS]
-    expected = found["bare loop"][1].backbone.state_dict()
+    assert times["wall"].shape == times["processor"].shape == (1 + 4, len(found))
+    expected = found["bare loop"][0].backbone.state_dict()
     start = Classifier("resnet8").backbone.state_dict()["conv1.weight"]
     assert not torch.equal(expected["conv1.weight"], start)
-    for name, (turns, model, inside) in found.items():
-        assert len(turns.wall) == len(turns.processor) == 4, name
-        for part, callback in loop.PARTS.items():
-            has = name != "bare loop" and list(loop.PARTS).index(part) <= list(loop.PARTS).index(
-                name
-            )
-            assert callback is None or (inside.of(callback) > 0) == has, (name, part)
+    for number, (name, (model, profiler)) in enumerate(found.items()):
+        for place, (part, callbacks) in enumerate(loop.PARTS.items()):
+            for make in callbacks:
+                entered = loop.inside(type(make()), profiler) > 0
+                assert entered == (place < number), (name, part)
         for key, value in model.backbone.state_dict().items():
             torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_the_loop_compares_medians_of_epochs(monkeypatch: pytest.MonkeyPatch):
-    def turns(*epochs: float) -> tuple[measure.Turns, None, loop.Inside]:
-        one, inside = measure.Turns(), loop.Inside()
-        inside.spent = {
-            "[Callback]ActivationMonitor.on_train_batch_end": 1.0,
-            "[Callback]ActivationMonitor.on_train_epoch_end": 0.8,
-            "[Callback]ActivationMonitor.on_train_end": 50.0,  # once a run, not an epoch
-            "[Callback]ModelCheckpoint.on_train_epoch_end": 7.0,
+    profiler: Any = SimpleNamespace(
+        recorded_durations={
+            "[Callback]ActivationMonitor.on_train_batch_end": [0.5, 0.5],
+            "[Callback]ActivationMonitor.on_train_epoch_end": [0.8],
+            "[Callback]ActivationMonitor.on_train_end": [50.0],  # once a run, not an epoch
+            "[Callback]ModelCheckpoint.on_train_epoch_end": [7.0],
         }
-        for seconds in (99.0, *epochs):  # what comes first does not count
-            one.wall += [seconds, 1.0]
-            one.processor += [seconds / 2, 0.0]
-        return one, None, inside
+    )
 
-    times = {"bare loop": turns(7, 9, 30), "Trainer": turns(10, 11, 5), "monitor": turns(9, 14, 14)}
-    monkeypatch.setattr(loop, "train", lambda options: times)
-    rows = loop.measure(argparse.Namespace(steps=2, epochs=3))
-    assert [row["variant"] for row in rows] == ["bare loop", "+ Trainer", "+ monitor"]
-    assert [row["epoch_s"] for row in rows] == [10, 11, 15]
-    assert [row["ratio"] for row in rows] == pytest.approx([1, 1.1, 1.5])
-    assert [row["processor_s"] for row in rows] == [4.5, 5, 7]
-    assert rows[2]["more_percent"] == pytest.approx(100 * (7 - 5) / 4.5)
+    def turns(*epochs: float) -> list[float]:
+        # the start and the first epoch do not count, nor does the turn that ends the training
+        return [99, 99, *(part for epoch in epochs for part in (epoch - 1, 1)), 99]
+
+    wall = {"bare loop": turns(7, 9, 30), "Trainer": turns(10, 11, 5), "monitor": turns(9, 14, 14)}
+    work = {"bare loop": turns(4, 5, 4), "Trainer": turns(5, 5, 1), "monitor": turns(7, 7, 8)}
+    times = {"wall": DataFrame(wall), "processor": DataFrame(work)}
+    monkeypatch.setattr(loop, "train", lambda options: (times, {"monitor": (None, profiler)}))
+    monkeypatch.setattr(loop, "PARTS", {"Trainer": [], "monitor": loop.PARTS["monitor"]})
+    table: Any = loop.measure(argparse.Namespace(steps=2, epochs=3)).set_index("variant")
+    assert table["epoch_s"].to_dict() == {"bare loop": 9, "Trainer": 10, "monitor": 14}
+    assert table["epoch_to_bare"].tolist() == pytest.approx([1, 10 / 9, 14 / 9])
+    assert table["processor_s"].tolist() == [4, 5, 7]
+    assert table["more_percent"].tolist()[1:] == [25, 50]
     # 1.8 s in four epochs
-    assert rows[2]["inside_percent"] == pytest.approx(100 * 0.45 / 4.5)
-    assert rows[2]["inside_ms_a_step"] == pytest.approx(1e3 * 0.45 / 2)
-    assert rows[1]["inside_percent"] is None
-    assert "+ monitor" in loop.show(rows)
+    assert table["inside_percent"]["monitor"] == pytest.approx(100 * 0.45 / 9)
+    assert table["inside_ms_a_step"]["monitor"] == pytest.approx(1e3 * 0.45 / 2)
+    assert table["inside_percent"].isna()["Trainer"]
+    assert "monitor" in report.show(table.reset_index())
 
 
 SECONDS = {  # first step, then each later one
@@ -128,106 +159,150 @@ SECONDS = {  # first step, then each later one
 
 
 def test_steps_against_relu_and_silu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    made: dict[tuple[str, str], Any] = {}
+    made: list[tuple[str, str]] = []
 
-    class Scripted:
-        def __init__(self, function: str, make: Any, mode: str, *rest: Any) -> None:
-            assert isinstance(make(), torch.nn.Module)
-            first, later = SECONDS[function, mode]
-            self.times = itertools.chain([first], itertools.repeat(later))
-            made[function, mode] = self
+    def training(function: str, mode: str, *rest: Any) -> Any:
+        assert isinstance(step.factory(function)(), torch.nn.Module)
+        first, later = SECONDS[function, mode]
+        times = itertools.chain([first], itertools.repeat(later))
+        made.append((function, mode))
+        saved = 1000 * len(made)
 
-        def step(self) -> tuple[float, float]:
-            seconds = next(self.times)
-            return seconds, seconds**2
+        def one() -> dict[str, float]:
+            seconds = next(times)
+            return {"wall": seconds, "processor": seconds**2}
 
-        def saved(self) -> int:
-            return 1000 * len(made)
+        return None, one, lambda: saved
 
-    monkeypatch.setattr(step, "Entry", Scripted)
-    monkeypatch.setattr(step, "_start_compiler", lambda device: 20.0)
+    monkeypatch.setattr(step, "training", training)
+    monkeypatch.setattr(step, "start_compiler", lambda device: 20.0)
     options = argparse.Namespace(
         networks=["resnet8"], dtypes=["float32"], modes=["off", "activations"], rounds=3,
         activations=["CosLU"], device="cpu",
     )  # fmt: skip
-    rows = {(row["function"], row["mode"]): row for row in step.measure(options)}
-    assert set(rows) == set(SECONDS)
-    fused = rows["CosLU", "activations"]
+    table: Any = step.measure(options)
+    rows: Any = table.set_index(["function", "mode"])
+    assert made == list(rows.index) == list(SECONDS)
+    fused: Any = rows.loc[("CosLU", "activations")]
     assert (fused["step_ms"], fused["step_to_relu"], fused["step_to_silu"]) == (3000, 1.5, 0.75)
     assert (fused["processor_to_relu"], fused["processor_to_silu"]) == (9 / 4, 9 / 16)
+    assert (fused["saved_to_silu"], fused["saved_to_relu_in_place"]) == (5 / 2, 5 / 3)
     assert fused["first_step_s"] == 43 + 20
     assert fused["even_steps"] == (63 - 3) / (8 - 3)
-    assert rows["CosLU", "off"]["even_steps"] is None
-    table = step.show(list(rows.values()))
-    assert len(table.splitlines()) == 2 + len(rows)
-    step.draw(list(rows.values()), "title", tmp_path / "out" / "step.png")
+    assert rows["even_steps"].isna()["CosLU", "off"]
+    assert len(report.show(table).splitlines()) == 3 + len(rows)
+    report.draw(table, step.CHART, "title", tmp_path / "out" / "step.png")
     assert (tmp_path / "out" / "step.png").read_bytes().startswith(b"\x89PNG")
-    write(tmp_path, "step", {"commit": "abc"}, list(rows.values()))
-    assert json.loads((tmp_path / "step.json").read_text())["rows"][0]["function"] == "ReLU"
-    assert len((tmp_path / "step.csv").read_text().splitlines()) == 1 + len(rows)
+    report.write(tmp_path / "new" / "step", {"commit": "abc"}, table)
+    written = json.loads((tmp_path / "new" / "step.json").read_text())
+    assert written["commit"] == "abc"
+    assert written["rows"][0]["function"] == "ReLU"
+    assert written["rows"][0]["even_steps"] is None
+    assert len((tmp_path / "new" / "step.csv").read_text().splitlines()) == 1 + len(rows)
 
 
-def test_a_real_step(monkeypatch: pytest.MonkeyPatch):
+def test_a_mode_is_compared_with_its_own_kind():
+    assert step.like("ReLU")(("CosLU", "model")) == ("ReLU", "model")
+    for mode in ("off", "activations"):
+        assert step.like("SiLU")(("CosLU", mode)) == ("SiLU", "off")
+
+
+def test_a_real_step():
     options = argparse.Namespace(
         networks=["resnet8"], dtypes=["bfloat16"], modes=["off"], rounds=2, batch_size=2,
         activations=["torch.nn.Mish"], device="cpu", layout="channels_last",
     )  # fmt: skip
-    rows = {row["function"]: row for row in step.measure(options)}
-    assert list(rows) == ["ReLU", "SiLU", "ReLU in place", "torch.nn.Mish"]
-    assert rows["ReLU in place"]["saved_to_relu_in_place"] == 1
+    rows: Any = step.measure(options).set_index("function")
+    assert list(rows.index) == ["ReLU", "SiLU", "ReLU in place", "torch.nn.Mish"]
+    assert rows["saved_to_relu_in_place"]["ReLU in place"] == 1
     # an in-place ReLU keeps its result, which the next convolution keeps too; SiLU its input also
-    assert rows["SiLU"]["saved_to_relu_in_place"] > 1.2
-    assert rows["torch.nn.Mish"]["saved_to_silu"] == pytest.approx(1)
-    for row in rows.values():
-        assert row["step_to_relu"] == row["step_ms"] / rows["ReLU"]["step_ms"]
+    assert rows["saved_to_relu_in_place"]["SiLU"] > 1.2
+    assert rows["saved_to_silu"]["torch.nn.Mish"] == pytest.approx(1)
+    assert rows["step_to_relu"].tolist() == (rows["step_ms"] / rows["step_ms"]["ReLU"]).tolist()
 
 
 @pytest.mark.slow
 def test_signals_step_too():
     options = argparse.Namespace(batch_size=2, device="cpu", layout="channels_last")
-    entry = step.Entry("CosLU", step.factory("CosLU"), "off", "float32", "resnet34-1d", options)
-    before = entry.model.conv1.weight.clone()
-    assert min(entry.step()) > 0
-    assert entry.x.shape == (2, 1, 187)
-    assert not torch.equal(entry.model.conv1.weight, before)
+    made = step.training("CosLU", "off", "float32", "resnet34-1d", options)
+    model: Any = made[0]
+    before = model.conv1.weight.clone()
+    assert min(made[1]().values()) > 0
+    assert before.shape[1:] == (1, 7)
+    assert not torch.equal(model.conv1.weight, before)
 
 
-def test_start_tells_phases_after_the_command(tmp_path: Path):
-    code = (
-        "import time; print('noise'); print('bench start: parse', time.time()); sum(range(10**7))"
+def test_real_activations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    line = (
+        "bench activations --shape 2 4 6 --dtypes float32 --modes off --only CosLU LSLU SeriesReLU"
     )
-    found = start.run(["-c", code], str(tmp_path), threads=1)
-    assert 0 < found["parse"] <= found["end"]
-    assert 0 < found["processor"] <= found["end"]
+    monkeypatch.setattr(sys, "argv", [*line.split(), "--rounds", "2", "--out", str(tmp_path)])
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    __main__.main()
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "activations.json", "activations.csv", "activations.png",
+    }  # fmt: skip
+    written = json.loads((tmp_path / "activations.json").read_text())
+    rows = {row["function"]: row for row in written["rows"]}
+    assert set(rows) >= {"CosLU", "LSLU", "SeriesReLU", "nn.ReLU", "nn.PReLU"}
+    assert written["settings"]["shape"] == [2, 4, 6]
+    assert written["torch"] == torch.__version__
+    assert rows["nn.SiLU"]["saved_to_input"] == 1
+    assert rows["CosLU"]["saved_to_input"] > 1
+    assert rows["nn.SiLU"]["both_to_silu"] == rows["nn.ReLU"]["both_to_relu"] == 1
+    assert "CosLU" in capsys.readouterr().out
+
+
+def test_one_set_a_channel_where_a_function_can(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(activations.activations, "fuse", lambda module, on: None)
+    options = argparse.Namespace(shape=[2, 5], per_channel=True, modes=["off"], only=None)
+    modules: dict[Any, Any] = activations.build(options)
+    assert len(modules["nn.PReLU", "torch"].weight) == len(modules["CosLU", "off"].alpha) == 5
+    assert ("EELU", "off") not in modules
+
+
+def test_start_tells_phases_after_the_command():
+    code = "import json, time; print('noise'); print(json.dumps({'parse': time.time()})); sum(range(10**7))"
+    before = time.time()
+    found = start.run(["-c", code], threads=1)
+    assert 0 < found["parse"] <= time.time() - before
+    assert 0 < found["processor"] <= time.time() - before
+    assert found["step"] != found["step"]  # NaN: it was not reached
     with pytest.raises(RuntimeError, match="no such thing"):
-        start.run(["-c", "raise SystemExit('no such thing')"], str(tmp_path), threads=1)
+        start.run(["-c", "raise SystemExit('no such thing')"], threads=1)
 
 
 def test_start_compares_with_the_imports(monkeypatch: pytest.MonkeyPatch):
-    caches = {}
+    caches: dict[str, list[str | None]] = {}
 
-    def run(code: list[str], cache: str, threads: int) -> dict[str, float]:
-        caches.setdefault(Path(cache).parent, []).append(Path(cache).name)
+    def run(code: list[str], threads: int, cache: str | None = None) -> dict[str, float]:
+        name = code[1].partition(";")[0] if code[0] == "-c" else f"{code[-1]} {cache is not None}"
+        caches.setdefault(name, []).append(cache)
         if code[0] == "-c":
-            return {"end": 8.0 if "lightning" in code[1] else 9.0, "processor": 4.0}
-        seconds = {"off": 10.0, "activations": 12.0}[code[-1]] + len(caches)
-        return {"parse": 9.5, "prepare": 9.75, "step": seconds, "end": 99.0, "processor": 5.0}
+            step = 8.0 if "lightning" in name else 9.0
+            return {"parse": math.nan, "prepare": math.nan, "step": step, "processor": 4.0}
+        step = {"off": 10.0, "activations": 12.0}[code[-1]] + len(caches[name])
+        return {"parse": 9.5, "prepare": 9.75, "step": step, "processor": 5.0}
 
     monkeypatch.setattr(start, "run", run)
     options = argparse.Namespace(
-        cases=["off", "activations cold", "activations warm"], rounds=3, data="Digits", root=None,
+        cases=["activations warm", "off", "activations cold"], rounds=3, data="Digits", root=None,
         backbone="resnet8", activation="CosLU", accelerator="cpu", threads=1,
     )  # fmt: skip
-    rows = {row["case"]: row for row in start.measure(options)}
-    assert rows["import train"]["ratio"] == 9 / 8
-    assert rows["off"]["seconds"] == statistics.median([11, 12, 13])
-    assert rows["off"]["ratio"] == 12 / 8
-    assert rows["off"]["processor_ratio"] == 5 / 4
-    assert rows["off"]["prepare"] == 9.75
-    assert rows["activations warm"]["seconds"] == 14
-    # each round has folders of its own; warm finds what cold has left
-    assert list(caches.values()) == [["none", "none", "none", "activations", "activations"]] * 3
-    assert "activations warm" in start.show(list(rows.values()))
+    table: Any = start.measure(options)
+    rows: Any = table.set_index("case")
+    assert list(rows.index) == [*start.IMPORTS, *start.CASES[:3]]
+    assert rows["step_to_imports"]["import train"] == 9 / 8
+    assert rows["step_s"]["off"] == statistics.median([11, 12, 13])
+    assert rows["step_to_imports"]["off"] == 12 / 8
+    assert rows["processor_to_imports"]["off"] == 5 / 4
+    assert rows["prepare_s"]["off"] == 9.75
+    # a warm run is measured after one that fills the same cache; a cold one has none
+    assert rows["step_s"]["activations warm"] == 15
+    assert [len(each) for each in caches.values()] == [4, 3, 3, 3, 3]
+    assert len(set(caches["activations True"])) == 1
+    assert caches["activations False"] == [None] * 3
+    assert "activations warm" in report.show(table)
 
 
 @pytest.mark.filterwarnings("ignore:.*smaller than the logging interval")
@@ -247,30 +322,68 @@ def test_phases_of_a_real_run(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_
     with pytest.raises(EndError):
         trainer.fit(Classifier("resnet8", 3, 1, 8), datamodule=Tiny())
     assert trainer.global_step == 1
-    lines = [
-        x.split() for x in capsys.readouterr().out.splitlines() if x.startswith("bench start:")
-    ]
-    assert [line[2] for line in lines] == list(start.PHASES)
-    assert sorted(float(line[3]) for line in lines) == [float(line[3]) for line in lines]
+    reached = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(reached) == ["parse", "prepare", "step"]
+    assert sorted(reached.values()) == list(reached.values())
+
+
+def test_rates_against_torchvision(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(data, "SECONDS", 0.01)
+    pixels, every = torch.randint(0, 256, (256, 3, 32, 32)).byte(), torch.arange(256)
+    ours = ImageLoader(
+        pixels, every % 10, every, 128, mean=(0.5,) * 3, std=(0.25,) * 3, training=True,
+        crop_padding=4, flip=True,
+    )  # fmt: skip
+    rates = data.rates(ours)
+    theirs = rates["torchvision_samples_a_second"]
+    assert rates["ours_to_torchvision"] == rates["ours_samples_a_second"] / theirs
+
+
+def test_data_sets_are_measured_from_their_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(data, "SECONDS", 0.01)
+    monkeypatch.setattr(data, "BATCH", 4)
+    monkeypatch.setattr(data, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    write_tree(tmp_path)
+    monkeypatch.setattr(data, "KINDS", {"CIFAR10": data.KINDS["CIFAR10"]})
+    rows: Any = data.measure(argparse.Namespace(CIFAR10=str(tmp_path))).set_index("data")
+    assert list(rows.index) == ["CIFAR, generated", "CIFAR10"]
+    assert rows["prepare_s"]["CIFAR10"] > 0 < rows["later_s"]["CIFAR10"]
+    assert rows["images_mb"]["CIFAR10"] == pytest.approx(40 * 3 * 32 * 32 / 1e6)
+    assert rows["ours_to_torchvision"]["CIFAR10"] > 0
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("step --activations CosLu", "--activations CosLu: module 'activations' has no attribute"),
-        ("step --activations nowhere.Mine", "--activations nowhere.Mine: No module named"),
-        ("step --rounds 1", "--rounds must be >= 2, got 1"),
-        ("loop --epochs 1", "--epochs must be >= 2, got 1"),
-        ("start --rounds 1", "--rounds must be >= 2"),
+        ("step --activations CosLu", "--activations: CosLu: module 'activations' has no attribute"),
+        ("step --activations nowhere.Mine", "--activations: nowhere.Mine: No module named"),
+        ("step --rounds 1", "--rounds: must be >= 2, got 1"),
+        ("loop --epochs 1", "--epochs: must be >= 2, got 1"),
+        ("start --rounds 1", "--rounds: must be >= 2"),
         ("start --cases off activations warm", "invalid choice: 'activations'"),
-        ("start --cases off --cases activations\u00a0warm", "'activations warm' needs 'activations cold'"),
-        ("nothing", "usage: python -m bench activations | data | loop | start | step"),
+        ("activations --only Foo", "invalid choice: 'Foo'"),
+        ("activations --shape 3", "--shape takes 2 to 4 sizes, got [3]"),
+        ("activations --shape 3 0", "--shape: must be >= 1, got 0"),
+        ("activations --shape 3 4 5 --channels_last", "--channels_last needs N C H W"),
+        ("nothing", "no measurement 'nothing': choose from activations, step, loop, data, start"),
     ],
 )  # fmt: skip
 def test_slips(monkeypatch: pytest.MonkeyPatch, capsys: Any, line: str, message: str):
-    words = [word.replace("\u00a0", " ") for word in line.split(" ")]
-    monkeypatch.setattr(sys, "argv", ["bench", *words])
+    monkeypatch.setattr(sys, "argv", ["bench", *line.split()])
     with pytest.raises(SystemExit) as stop:
         __main__.main()
     text = capsys.readouterr().err if isinstance(stop.value.code, int) else str(stop.value.code)
     assert message in text
+
+
+def test_without_an_argument_all_measurements_are_listed(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    monkeypatch.setattr(sys, "argv", ["bench"])
+    __main__.main()
+    printed = capsys.readouterr().out
+    for name in __main__.NAMES:
+        assert f"python -m bench {name} " in printed
+    files = {file.stem for file in Path(__main__.__file__).parent.glob("[a-z]*.py")}
+    assert files == {*__main__.NAMES, "measure", "report"}
