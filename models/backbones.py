@@ -67,14 +67,18 @@ def build_backbone(
     try:
         if name not in OURS:
             network = _from_library(name, num_classes, in_channels, image_size, pretrained, kwargs)
-            if small:
-                _small_stem(network, name, must=stem == "small")
+            if small and not _make_stem_small(network) and stem == "small":
+                raise ValueError(
+                    f"backbone {name!r} has no small stem, as only ResNets and VanillaNets have: "
+                    "use stem imagenet"
+                )
         elif pretrained:
             raise ValueError(f"{name} has no pretrained weights; a timm or torchvision network has")
         else:
+            options: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
             if name.startswith("vanillanet"):
-                kwargs = {"stem": "small" if small else "imagenet", **kwargs}
-            network = OURS[name](num_classes=num_classes, in_channels=in_channels, **kwargs)
+                options["stem"] = "small" if small else "imagenet"
+            network = OURS[name](**options | kwargs)
     except TypeError as error:
         raise ValueError(f"{name} does not take {kwargs} (backbone_kwargs): {error}") from error
     if dims == 1:
@@ -134,7 +138,7 @@ def _from_library(
             f"cannot get pretrained weights of {name} ({type(error).__name__}: {error}); "
             "without internet access give a file, --model.checkpoint_path"
         ) from error
-    if model in ("googlenet", "inception_v3"):  # their forward pass gives one output
+    if model in ("googlenet", "inception_v3"):  # without auxiliary outputs
         kwargs = {"aux_logits": False, "init_weights": not pretrained, **kwargs}
     network = models.get_model(model, num_classes=classes, **kwargs)
     if channels != 3:
@@ -146,16 +150,14 @@ def _from_library(
     return network
 
 
-def _small_stem(network: nn.Module, name: str, *, must: bool) -> None:
+def _make_stem_small(network: nn.Module) -> bool:
     conv, pool = getattr(network, "conv1", None), getattr(network, "maxpool", None)
-    if isinstance(conv, nn.Conv2d | nn.Sequential) and isinstance(pool, nn.Module):
-        first = "conv1" if isinstance(conv, nn.Conv2d) else "conv1.0"
-        _replace_conv(network, first, kernel_size=3, stride=1, padding=1)
-        network.maxpool = nn.Identity()
-    elif must:
-        raise ValueError(
-            f"backbone {name!r} has no small stem, only ResNets and VanillaNets: use imagenet"
-        )
+    if not isinstance(conv, nn.Conv2d | nn.Sequential) or not isinstance(pool, nn.Module):
+        return False
+    first = "conv1" if isinstance(conv, nn.Conv2d) else "conv1.0"
+    _replace_conv(network, first, kernel_size=3, stride=1, padding=1)
+    network.maxpool = nn.Identity()
+    return True
 
 
 def _replace_conv(network: nn.Module, name: str, **changes: int) -> None:
