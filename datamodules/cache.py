@@ -64,7 +64,7 @@ def prepare(
         if found := _open(whole):  # another process has built them meanwhile
             return found
         if whole.exists():
-            rank_zero_info(f"the prepared data in {str(whole)!r} are damaged: building them again")
+            rank_zero_info(f"building {str(whole)!r} again, as it is damaged or of another version")
             shutil.rmtree(whole)
         unfinished = whole.with_suffix(".part")
         shutil.rmtree(unfinished, ignore_errors=True)

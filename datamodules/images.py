@@ -149,7 +149,8 @@ def some(names: Sequence[object]) -> str:
 
 def check_classes(folder: Path, found: Iterable[str], known: Iterable[str], remedy: str) -> None:
     """Raise a ValueError that ends with `remedy` if `found` are not the classes `known`."""
-    missing, extra = sorted(set(known) - set(found)), sorted(set(found) - set(known))
+    found, known = set(found), set(known)
+    missing, extra = sorted(known - found), sorted(found - known)
     if missing or extra:
         raise ValueError(
             f"{str(folder)!r} does not hold the expected classes: missing {some(missing)}, "

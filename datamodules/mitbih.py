@@ -104,7 +104,8 @@ class MITBIH(ImageDataModule):
         self.window = beats.Window(lead, *window, rate, baseline, normalize)
         self.val_records, self.test_fraction = tuple(val_records), test_fraction
         self.representation = representation
-        self.class_names = tuple(AAMI) if classes == "aami" else tuple(SYMBOLS)
+        self.symbols_of = AAMI if classes == "aami" else dict(zip(SYMBOLS, SYMBOLS, strict=True))
+        self.class_names = tuple(self.symbols_of)
         self.num_classes = len(self.class_names)
         self.dims = 1 if representation == "signal" else 2
         length = 187 if protocol == "kaggle" else self.window.samples
@@ -138,7 +139,9 @@ class MITBIH(ImageDataModule):
             return rows["signals"].unsqueeze(1), rows["labels"]
         if not self._beats:
             annotated = self._annotated()
-            annotated["labels"] = self._class_of_symbol()[annotated["symbols"]]
+            groups = self.symbols_of.values()
+            class_of = torch.tensor([[s in g for g in groups].index(True) for s in SYMBOLS])
+            annotated["labels"] = class_of[annotated["symbols"]]
             self._report(annotated)
             inside = annotated.pop("inside")
             signals = annotated.pop("signals")
@@ -180,11 +183,6 @@ class MITBIH(ImageDataModule):
 
     def _files(self, record: int) -> list[Path]:
         return [self.root / f"{record}{suffix}" for suffix in (".hea", ".dat", ".atr")]
-
-    def _class_of_symbol(self) -> Tensor:
-        if self.class_names == tuple(SYMBOLS):
-            return torch.arange(len(SYMBOLS))
-        return torch.tensor([[s in AAMI[c] for c in AAMI].index(True) for s in SYMBOLS])
 
     def _annotated(self) -> dict[str, Tensor]:
         """Symbol, record and peak of all annotated beats; the signals of those `inside`."""

@@ -320,6 +320,9 @@ def test_mini_imagenet_in_train_and_val_folders(mini: Any, tmp_path: Path):
             (tmp_path / "few" / part / name).symlink_to(root / name)
     few = ready(MiniImageNet, tmp_path / "few", image_size=16)
     assert few._train[1][few.test_indices].bincount().tolist() == [1] * 100
+    (tmp_path / "few" / "test" / "n99999999").mkdir()
+    with pytest.raises(ValueError, match=r"missing none, unexpected n99999999\. Unpack"):
+        ready(MiniImageNet, tmp_path / "few", image_size=16)
 
 
 def spoil_nothing(root: Path) -> str:
