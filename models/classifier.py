@@ -41,11 +41,11 @@ class Classifier(LightningModule):
         in_channels: channels of the input; train.py takes it from the data.
         image_size: side of the images in pixels, or length of the signals; train.py takes it from
             the data.
-        activation: makes the activation of one call; by default the network keeps its own.
+        activation: makes one activation for each call; by default the network keeps its own.
         activation_by_site: activations for some calls, by globs over their names (`layer4.*`); they
             win over `activation`.
         share: who has parameters of its own: each call (site), each channel of each call (channel),
-            each size of feature maps (stage), or only the whole network (model).
+            all calls on feature maps of one size (stage), or the whole network (model).
         match: true starts each function as the one that it replaces, on the first training batch;
             fade moves from the old function to the new one during training.
         include: globs over the names of calls; only these are swapped.

@@ -157,7 +157,7 @@ SMALLER: dict[str, dict[str, Any]] = {
 
 
 def alone(model: Any) -> Any:
-    """The Classifier, with what it needs of a Trainer for a training step."""
+    """`model` with the parts of a Trainer that a training step needs."""
     model.trainer = SimpleNamespace(optimizers=[SimpleNamespace(param_groups=[])], global_step=0)
     model.log = lambda *arguments, **options: None
     return model
@@ -226,7 +226,7 @@ def test_binary_cross_entropy_of_each_class():
 
 
 def test_metrics_do_not_share_counts():
-    """A first batch of one class makes torchmetrics take top-5 accuracy and F1 for one thing."""
+    """On a first batch of one class, top-5 accuracy and F1 agree, and torchmetrics would merge them."""
     from sklearn.metrics import f1_score
 
     generator = torch.Generator().manual_seed(2)

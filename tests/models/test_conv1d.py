@@ -23,7 +23,7 @@ senet: Any = importlib.import_module("timm.models.senet")
 
 
 def lived_in(network: nn.Module) -> nn.Module:
-    """The network in float64, every weight and statistic moved to a value of its own."""
+    """The network in float64, with all weights and statistics moved to different values."""
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -239,7 +239,7 @@ def test_where_the_twin_is_not_the_network_on_height_1():
 
 
 class Silent(nn.Module):
-    """An image network whose forward pass runs on signals too, and means something else there."""
+    """A network whose forward pass also runs on signals, but computes something else there."""
 
     def __init__(self, what: str) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ from models.vanillanet import FadingReLU
 
 
 def lived_in(**arguments) -> VanillaNet:
-    """A narrow network whose every weight and statistic is its own, in the middle of its schedule."""
+    """A narrow network with different values in all weights and statistics, during its schedule."""
     torch.manual_seed(0)
     model = VanillaNet(**{"num_classes": 7, "stem": "small", "width": 8} | arguments).eval()
     set_progress(model, 0.1)
@@ -40,7 +40,7 @@ def lived_in(**arguments) -> VanillaNet:
 def reference(
     state: dict[str, torch.Tensor], x: torch.Tensor, slope: float, pooled: tuple[int, ...]
 ) -> torch.Tensor:
-    """Chen et al.'s network in evaluation mode, from its state alone; which stages pool by 2."""
+    """Chen et al.'s network in evaluation mode, from its state alone; `pooled`: pooling of each stage."""
 
     def norm(x, name):
         mean, var, weight, bias = (
