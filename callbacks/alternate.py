@@ -19,12 +19,11 @@ class AlternatingOptimization(Callback):
     """Lets groups of parameters learn in turn, `every` steps or epochs each, first group first.
 
     A frozen group has no gradient when the optimizer steps: its values and its optimizer state
-    (momentum, averages, step counts) stay as they are to the bit, it is not decayed, and the norm
-    that gradients are clipped by is the learning group's. Gradients are still computed, so that
-    processes stay in step. Batch normalisation's statistics follow the data in every phase, and the
-    learning rate its own plan. Whose turn it is follows from the step or epoch alone: a resumed run
-    goes on exactly. The share of each epoch's steps in which a group learned is logged as
-    `alternating/<group>`.
+    (momentum, averages, step counts) stay as they are to the bit, it is not decayed, and gradients
+    are clipped by the norm of the learning group alone. All gradients are computed, so that
+    processes stay synchronous. Batch normalisation's statistics and the learning rate change in
+    every turn. The turn follows from the step or epoch alone, so a resumed run continues exactly.
+    The share of each epoch's steps in which a group learned is logged as `alternating/<group>`.
 
     Args:
         groups: two or more. Each is `weights`, `activations` (what activations learn as their
@@ -35,10 +34,11 @@ class AlternatingOptimization(Callback):
 
     Raises:
         ValueError: fewer than two groups, `every` < 1, a glob that fits no parameter, a parameter
-            in two groups, or LBFGS, which moves all parameters together.
+            in two groups, or LBFGS, which changes all parameters together.
 
-    Reference: Varshney and Singh 2021, doi 10.1007/s11760-021-01863-z, train FReLU so. Deviation
-    from it: none known; its schedule is not known, turns of an epoch are our reading.
+    Reference:
+        Varshney and Singh 2021, doi 10.1007/s11760-021-01863-z, train FReLU in this way. They do
+        not say how long a turn is; an epoch is our reading.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class AlternatingOptimization(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find each group's parameters."""
         if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
-            raise ValueError("LBFGS moves all parameters together: alternate with SGD or Adam")
+            raise ValueError("LBFGS changes all parameters together: alternate with SGD or Adam")
         if self.unit == "step" and len(trainer.optimizers) > 1:
             raise ValueError(
                 f"unit: step would count the steps of {len(trainer.optimizers)} optimizers "
@@ -88,13 +88,13 @@ class AlternatingOptimization(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Whose turn it is, also in batches that only add to the gradient."""
+        """Find the group whose turn it is, also for batches that only accumulate gradients."""
         self._learning = self.turn(trainer)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Drop the frozen groups' gradients; Lightning clips after this."""
+        """Delete the frozen groups' gradients; Lightning clips after this hook."""
         self._learning = self.turn(trainer)
         for index, group in enumerate(self._members):
             for parameter in group if index != self._learning else ():
@@ -109,15 +109,15 @@ class AlternatingOptimization(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Put back the frozen groups' step counts; log who learned."""
+        """Restore the frozen groups' step counts; log which group learned."""
         for group, step in self._counters:
             group.pop("step", None)
             group.update({} if step is None else {"step": step})
         self._counters = []
-        for index, group in enumerate(self.groups):
-            share = float(index == self._learning)
-            name = f"alternating/{_name(group)}"
-            pl_module.log(name, share, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+        shares = {
+            f"alternating/{_name(g)}": float(i == self._learning) for i, g in enumerate(self.groups)
+        }
+        pl_module.log_dict(shares, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def turn(self, trainer: Trainer) -> int:
         """Index of the group that learns at the trainer's present step."""
@@ -133,31 +133,28 @@ def members(model: nn.Module, groups: Sequence[Sequence[str]]) -> list[list[nn.P
     kinds: dict[str, list[str]] = {"weights": [], "activations": []}
     for name, parameter in named.items():
         kinds["activations" if id(parameter) in shapes else "weights"].append(name)
-    found: list[dict[int, nn.Parameter]] = [{} for _ in groups]  # by identity: some have two names
+    owners: dict[nn.Parameter, int] = {}  # parameter -> index of its group
     for index, group in enumerate(groups):
         for pattern in group:
-            matching = [name for name in named if fnmatchcase(name, pattern)]
-            matching = kinds.get(pattern, matching)
-            if not matching and pattern == "activations":
+            found = kinds.get(pattern) or [name for name in named if fnmatchcase(name, pattern)]
+            if not found and pattern == "activations":
                 raise ValueError(
                     "the group activations is empty: no activation of this network learns a shape; "
                     "choose one that does, such as FReLU, or other groups"
                 )
-            if not matching:
+            if not found:
                 raise ValueError(
                     f"the group {pattern!r} fits none of {len(named)} parameters, such as "
                     f"{', '.join(list(named)[:3])}"
                 )
-            for name in matching:
-                parameter = named[name]
-                for other in range(index):
-                    if id(parameter) in found[other]:
-                        raise ValueError(
-                            f"the parameter {name} is in two groups: {_name(groups[other])} and "
-                            f"{_name(group)}"
-                        )
-                found[index][id(parameter)] = parameter
-    return [list(group.values()) for group in found]
+            for name in found:
+                first = owners.setdefault(named[name], index)
+                if first != index:
+                    raise ValueError(
+                        f"the parameter {name} is in two groups: {_name(groups[first])} and "
+                        f"{_name(group)}"
+                    )
+    return [[p for p, owner in owners.items() if owner == index] for index in range(len(groups))]
 
 
 def _name(group: Sequence[str]) -> str:

@@ -15,19 +15,12 @@ _PANELS = 100  # beyond it every second, third, ... site is drawn
 
 
 class Panel(NamedTuple):
-    """One site of the figure.
+    """One site of the figure."""
 
-    Attributes:
-        title: the site, and how it is doing.
-        x: (points,), the grid.
-        curves: each (points, channels): at the start, at earlier looks, now.
-        inputs: (elements,) what flows in, or None.
-    """
-
-    title: str
-    x: Tensor
-    curves: list[Tensor]
-    inputs: Tensor | None
+    title: str  # the site, and its health
+    x: Tensor  # (points,), the grid
+    curves: list[Tensor]  # each (points, channels): at the start, at earlier looks, now
+    inputs: Tensor | None  # (elements,), what flows in
 
 
 def grid(inputs: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the activations learn: scalars while training, pictures, a table, and a file of it all."""
+"""Shows what the activations learn: scalars, pictures, a table and a CSV file."""
 
 import math
 from pathlib import Path
@@ -8,43 +8,33 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from .board import choices, show_choices, show_histograms, show_layout, show_picture
-from .figures import Panel, draw_parameters, draw_shapes, grid
+from . import board, figures, sites
 from .record import Record, Row, history, means, run_folder, single_channels, table, thinned
-from .sites import (
-    Probe,
-    Values,
-    activation_sites,
-    columns,
-    compiled_parts,
-    curve,
-    odd_values,
-    read_values,
-    short_names,
-)
 
 _SHAPES = 8  # curves a panel
 _ZEROS = 0.95
 
 
 class ActivationMonitor(Callback):
-    """Shows every learned and scheduled value of every activation, and how each site is doing.
+    """Shows every learned and scheduled value of every activation, and each site's health.
 
-    - Scalars `<parameter>/<site>`, and in TensorBoard's custom scalars a chart of all sites for
-      each parameter; `<parameter>_<i>/<site>` for the terms i = 1, 2, ... of one that has several,
-      as LSLU's theta. One value a channel gives their mean and `<parameter>_std/<site>`.
+    - Scalars `<parameter>/<site>`, and in TensorBoard's custom scalars one chart for each
+      parameter. The terms of a parameter that has several, such as LSLU's theta, are
+      `<parameter>_1/<site>` and so on. With one value per channel the scalar is their mean, and
+      `<parameter>_std/<site>` their standard deviation.
     - `activations.png`, at the start, every few epochs and at the end: each site's function over
-      its earlier shapes, and the histogram of what flows in; at the end `parameters.png` too.
-    - `activations.csv` (step, epoch, site, param, channel, value): all of the above, and once an
-      epoch the health of each site: `zeros` and `saturated` (elsewhere flat), as shares of the
-      function's values, `in_mean`, `in_std`, `out_mean`, `out_std`, and `grad_<parameter>`, the
-      norm ahead of clipping. They are read from a part of the batches that are looked at, in the
-      first process, and not under `compile: model`, where the network is one kernel. Single
-      channels are written whenever a picture is drawn.
-    - A row of TensorBoard's HParams; a warning when a site gives at least 95% zeros for an epoch,
-      or a value is not finite or has grown a thousandfold.
+      its earlier shapes and the histogram of its inputs. At the end `parameters.png`: every value
+      over training.
+    - `activations.csv` (step, epoch, site, param, channel, value): all values, those of single
+      channels whenever a picture is drawn. Once an epoch the health of each site: the shares
+      `zeros` and `saturated` (not zero, but flat) of its outputs, `in_mean`, `in_std`, `out_mean`,
+      `out_std`, and `grad_<parameter>`, the norm ahead of clipping. Health is measured on a part of
+      some batches, in the first process; of networks that torch.compile has compiled only gradients
+      are measured.
+    - A row of TensorBoard's HParams. A warning when at least 95% of a site's outputs are zero for
+      an epoch, or a value is not finite or has grown a thousandfold.
 
-    The files lie in the run's folder; without a logger in `monitor/version_<n>` of the trainer's
+    The files are in the run's folder; without a logger in `monitor/version_<n>` of the trainer's
     default_root_dir.
 
     Args:
@@ -54,13 +44,13 @@ class ActivationMonitor(Callback):
         figure_every_n_epochs: epochs between two of them.
         channels: `mean`, or `all` for a scalar a channel, `<parameter>/<site>/<channel>`, too.
         histograms: show the distributions of inputs and of per-channel values with each picture.
-        max_tags: scalars a look, without `channels: all`. Beyond it deviations are left to the CSV
-            file, then every second, third, ... site.
+        max_tags: at most so many scalars a look, without `channels: all`. Beyond it, standard
+            deviations are in the CSV file only, then only every second, third, ... site is shown.
 
     Attributes:
         first: site -> parameter -> value at the start; kept in checkpoints.
         last: the same at the latest look.
-        record: `activations.csv`, in the process that writes it.
+        record: `activations.csv`; None in processes that do not write it.
 
     Raises:
         ValueError: a number below 1, or an unknown choice of channels.
@@ -83,10 +73,10 @@ class ActivationMonitor(Callback):
         self.every_n_steps, self.max_tags = every_n_steps, max_tags
         self.figure, self.figure_every_n_epochs = figure, figure_every_n_epochs
         self.channels, self.histograms = channels, histograms
-        self.first: Values = {}
-        self.last: Values = {}
+        self.first: sites.Values = {}
+        self.last: sites.Values = {}
         self.record: Record | None = None
-        self._shapes: list[tuple[str, Values]] = []  # what the figures show
+        self._shapes: list[tuple[str, sites.Values]] = []  # what the figures show
         self._earlier: Path | None = None  # the file of the run that is resumed
 
     def state_dict(self) -> dict[str, Any]:
@@ -102,12 +92,12 @@ class ActivationMonitor(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for the first time."""
-        self._sites = short_names(activation_sites(pl_module))
-        self._probe = Probe(self._sites, compiled_parts(pl_module))
+        self._sites = sites.short_names(sites.activation_sites(pl_module))
+        self._probe = sites.Probe(self._sites, sites.compiled_parts(pl_module))
         self._looked, self._drawn, self._warned = -1, -1, set[tuple[str, str]]()
         self._health: dict[str, dict[str, float]] = {}
         self._every, self._epoch = self._interval(trainer), trainer.current_epoch
-        self.last = read_values(self._sites)
+        self.last = sites.read_values(self._sites)
         if not (trainer.global_step and self.first):
             self.first, self._shapes, self._earlier = self.last, [("at the start", self.last)], None
         elif self.record:  # fit was called again
@@ -121,8 +111,8 @@ class ActivationMonitor(Callback):
         self._tags = self._choose_tags()
         if folder and self._sites and trainer.is_global_zero:
             self.record = Record(folder / "activations.csv", self._earlier, trainer.global_step)
-            show_layout(trainer.loggers, dict.fromkeys(self._tags.values()))
-            show_choices(trainer.loggers, choices(trainer, pl_module, self._sites))
+            board.show_layout(trainer.loggers, dict.fromkeys(self._tags.values()))
+            board.show_choices(trainer.loggers, board.choices(trainer, pl_module, self._sites))
         self._look(trainer)
 
     def on_train_batch_start(
@@ -178,13 +168,13 @@ class ActivationMonitor(Callback):
         if self.record and self.figure and self.last:
             x = torch.linspace(-4, 4, 401)
             pairs = {
-                site: [curve(site, module, x, v).mean(1) for v in (self.first, self.last)]
+                site: [sites.curve(site, module, x, v).mean(1) for v in (self.first, self.last)]
                 for site, module in self._probe.drawn.items()
                 if any(f"{name}.".startswith(f"{site}.") for name in self.last)
             }
             path = self.record.path.with_name("parameters.png")
-            picture = draw_parameters(path, x, pairs, history(self.record.path, self.last))
-            show_picture(trainer.loggers, "parameters", picture, path, trainer.global_step)
+            picture = figures.draw_parameters(path, x, pairs, history(self.record.path, self.last))
+            board.show_picture(trainer.loggers, "parameters", picture, path, trainer.global_step)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -210,7 +200,7 @@ class ActivationMonitor(Callback):
         step = trainer.global_step
         if not self._sites or step == self._looked:
             return
-        self._looked, self.last = step, read_values(self._sites)
+        self._looked, self.last = step, sites.read_values(self._sites)
         if not self.record:
             return
         found = list(means(self.last))
@@ -222,10 +212,10 @@ class ActivationMonitor(Callback):
         if scalars:
             for logger in trainer.loggers:
                 logger.log_metrics(scalars, step)
-        self.record.write(
-            Row(step, self._epoch, site, name, None, number) for site, name, number in found
-        )
-        for site, name, message in odd_values(self.first, self.last):
+        if step > self.record.step:
+            epoch = self._epoch
+            self.record.write(Row(step, epoch, site, name, None, n) for site, name, n in found)
+        for site, name, message in sites.odd_values(self.first, self.last):
             self._warn(site, name, f"{message} at step {step}")
 
     def _warn(self, site: str, what: str, message: str) -> None:
@@ -259,19 +249,19 @@ class ActivationMonitor(Callback):
         inputs = {site: x.flatten().cpu() for site, x in self._probe.inputs.items()}
         if self.histograms:
             shown = {f"inputs/{site}": x for site, x in inputs.items()}
-            for site, name, column in columns(self.last):
+            for site, name, column in sites.columns(self.last):
                 if len(column) > 1:
                     shown[f"{name}_channels/{site}"] = column
-            show_histograms(trainer.loggers, shown, step)
+            board.show_histograms(trainer.loggers, shown, step)
         if not self.figure or not self._probe.drawn:
             return
         panels = []
         for site, module in self._probe.drawn.items():
-            x, health = grid(inputs.get(site)), self._health.get(site, {})
-            drawn = [curve(site, module, x, values) for _, values in self._shapes]
+            x, health = figures.grid(inputs.get(site)), self._health.get(site, {})
+            drawn = [sites.curve(site, module, x, values) for _, values in self._shapes]
             shares = [f"{n} {health[n]:.0%}" for n in ("zeros", "saturated") if n in health]
             title = f"{site or 'the network'}\n{', '.join(shares)}"
-            panels.append(Panel(title, x, drawn, inputs.get(site)))
+            panels.append(figures.Panel(title, x, drawn, inputs.get(site)))
         path = self.record.path.with_name("activations.png")
-        picture = draw_shapes(path, panels, [label for label, _ in self._shapes])
-        show_picture(trainer.loggers, "activations", picture, path, step)
+        picture = figures.draw_shapes(path, panels, [label for label, _ in self._shapes])
+        board.show_picture(trainer.loggers, "activations", picture, path, step)

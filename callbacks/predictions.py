@@ -11,10 +11,10 @@ from activations.picture import replacing
 
 
 class PredictionWriter(Callback):
-    """Writes what `predict` returns to a CSV file: index, label, predicted class, its probability.
+    """Writes the results of `predict` to a CSV file: index, label, predicted class, probability.
 
-    Between index and label stands what the data know of a sample: an image's file, a heart beat's
-    record, time in seconds and lead.
+    Columns between index and label say where a sample comes from: an image's file, or a heart
+    beat's record, time in seconds and lead.
 
     Args:
         path: the file; `predictions.csv` in the current folder by default. It appears when it is
@@ -44,7 +44,7 @@ class PredictionWriter(Callback):
         self._rows += zip(*(column.tolist() for column in columns), strict=True)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather the processes' rows and write the file."""
+        """Gather the rows of all processes and write the file."""
         parts: list[Any] = [self._rows]
         if trainer.world_size > 1:
             parts = [None] * trainer.world_size

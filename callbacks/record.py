@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -17,51 +17,40 @@ from .sites import Values, columns
 
 
 class Row(NamedTuple):
-    """One number of the file.
+    """One number of the file."""
 
-    Attributes:
-        step: optimizer steps done.
-        epoch: the epoch it was read in.
-        site: the activation's name in the network.
-        param: what was read; `theta_1` is the first term of theta, `alpha_std` a standard
-            deviation.
-        channel: the channel it belongs to, or None for the mean of all.
-        value: the number.
-    """
-
-    step: int
+    step: int  # optimizer steps done
     epoch: int
-    site: str
-    param: str
-    channel: int | None
+    site: str  # the activation's name in the network
+    param: str  # theta_1 is the first term of theta, alpha_std a standard deviation
+    channel: int | None  # None for the mean of all
     value: float
 
 
 class Record:
-    """`activations.csv`, written to after each look.
+    """`activations.csv`, to which each look adds rows.
 
     Args:
         path: the file.
         earlier: the file of the run that is resumed, whose rows are taken over.
-        step: where the run starts.
+        step: optimizer steps done at the start of the run.
+
+    Attributes:
+        path: the file.
+        step: the last step in the rows that were taken over; -1 without any.
     """
 
     def __init__(self, path: Path, earlier: Path | None = None, step: int = 0) -> None:
         self.path = path
         kept = [row for row in (read(earlier) if earlier else ()) if row.step <= step]
-        self._known = {(row.step, *row[2:5]) for row in kept if row.step == step}
+        self.step = kept[-1].step if kept else -1
         with _advice(path), replacing(path) as unfinished, unfinished.open("w") as file:
-            _write(file, [Row._fields, *kept])
+            csv.writer(file, lineterminator="\n").writerows([Row._fields, *kept])
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Append `rows`, except those that were taken over."""
-        new = [row for row in rows if (row.step, *row[2:5]) not in self._known]
+        """Append `rows`."""
         with _advice(self.path), self.path.open("a") as file:
-            _write(file, new if file.tell() else [Row._fields, *new])
-
-
-def _write(file: TextIO, rows: Iterable[Iterable[object]]) -> None:
-    csv.writer(file, lineterminator="\n").writerows(rows)
+            csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 @contextmanager

@@ -23,26 +23,27 @@ _UNPLANNABLE = {
 
 
 class ActivationSchedule(Callback):
-    """Moves every scheduled activation (DSReLU, ...) through the planned training.
+    """Moves every scheduled activation (DSReLU, ...) from t = 0 to t = 1 during training.
 
     Progress is a function of the optimizer steps done, so it is right under gradient accumulation,
-    on several processes and after a resume, also in the middle of an epoch. A copy of the network
-    that another callback averages (WeightAveraging, EMAWeightAveraging) is *set* to the present
-    progress wherever it is looked at: in validation, in checkpoints and at the end. Validation,
-    testing and prediction on their own leave the stored value alone.
+    on several processes and after a resume, also in the middle of an epoch. In averaged networks
+    (WeightAveraging, EMAWeightAveraging) the schedule is set, not averaged: for validation, in
+    checkpoints and at the end. Validation, testing and prediction without training use the value
+    that was stored.
 
     Args:
         interval: `step`: u = steps done / steps planned, set after each step; u = 1 after the last.
-            `epoch`: u = e / (E - 1) during epoch e = 0 ... E - 1, as the papers do; each validation
-            sees the function that was trained with.
+            `epoch`: u = e / (E - 1) during epoch e = 0 ... E - 1, as in the papers; each validation
+            uses the function of the epoch before it.
         start: the share u of the training up to which the activations stay at t = 0.
-        end: the share u from which they are at t = 1; t = (u - start) / (end - start) between.
+        end: the share u from which they are at t = 1; between, t = (u - start) / (end - start).
 
-    The plan is trainer.max_epochs or trainer.max_steps, whichever ends first. With trainer.max_time
-    u is the larger share, of the steps or of the time; `epoch` cannot tell its E then.
+    The planned length is trainer.max_epochs or trainer.max_steps, whichever ends first. With
+    trainer.max_time u is the larger share, of the steps or of the time; `epoch` needs a number of
+    epochs.
 
     Raises:
-        ValueError: an argument is out of range, the planned length cannot be told, or there are two
+        ValueError: an argument is out of range, the planned length is unknown, or there are two
             schedules.
     """
 
@@ -59,7 +60,7 @@ class ActivationSchedule(Callback):
         self._progress: float | None = None  # None outside of training, or with nothing to move
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a second schedule, which would move the same functions."""
+        """Raise if there is a second schedule, which would move the same functions."""
         self._progress = None
         count = len(callbacks_of(trainer, ActivationSchedule))
         if stage == "fit" and count > 1:
@@ -69,38 +70,38 @@ class ActivationSchedule(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start where the run stands: at 0, or where a checkpoint left it."""
+        """Start at 0, or at the progress of the checkpoint."""
         scheduled = (module for module in pl_module.modules() if isinstance(module, Scheduled))
-        # a series that is not progressive stands still
+        # a series that is not progressive does not change
         if any(getattr(module, "progressive", True) for module in scheduled):
             self._move(trainer, pl_module, self.progress(trainer))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Enter a new epoch's progress before its first step."""
+        """Set a new epoch's progress before its first step."""
         if self._progress is not None and self.interval == "epoch" and batch_idx == 0:
             self._move(trainer, pl_module, self.progress(trainer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Follow the steps done."""
+        """Set the progress after each step."""
         if self._progress is not None and self.interval == "step":
             self._move(trainer, pl_module, self.progress(trainer))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Averages that are validated in place of the network are where the network is."""
+        """Set averaged networks too, which are validated instead."""
         self._move(trainer, pl_module, self._progress)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Averages in a checkpoint too; what it holds shares its memory with the models."""
+        """Set averaged networks too; the tensors in `checkpoint` are those of the networks."""
         self._move(trainer, pl_module, self._progress)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Averages that stay as the network too; say where the functions stopped."""
+        """Set averaged networks too, which replace the trained one; say where t ended."""
         self._move(trainer, pl_module, self._progress)
         if self._progress is not None and self._progress < 1:
             rank_zero_info(
@@ -142,7 +143,7 @@ class ActivationSchedule(Callback):
         shares = [trainer.global_step / planned] if 0 < planned < math.inf else []
         for timer in _timers(trainer):
             done, left = timer.time_elapsed(), timer.time_remaining() or 0.0
-            # processes have clocks of their own
+            # each process has its own clock
             shares.append(trainer.strategy.broadcast(done / max(done + left, 1e-9)))
         if not shares:
             raise ValueError(

@@ -177,9 +177,9 @@ class Probe:
         self.leave()
         self.watching = True
         for name, module in self._visible.items():
-            # ahead of the call too, which may work in place
-            into = module.register_forward_pre_hook(self._before(name), with_kwargs=True)
-            self._handles += [into, module.register_forward_hook(self._after(name))]
+            before, after = self._hooks(name)
+            self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(after))
 
     def leave(self) -> None:
         """Stop looking."""
@@ -187,29 +187,24 @@ class Probe:
             handle.remove()
         self._handles, self.watching = [], False
 
-    def _before(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-            if torch.compiler.is_compiling():
-                return
+    def _hooks(self, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
+        def seen(module: nn.Module) -> bool:
+            # compiled code runs no Python, and a copy of the network has copies of these hooks
+            return not torch.compiler.is_compiling() and module is self.sites[name]
+
+        def before(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
             x = next(iter((*args, *named.values())), None)
-            # a copy of the network has a copy of this hook
-            if module is self.sites[name] and isinstance(x, Tensor):
+            if seen(module) and isinstance(x, Tensor):  # ahead of a call that may work in place
                 self.inputs[name] = _sample(x, getattr(module, "channel_dim", 1))
 
-        return hook
-
-    def _after(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if torch.compiler.is_compiling():
-                return
-            x = self.inputs.get(name)
-            if module is self.sites[name] and x is not None and isinstance(output, Tensor):
-                y = _sample(output, getattr(module, "channel_dim", 1))
-                shares = zeros_and_saturated(self.drawn.get(name), x, y)
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if seen(module) and isinstance(output, Tensor) and name in self.inputs:
+                x, y = self.inputs[name], _sample(output, getattr(module, "channel_dim", 1))
+                shares = _zeros_and_saturated(self.drawn.get(name), x, y)
                 moments = (x.mean(), x.var(correction=0), y.mean(), y.var(correction=0))
                 self._health.setdefault(name, []).append(torch.stack([*shares, *moments]))
 
-        return hook
+        return before, after
 
     def gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep the norm of each gradient that `optimizer` steps by, ahead of clipping."""
@@ -254,7 +249,7 @@ def _sample(x: Tensor, channel_dim: int) -> Tensor:
     return x[tuple(every)].float().clone()
 
 
-def zeros_and_saturated(module: nn.Module | None, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _zeros_and_saturated(module: nn.Module | None, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The share of zeros, and the share of other values where the slope is below `FLAT`."""
     if module is None:
         return (y == 0).float().mean(), y.new_full((), math.nan)

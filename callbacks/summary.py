@@ -1,4 +1,4 @@
-"""What a finished run tells its user."""
+"""The text that a finished run prints."""
 
 import os
 import sys
@@ -16,9 +16,9 @@ _NAMES = {"acc": "accuracy", "f1": "macro-F1", "auroc": "AUROC", "acc_top5": "to
 
 
 def run_summary(trainer: Trainer, stage: str) -> str:
-    """The learned parameters, the results of `stage` (val or test), and where the files are.
+    """The learned parameters, the results of `stage` (val or test), and the paths of the files.
 
-    Every process calls it, since all take part in finding the folder.
+    Every process must call this: Lightning's `log_dir` is agreed on by all of them.
     """
     lines = []
     monitors = callbacks_of(trainer, ActivationMonitor)
@@ -44,7 +44,7 @@ def run_summary(trainer: Trainer, stage: str) -> str:
 
 
 def _classes(metrics: Mapping[str, Tensor]) -> list[str]:
-    """What a test of few classes says of each."""
+    """A line with the test's results for each class, of data with few classes."""
     columns = ("sensitivity", "predictivity", "f1")
     names = {tag.partition("/")[2]: None for tag in metrics if tag.startswith("test_")}
     lines = [] if not names else [f"{'class':<12} sensitivity  predictivity  F1"]

@@ -10,10 +10,18 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, Weigh
 from lightning.pytorch.plugins import TorchSyncBatchNorm
 from torch import nn
 
-from activations import parameter_groups, set_progress, shape_parameters
+from activations import (
+    Activation,
+    CosLU,
+    fuse,
+    parameter_groups,
+    set_progress,
+    shape_parameters,
+)
 from callbacks import ActivationMonitor, ActivationSchedule, AlternatingOptimization
+from models import Classifier
 from tests.data import Tiny
-from tests.trainings import Small, by_hand, is_shape, is_weight, same, trainer
+from tests.trainings import Small, by_hand, classifier, is_shape, is_weight, same, trainer
 
 
 def together() -> list[Callback]:
@@ -66,10 +74,11 @@ def test_precision(tmp_path: Path, precision: Any):
     dtype = {"64-true": torch.float64, "bf16-true": torch.bfloat16}.get(precision)
     expected(oracle.to(dtype) if dtype else oracle, autocast=precision == "bf16-mixed")
     fit(tmp_path, model=model, precision=precision)
-    assert model.backbone.act2.b.dtype == (dtype or torch.float32)
-    tolerance = {"rtol": 1e-12, "atol": 1e-12} if precision == "64-true" else {"rtol": 0, "atol": 0}
+    assert model.backbone.get_parameter("act2.b").dtype == (dtype or torch.float32)
+    tolerance = 1e-12 if precision == "64-true" else 0
     for name, value in oracle.state_dict().items():
-        torch.testing.assert_close(model.state_dict()[name], value, **tolerance, msg=name)
+        found = model.state_dict()[name]
+        torch.testing.assert_close(found, value, rtol=tolerance, atol=tolerance, msg=name)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="float16 is scaled on a GPU")
@@ -96,7 +105,7 @@ def test_synchronised_normalisation_keeps_schedule_and_groups():
     before = shape_parameters(model)
     weights = [id(p) for group in parameter_groups(model) for p in group["params"]]
     converted = TorchSyncBatchNorm().apply(model)
-    assert isinstance(converted.backbone.bn1, nn.SyncBatchNorm)
+    assert isinstance(converted.get_submodule("backbone.bn1"), nn.SyncBatchNorm)
     assert shape_parameters(converted).keys() == before.keys()
     assert weights == [id(p) for group in parameter_groups(converted) for p in group["params"]]
     assert set_progress(converted, 1.0) == 1
@@ -114,10 +123,11 @@ def test_weight_averaging(tmp_path: Path, average: WeightAveraging):
     model = fit(tmp_path, average)
     for name, value in model.state_dict().items():
         if name.endswith("slope"):
-            assert torch.equal(value, oracle.backbone.act1.slope)  # set, not averaged
+            assert torch.equal(value, oracle.state_dict()[name])  # set, not averaged
         elif value.is_floating_point():
             torch.testing.assert_close(value.double(), mean[name], rtol=1e-4, atol=1e-6)
-    assert not same(model.backbone.fc.state_dict(), oracle.backbone.fc.state_dict())
+    weight = "backbone.fc.weight"
+    assert not torch.equal(model.state_dict()[weight], oracle.state_dict()[weight])
 
 
 def test_early_stopping(tmp_path: Path):
@@ -133,6 +143,28 @@ def test_accumulation(tmp_path: Path):
     by_hand(oracle, [is_shape, is_weight], lambda step, epoch: step // 3 % 2, accumulate=2,
             progress=lambda step, epoch: min(max((step - 3) / 6, 0), 1))  # fmt: skip
     assert same(model.state_dict(), oracle.state_dict())
+
+
+def fused(model: Classifier) -> set[bool]:
+    return {module.fused for module in model.modules() if isinstance(module, Activation)}
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0, 2, 1)], ids=str)
+def test_each_network_of_a_process_keeps_its_own_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[int, ...]
+):
+    def evaluate(expression: Any, x: torch.Tensor, *more: Any) -> None:
+        asked.append(len(x))  # and None, so that the plain function answers
+
+    asked: list[int] = []
+    monkeypatch.setattr("activations.activation.evaluate", evaluate)
+    models = [classifier(CosLU, compile=mode) for mode in ("activations", "off", "off")]
+    fuse(models[2].backbone)  # by the user, whose choice `off` leaves alone
+    for index in order:
+        trainer(tmp_path, fast_dev_run=True).fit(models[index], datamodule=Tiny())
+        assert bool(asked) == (index != 1)
+        asked.clear()
+    assert [fused(model) for model in models] == [{True}, {False}, {True}]
 
 
 def test_a_compiled_network(tmp_path: Path):

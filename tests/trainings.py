@@ -36,7 +36,7 @@ class Small(LightningModule):
         super().__init__()
         torch.manual_seed(4)
         self.optimizer, self.decay = optimizer, decay
-        self.backbone = nn.Sequential(
+        self.backbone: Any = nn.Sequential(
             OrderedDict(
                 conv1=nn.Conv2d(1, 4, 3, 2),
                 bn1=nn.BatchNorm2d(4),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
-from timm.optim import Lamb
+from timm.optim.lamb import Lamb
 
 from callbacks import ActivationSchedule, AlternatingOptimization
 from tests.data import Tiny
@@ -96,7 +96,8 @@ def test_clipping_and_accumulation_see_the_learning_group_alone(
     norms = []
 
     def clipped(parameters: list[torch.nn.Parameter]) -> None:
-        norms.append(max(p.grad.abs().max().item() for p in parameters))
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norms.append(max(gradient.abs().max().item() for gradient in gradients))
         clip(parameters, limit)
 
     by_hand(
@@ -127,13 +128,13 @@ def test_frozen_is_frozen_to_the_bit_and_statistics_follow(tmp_path: Path):
     """Every step: what is frozen, its optimizer state too, is what it was before the step."""
 
     class Watch(Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        def on_train_batch_start(self, trainer, pl_module: Any, batch, batch_idx):
             state = trainer.optimizers[0].state
             self.before = {name: (p.detach().clone(), {k: v.clone() for k, v in state[p].items()} if p in state else {})
                            for name, p in pl_module.backbone.named_parameters()}  # fmt: skip
             self.mean = pl_module.backbone.bn1.running_mean.clone()
 
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        def on_train_batch_end(self, trainer, pl_module: Any, outputs, batch, batch_idx):
             frozen = is_shape if trainer.current_epoch % 2 == 0 else is_weight
             state = trainer.optimizers[0].state
             for name, p in pl_module.backbone.named_parameters():
@@ -200,18 +201,19 @@ def test_groups_are_checked_against_the_network(tmp_path: Path, groups: Any, mes
         trainer(tmp_path, AlternatingOptimization(groups)).fit(classifier(), datamodule=Tiny())
 
 
-def test_slips(tmp_path: Path):
+def test_wrong_arguments(tmp_path: Path):
+    unknown: Any = "batch"
     for groups in (["weights"], [], "weights"):
         with pytest.raises(ValueError, match="groups must be two or more that take turns, got"):
             AlternatingOptimization(groups)
     with pytest.raises(ValueError, match="every must be an integer >= 1, got 0"):
         AlternatingOptimization(every=0)
     with pytest.raises(ValueError, match="unit must be 'epoch' or 'step', got 'batch'"):
-        AlternatingOptimization(unit="batch")
+        AlternatingOptimization(unit=unknown)
     with pytest.raises(ValueError, match="group activations is empty"):
         trainer(tmp_path, AlternatingOptimization()).fit(classifier(), datamodule=Tiny())
     model = Small(lambda groups: torch.optim.LBFGS(p for g in groups for p in g["params"]))
-    with pytest.raises(ValueError, match="LBFGS moves all parameters together"):
+    with pytest.raises(ValueError, match="LBFGS changes all parameters together"):
         trainer(tmp_path, AlternatingOptimization()).fit(model, datamodule=Tiny())
     for turns, planned in (
         (AlternatingOptimization(every=3), "3 planned epochs"),
@@ -225,12 +227,12 @@ def test_shared_activations_are_one_parameter(tmp_path: Path):
     from activations import FReLU
 
     model = classifier(FReLU, share="model")
-    before = model.backbone.get_submodule("layer3.0.act2").a.clone()
+    before = model.backbone.get_parameter("layer3.0.act2.a").clone()
     turns = AlternatingOptimization(["activations", "weights"])
     trainer(tmp_path, turns, max_epochs=2).fit(model, datamodule=Tiny())
-    after = model.backbone.get_submodule("layer3.0.act2").a
+    after = model.backbone.get_parameter("layer3.0.act2.a")
     assert not torch.equal(before, after)
-    assert model.backbone.act1.a is after
+    assert model.backbone.get_parameter("act1.a") is after
 
 
 _TWO = """

@@ -27,11 +27,19 @@ from activations import (
 from callbacks import ActivationMonitor, run_summary
 from callbacks.figures import grid
 from callbacks.record import Record, Row, read, thinned
-from callbacks.sites import Probe, activation_sites, curve, function, read_values
+from callbacks.sites import (
+    Probe,
+    activation_sites,
+    compiled_parts,
+    curve,
+    detached,
+    function,
+    read_values,
+)
 from models import Classifier, build_backbone
 from tests.data import Tiny
+from tests.trainings import Small, trainer
 from tests.trainings import classifier as fast_classifier
-from tests.trainings import trainer
 
 
 def classifier(activation: Any) -> Classifier:
@@ -65,7 +73,7 @@ def test_scalars_table_and_pictures(tmp_path: Path):
     scalars = found.Scalars("theta_2/layer1.0.act1")
     assert [scalar.step for scalar in scalars] == [0, 4, 8, 12, 16, 20, 24]
     assert scalars[0].value == 1
-    theta = model.backbone.get_submodule("layer1.0.act1").theta
+    theta = model.backbone.get_parameter("layer1.0.act1.theta")
     assert scalars[-1].value == pytest.approx(theta[1].item())
     row = next(line for line in monitor.table().splitlines() if line.startswith("layer1.0.act1"))
     assert row.split()[1:] == ["theta"] + ["1.0000"] * 3 + [f"{v:.4f}" for v in theta.tolist()]
@@ -88,11 +96,14 @@ def test_one_chart_a_parameter_and_one_row_a_run(tmp_path: Path):
     from tensorboard.plugins.custom_scalar import layout_pb2
     from tensorboard.plugins.hparams import plugin_data_pb2
 
+    messages: Any = layout_pb2  # protobuf makes the classes at run time
+    hparams: Any = plugin_data_pb2
+
     logger = TensorBoardLogger(tmp_path, "board", default_hp_metric=False)
     run = trainer(tmp_path, ActivationMonitor(8, figure=False), logger=logger, max_epochs=1)
     run.fit(classifier(partial(CosLU, alpha=0.7)), datamodule=Tiny())
     found = board(logger)
-    layout = layout_pb2.Layout()
+    layout = messages.Layout()
     layout.ParseFromString(found.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     [category] = layout.category
     charts = {chart.title: list(chart.multiline.tag) for chart in category.chart}
@@ -104,7 +115,7 @@ def test_one_chart_a_parameter_and_one_row_a_run(tmp_path: Path):
         assert len(matching) == 7
 
     content = found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+    start = hparams.HParamsPluginData.FromString(content).session_start_info
     chosen = {k: v.string_value or v.number_value for k, v in start.hparams.items()}
     assert chosen["activation"] == "CosLU"
     assert chosen["backbone"] == "resnet8"
@@ -113,7 +124,7 @@ def test_one_chart_a_parameter_and_one_row_a_run(tmp_path: Path):
     assert chosen["train.lr"] == pytest.approx(0.01)
     assert "_hparams_/session_end_info" in found.summary_metadata
     content = found.SummaryMetadata("_hparams_/experiment").plugin_data.content
-    declared = plugin_data_pb2.HParamsPluginData.FromString(content).experiment.metric_infos
+    declared = hparams.HParamsPluginData.FromString(content).experiment.metric_infos
     assert {"val/acc", "test/acc"} <= {metric.name.tag for metric in declared}
     assert found.Scalars("val/acc")[0].step > 0  # nothing but real results
 
@@ -131,7 +142,7 @@ def test_per_channel_values_and_prelu(tmp_path: Path):
     alpha = model.backbone.act1.alpha
     assert float(last["alpha/act1"]) == pytest.approx(alpha.mean().item(), rel=1e-4)
     assert float(last["alpha_std/act1"]) == pytest.approx(alpha.std().item(), rel=1e-4)
-    weight = model.backbone.get_submodule("layer1.0.act1").weight
+    weight = model.backbone.get_parameter("layer1.0.act1.weight")
     assert float(last["weight/layer1.0.act1"]) == pytest.approx(weight.item(), rel=1e-4)
     single = [r for r in rows(logger.log_dir) if r.param == "alpha" and r.channel is not None]
     assert [r.step for r in single] == [1] * 16 + [24] * 16
@@ -175,7 +186,7 @@ class Recorder(Callback):
     def __init__(self, site: str) -> None:
         self.site, self.inputs, self.outputs, self.norms = site, [], [], []
 
-    def on_train_start(self, trainer, pl_module):
+    def on_train_start(self, trainer, pl_module: Any):
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
             if module.training and torch.is_grad_enabled():
                 self.inputs.append(inputs[0].detach().clone())
@@ -185,8 +196,9 @@ class Recorder(Callback):
         self.module.register_forward_hook(hook)
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        if parameters := list(self.module.parameters(recurse=False)):
-            self.norms.append(parameters[0].grad.norm().item())
+        parameter = next(self.module.parameters(recurse=False), None)
+        if parameter is not None and parameter.grad is not None:
+            self.norms.append(parameter.grad.norm().item())
 
 
 def health(folder: str | Path, site: str) -> dict[str, list[float]]:
@@ -215,6 +227,72 @@ def test_health_against_whole_batches(tmp_path: Path):
         assert found[f"{name}_mean"] == [pytest.approx(mean, rel=1e-4, abs=1e-5)]
         assert found[f"{name}_std"] == [pytest.approx((square - mean**2) ** 0.5, rel=1e-4)]
     assert found["grad_n"] == [pytest.approx(np.mean(seen.norms), rel=1e-5)]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # read by Dynamo, of the part's input
+@pytest.mark.parametrize("how", ["in place", "wrapped", "a part"])
+def test_compiled_networks_are_left_alone(tmp_path: Path, how: str):
+    from torch._dynamo.utils import counters
+
+    def graphs(*callbacks: Callback) -> int:
+        torch.compiler.reset()
+        counters.clear()
+        model: Any = Small()
+        if how == "in place":
+            model.backbone.compile(backend="eager", fullgraph=True)
+        elif how == "wrapped":
+            model.backbone = torch.compile(model.backbone, backend="eager", fullgraph=True)
+        else:
+            model.backbone.act2.compile(backend="eager", fullgraph=True)
+        trainer(tmp_path, *callbacks, max_epochs=1).fit(model, datamodule=Tiny())
+        return counters["stats"]["unique_graphs"]
+
+    assert graphs(ActivationMonitor(2)) == graphs() > 0
+    seen = {}
+    for row in rows(tmp_path / "monitor/version_0"):
+        seen.setdefault(row.param, set()).add(row.site.removeprefix("_orig_mod."))
+    assert seen["a_std"] == seen["grad_a"] == {"act2"}
+    assert seen.get("zeros", set()) == ({"act1"} if how == "a part" else set())
+
+
+def test_a_compiled_function_is_left_alone(tmp_path: Path):
+    model: Any = Small()
+    model.loss = torch.compile(model.loss, backend="eager", fullgraph=True)
+    trainer(tmp_path, ActivationMonitor(1), max_epochs=1).fit(model, datamodule=Tiny())
+    found = {row.param for row in rows(tmp_path / "monitor/version_0")}
+    assert "grad_a" in found
+    assert "zeros" not in found
+
+
+def test_what_is_compiled():
+    inner = nn.Linear(2, 2)
+    net: Any = nn.ModuleDict({"plain": nn.ReLU()})
+    net["wrapped"] = torch.compile(nn.Sequential(inner))
+    net["in place"] = nn.Tanh()
+    net["in place"].compile()
+    expected = {net["wrapped"], net["wrapped"]._orig_mod, inner, net["in place"]}
+    assert compiled_parts(net) == expected
+
+
+def test_a_copy_shares_what_is_no_state():
+    """Hooks may belong to objects of any size, and results of a forward pass cannot be copied."""
+
+    class Owner:
+        def __deepcopy__(self, memo: Any) -> None:
+            raise AssertionError("copied")
+
+        def hook(self, module: nn.Module, args: Any, output: Any) -> None:
+            self.seen = output
+
+    act, owner = CosLU(), Owner()
+    act.register_forward_hook(owner.hook)
+    kept: Any = act
+    kept.cache, kept.owner = {"x": act(torch.ones(2))}, owner
+    twin = detached(act)
+    assert not twin.training
+    assert act.training
+    twin.get_parameter("alpha").data.fill_(7.0)
+    assert act.alpha.item() == 1
 
 
 def test_health_knows_functions_of_torch_in_place(tmp_path: Path):
@@ -289,7 +367,7 @@ def test_warnings(tmp_path: Path):
         def __init__(self, value: float) -> None:
             self.value = value
 
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        def on_train_batch_start(self, trainer, pl_module: Any, batch, batch_idx):
             if trainer.global_step == 5:
                 pl_module.backbone.act1.alpha.data.fill_(self.value)
 
@@ -329,6 +407,8 @@ def test_a_resumed_run_keeps_the_history(tmp_path: Path):
 
 class Own(LightningModule):
     """Any module: names of its own, activations wherever they are."""
+
+    act: Any
 
     def __init__(self, **parts: nn.Module) -> None:
         super().__init__()
@@ -481,7 +561,7 @@ def test_at_most_300_tags_on_resnet50():
 
 
 def test_sites_and_their_functions():
-    net = nn.ModuleDict({
+    net: Any = nn.ModuleDict({
         "fade": Fade(nn.ReLU(), ReLUN(0.5)), "mix": LinComb([nn.ReLU, CosLU]), "own": nn.Mish(),
         "slope": DSReLU(), "dynamic": DynamicReLU(4), "series": LSLU(4, 1.3, 0.2),
         "gate": nn.Sigmoid(), "layer": nn.Linear(2, 2),

@@ -19,11 +19,12 @@ from lightning.pytorch.callbacks import (
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from activations import DSReLU, Polynomial, set_progress
+from activations import DSReLU, Fade, Polynomial, set_progress
 from callbacks import ActivationSchedule
+from callbacks.lightning_private import averaged_models
 from models import Classifier
 from tests.data import Tiny
-from tests.trainings import GENTLE, Small, classifier, same, trainer
+from tests.trainings import GENTLE_DSRELU, Small, classifier, same, trainer
 
 
 class Slopes(Callback):
@@ -33,16 +34,18 @@ class Slopes(Callback):
         self.steps: list[float] = []
         self.validations: list[float] = []
 
-    def on_before_backward(self, trainer, pl_module, loss):
+    def on_before_backward(self, trainer, pl_module: Any, loss):
         self.steps.append(pl_module.backbone.act1.slope.item())
 
-    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+    def on_validation_batch_start(
+        self, trainer, pl_module: Any, batch, batch_idx, dataloader_idx=0
+    ):
         if not trainer.sanity_checking and batch_idx == 0:
             self.validations.append(pl_module.backbone.act1.slope.item())
 
 
 def slope(progress: float) -> Any:
-    return pytest.approx(DSReLU(**GENTLE).slope_at(progress))
+    return pytest.approx(GENTLE_DSRELU().slope_at(progress))
 
 
 def window(share: float, start: float, end: float) -> float:
@@ -181,8 +184,9 @@ def test_what_cannot_be_planned_is_refused(tmp_path: Path):
 
 
 def test_arguments_are_checked():
+    unknown: Any = "day"
     with pytest.raises(ValueError, match="interval must be 'epoch' or 'step', got 'day'"):
-        ActivationSchedule("day")
+        ActivationSchedule(unknown)
     for start, end in ((0.5, 0.5), (0.6, 0.2), (-0.1, 1), (0, 1.2), (math.nan, 1), (0, math.nan)):
         with pytest.raises(ValueError, match=f"start < end <= 1, got start {start} and end {end}"):
             ActivationSchedule(start=start, end=end)
@@ -217,6 +221,31 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, schedule: dic
         assert after.steps == seen.steps[steps:]
         assert after.validations[-1] == seen.validations[-1]
         assert same(resumed, whole)
+
+
+@pytest.mark.parametrize("average", [WeightAveraging(), EMAWeightAveraging()], ids=["mean", "ema"])
+def test_lightning_holds_the_average_where_the_schedule_finds_it(
+    tmp_path: Path, average: WeightAveraging
+):
+    class Found(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            [model] = averaged_models(trainer)
+            names.append([name for name, _ in model.module.named_parameters()])
+
+    names: list[list[str]] = []
+    model = Small()
+    trainer(tmp_path, average, Found(), max_epochs=1).fit(model, datamodule=Tiny())
+    assert names == [[name for name, _ in model.named_parameters()]] * 8
+
+
+def test_an_average_that_is_not_found_is_an_error(tmp_path: Path):
+    class Elsewhere(WeightAveraging):
+        def on_train_start(self, trainer, pl_module):
+            self.hidden = [vars(self).pop("_average_model")]
+
+    run = trainer(tmp_path, Elsewhere(), ActivationSchedule())
+    with pytest.raises(RuntimeError, match=r"Elsewhere holds no AveragedModel.*lightning 2\.6"):
+        run.fit(Small(), datamodule=Tiny())
 
 
 class Late(WeightAveraging):
@@ -323,7 +352,8 @@ def test_an_averaged_vanillanet_fuses(tmp_path: Path):
         run = trainer(tmp_path, ActivationSchedule(), average, max_epochs=1, limit_val_batches=0)
         run.fit(model, datamodule=Tiny())
     images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    fused = model.backbone.fuse()
+    backbone: Any = model.backbone
+    fused = backbone.fuse()
     torch.testing.assert_close(fused(images), model.eval().backbone(images), rtol=1e-4, atol=1e-5)
 
 
@@ -333,10 +363,12 @@ def test_testing_on_its_own_uses_the_stored_value(tmp_path: Path):
         def __init__(self) -> None:
             self.slopes: set[float] = set()
 
-        def on_validation_batch_end(self, trainer, pl_module, *more):
+        def note(self, trainer: Any, pl_module: Any, *more: Any) -> None:
             self.slopes.add(pl_module.backbone.act1.slope.item())
 
-        on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+        on_validation_batch_end: Any = note
+        on_test_batch_end: Any = note
+        on_predict_batch_end: Any = note
 
     save = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=6, save_top_k=-1)
     run = trainer(tmp_path, ActivationSchedule("epoch", 0.2, 0.9), save, enable_checkpointing=True)
@@ -344,14 +376,15 @@ def test_testing_on_its_own_uses_the_stored_value(tmp_path: Path):
     run.fit(model, datamodule=Tiny())
     path = str(tmp_path / "step=12.ckpt")  # in the second of three epochs
     stored = slope(window(0.5, 0.2, 0.9))
-    for again in (run, trainer(tmp_path, ActivationSchedule("epoch"))):
+    runs: list[Any] = [run, trainer(tmp_path, ActivationSchedule("epoch"))]
+    for again in runs:
         used = Used()
         again.callbacks.append(used)
         for stage in (again.validate, again.test, again.predict):
             set_progress(model, 0.0)
             stage(model, datamodule=Tiny(), ckpt_path=path, weights_only=True)
             assert [*used.slopes] == [stored]
-    again.save_checkpoint(tmp_path / "saved.ckpt")
+    runs[-1].save_checkpoint(tmp_path / "saved.ckpt")
     saved = torch.load(tmp_path / "saved.ckpt", weights_only=True)["state_dict"]
     assert saved["backbone.act1.slope"] == stored
 
@@ -367,7 +400,7 @@ def test_a_run_that_stops_early_says_where(tmp_path: Path, caplog: pytest.LogCap
 
 def test_progressive_terms_open_within_the_window(tmp_path: Path):
     class Terms(Callback):
-        def on_before_backward(self, trainer, pl_module, loss):
+        def on_before_backward(self, trainer, pl_module: Any, loss):
             terms.append(pl_module.backbone.act1.unlocked.item())
 
     terms: list[float] = []
@@ -385,4 +418,4 @@ def test_fade_and_average(tmp_path: Path):
     trainer(tmp_path, ActivationSchedule(end=0.9), EMAWeightAveraging(), max_epochs=1).fit(
         model, datamodule=Tiny()
     )
-    assert {m.progress.item() for m in model.modules() if type(m).__name__ == "Fade"} == {1.0}
+    assert {m.progress.item() for m in model.modules() if isinstance(m, Fade)} == {1.0}
