@@ -88,7 +88,6 @@ class ActivationMonitor(Callback):
         """A resumed run continues the history of the first one."""
         self.first, self._shapes = state_dict["first"], state_dict.get("shapes", [])
         self._earlier = Path(path) if (path := state_dict.get("csv")) else None
-        self.record = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for the first time."""
@@ -100,7 +99,7 @@ class ActivationMonitor(Callback):
         self.last = sites.read_values(self._sites)
         if not (trainer.global_step and self.first):
             self.first, self._shapes, self._earlier = self.last, [("at the start", self.last)], None
-        elif self.record:  # fit was called again
+        elif self.record and not trainer.ckpt_path:  # fit was called again
             self._earlier = self.record.path
         if self._earlier and not self._earlier.is_file() and trainer.ckpt_path:
             beside = Path(trainer.ckpt_path).parent.parent / "activations.csv"  # the run was moved

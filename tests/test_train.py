@@ -226,6 +226,7 @@ def test_fit_then_test_then_validate_then_predict(
         printed = capsys.readouterr().out
         run = tmp_path / "runs" / "CIFAR10-resnet8-LSLU" / f"version_{version}"
         for expected in ("layer3.0.act2  theta", "macro-F1", "runs/CIFAR10-resnet8-LSLU/version_",
+                         f"version_{version}/activations.csv, activations.png, parameters.png",
                          "-m tensorboard.main --logdir runs/CIFAR10-resnet8-LSLU"):  # fmt: skip
             assert expected in printed
         best = run / "checkpoints" / "best.ckpt"
