@@ -58,10 +58,10 @@ class Parser(LightningArgumentParser):
                 f"--{key[1]} {'SGD' if key[1].endswith('optimizer') else 'NAME'} --{key[1]}.lr 0.05"
             )
         elif option := OPTION.match(message):
-            known = dict.fromkeys(re.findall(r"--[\w.]+", self.format_help()))
-            close = difflib.get_close_matches(option[1], known, n=3, cutoff=0.6)
-            rate = ["--model.optimizer SGD --model.optimizer.lr 0.05"]
-            close = rate if option[1].endswith(".lr") else close
+            known = {"--model.optimizer.lr", *re.findall(r"--[\w.]+", self.format_help())}
+            last = "." + option[1].strip("-").rpartition(".")[2]
+            close = [name for name in sorted(known) if name.endswith(last)]
+            close = close or difflib.get_close_matches(option[1], known, n=3, cutoff=0.6)
             message += f"; the nearest: {', '.join(close)}" if close else ""
         sys.stderr.write(f"train.py: error: {message}\nOptions: python train.py fit --help\n")
         sys.exit(2)
@@ -111,8 +111,7 @@ class CLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Only the one asked for, if it is known: each takes a quarter of a second to set up."""
         known = LightningCLI.subcommands()
-        asked = sys.argv[1:2]
-        return {name: known[name] for name in asked if name in known} or known
+        return {name: known[name] for name in sys.argv[1:2] if name in known} or known
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link the data's properties to the model, and add the callbacks that are always on."""
@@ -133,10 +132,10 @@ class CLI(LightningCLI):
         """Check the command, and name the run's folder <data>-<backbone>-<activation>."""
         config = self.config[str(self.subcommand)]
         path = config.ckpt_path
-        if path is None and self.subcommand != "fit":
-            raise ValueError(
-                f"{self.subcommand} needs trained weights: --ckpt_path .../checkpoints/best.ckpt"
-            )
+        if self.subcommand != "fit":
+            warnings.filterwarnings("ignore", message="The dirpath has changed")  # nothing is saved
+            if path is None:
+                raise ValueError(f"{self.subcommand} needs trained weights: --ckpt_path best.ckpt")
         if path not in (None, "best", "last", "hpc", "registry") and not Path(path).exists():
             raise FileNotFoundError(f"no checkpoint {str(path)!r} (--ckpt_path)")
         trainer, off = config.trainer, set[str]()

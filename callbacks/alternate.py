@@ -114,10 +114,9 @@ class AlternatingOptimization(Callback):
             group.pop("step", None)
             group.update({} if step is None else {"step": step})
         self._counters = []
-        shares = {
-            f"alternating/{_name(g)}": float(i == self._learning) for i, g in enumerate(self.groups)
-        }
-        pl_module.log_dict(shares, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+        for index, group in enumerate(self.groups):
+            name, share = f"alternating/{_name(group)}", float(index == self._learning)
+            pl_module.log(name, share, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def turn(self, trainer: Trainer) -> int:
         """Index of the group that learns at the trainer's present step."""

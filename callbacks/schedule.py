@@ -139,7 +139,7 @@ class ActivationSchedule(Callback):
 
     @staticmethod
     def _steps(trainer: Trainer) -> float:
-        planned = trainer.estimated_stepping_batches  # inf or -1 where it cannot be told
+        planned = trainer.estimated_stepping_batches  # inf or -1 if unknown
         shares = [trainer.global_step / planned] if 0 < planned < math.inf else []
         for timer in _timers(trainer):
             done, left = timer.time_elapsed(), timer.time_remaining() or 0.0

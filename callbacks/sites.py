@@ -8,7 +8,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from activations import Activation, Fade, Scheduled, is_activation
+from activations import Activation, Fade, Scheduled, is_activation, shape_parameters
+from activations.torch_private import is_compiled
 
 Named = TypeVar("Named")
 Values = dict[str, dict[str, Tensor]]  # site -> parameter -> (channels, terms), on the CPU
@@ -16,6 +17,7 @@ Values = dict[str, dict[str, Tensor]]  # site -> parameter -> (channels, terms),
 SAMPLES, ELEMENTS = 16, 2**14  # how much of a batch is looked at
 GROWTH = 1000.0
 FLAT = 0.01  # a slope below it counts as saturated
+HEALTH = ("zeros", "saturated", "in_mean", "in_std", "out_mean", "out_std")
 
 
 def activation_sites(model: nn.Module) -> dict[str, nn.Module]:
@@ -136,14 +138,7 @@ def _channels(module: nn.Module) -> int:
 
 def compiled_parts(model: nn.Module) -> set[nn.Module]:
     """The modules of `model` to which torch.compile was applied, and all modules inside them."""
-    sample = nn.Identity()
-    try:
-        wrapper = type(torch.compile(sample))
-        sample.compile()
-    except RuntimeError:  # torch cannot compile on this platform
-        return set()
-    marks = vars(sample).keys() - vars(nn.Identity()).keys()
-    compiled = (m for m in model.modules() if type(m) is wrapper or marks & vars(m).keys())
+    compiled = (module for module in model.modules() if is_compiled(module))
     return {part for module in compiled for part in module.modules()}
 
 
@@ -209,31 +204,24 @@ class Probe:
     def gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep the norm of each gradient that `optimizer` steps by, ahead of clipping."""
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for site, outer in self.sites.items():
-            for name, module in outer.named_modules():
-                for parameter in _values(module):
-                    value = getattr(module, parameter)
-                    if value.grad is not None and id(value) in held:
-                        key = (_joined(site, name), f"grad_{parameter}")
-                        norm = value.grad.detach().float().norm()
-                        self._gradients.setdefault(key, []).append(norm)
+        for site, module in self.sites.items():
+            for name, parameter in shape_parameters(module).items():
+                if parameter.grad is not None and id(parameter) in held:
+                    part, _, own = f"{site}.{name}".rpartition(".")
+                    norm = parameter.grad.detach().float().norm()
+                    self._gradients.setdefault((part.strip("."), f"grad_{own}"), []).append(norm)
 
     def read(self) -> dict[str, dict[str, float]]:
-        """Means since the last call: site -> quantity -> value."""
+        """Means since the last call: site -> quantity -> value; see `HEALTH`."""
         found: dict[str, dict[str, float]] = {}
         for name, rows in self._health.items():
             table = torch.stack(rows).cpu().double()
             zeros, saturated, x, x_var, y, y_var = table.mean(0).tolist()
             # the variance within the batches, plus that of the batches' means
             x_between, y_between = table[:, [2, 4]].var(0, correction=0).tolist()
-            found[name] = {
-                "zeros": zeros,
-                "saturated": saturated,
-                "in_mean": x,
-                "in_std": math.sqrt(x_var + x_between),
-                "out_mean": y,
-                "out_std": math.sqrt(y_var + y_between),
-            }
+            x_std, y_std = math.sqrt(x_var + x_between), math.sqrt(y_var + y_between)
+            numbers = (zeros, saturated, x, x_std, y, y_std)
+            found[name] = dict(zip(HEALTH, numbers, strict=True))
         for (site, name), norms in self._gradients.items():
             found.setdefault(site, {})[name] = torch.stack(norms).mean().item()
         self._health, self._gradients = {}, {}

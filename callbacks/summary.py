@@ -27,20 +27,19 @@ def run_summary(trainer: Trainer, stage: str) -> str:
     results = {name: trainer.callback_metrics.get(f"{stage}/{name}") for name in _NAMES}
     found = [f"{_NAMES[name]} {value:.4f}" for name, value in results.items() if value is not None]
     lines += ["", f"{stage:<12} {', '.join(found)}", *_classes(trainer.callback_metrics)]
+    paths: dict[str, object] = {}
     if trainer.loggers and trainer.log_dir:
-        folder = Path(trainer.log_dir)
-        lines.append(f"{'run':<12} {folder}")
+        paths["run"] = folder = Path(trainer.log_dir)
         if best := getattr(trainer.checkpoint_callback, "best_model_path", ""):
-            lines.append(f"{'checkpoint':<12} {os.path.relpath(best)}")
+            paths["checkpoint"] = os.path.relpath(best)
         python = Path(sys.executable)
         python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
         if isinstance(trainer.loggers[0], TensorBoardLogger):
-            command = f"{python} -m tensorboard.main --logdir {folder.parent}"
-            lines.append(f"{'TensorBoard':<12} {command}")
+            paths["TensorBoard"] = f"{python} -m tensorboard.main --logdir {folder.parent}"
     for record in (monitor.record for monitor in monitors if monitor.record):
-        found = [file.name for file in sorted(record.path.parent.glob("*s.png"))]
-        lines.append(f"{'activations':<12} {record.path}{''.join(f', {name}' for name in found)}")
-    return "\n".join(lines)
+        pictures = sorted(file.name for file in record.path.parent.glob("*s.png"))
+        paths["activations"] = ", ".join([str(record.path), *pictures])
+    return "\n".join([*lines, *(f"{name:<12} {text}" for name, text in paths.items())])
 
 
 def _classes(metrics: Mapping[str, Tensor]) -> list[str]:
