@@ -48,6 +48,14 @@ def compile_once(function: Callable[..., Any], limit: int, **options: Any) -> Ca
     return call
 
 
+def contraction() -> dict[str, str | bool]:
+    """Inductor's option to round `a * b + c` once; a switch before torch 2.7, then a word."""
+    from torch._inductor import config
+
+    name = "enable_floating_point_contract_flag"
+    return {f"cpp.{name}": "fast" if isinstance(getattr(config.cpp, name), str) else True}
+
+
 def lacks_compiler(error: BaseException) -> bool:
     """Whether a compilation failed because there is no compiler for the device."""
     return "InvalidCxxCompiler" in str(error) or "TritonMissing" in str(error)

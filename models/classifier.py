@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, Reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from activations import SwapReport, fuse, gain, parameter_groups, penalty, replace_activations
@@ -156,6 +156,8 @@ class Classifier(LightningModule):
         self.train_acc = MulticlassAccuracy(num_classes, average="micro")
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
+        self.val_loss = MeanMetric(nan_strategy="disable")
+        self.test_loss = MeanMetric(nan_strategy="disable")
         self.confusion = MulticlassConfusionMatrix(num_classes) if num_classes <= 10 else None
 
     def setup(self, stage: str) -> None:
@@ -221,11 +223,11 @@ class Classifier(LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         """Update the `val/` metrics."""
-        self._evaluate(batch, self.val_metrics)
+        self._evaluate(batch, self.val_metrics, self.val_loss)
 
     def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         """Update the `test/` metrics."""
-        scores = self._evaluate(batch, self.test_metrics)
+        scores = self._evaluate(batch, self.test_metrics, self.test_loss)
         if self.confusion is not None:
             self.confusion.update(scores, batch[1])
 
@@ -240,11 +242,14 @@ class Classifier(LightningModule):
         images, labels, index = batch
         return {"index": index, "label": labels, "probability": self(images).softmax(1)}
 
-    def _evaluate(self, batch: tuple[Tensor, ...], metrics: MetricCollection) -> Tensor:
+    def _evaluate(
+        self, batch: tuple[Tensor, ...], metrics: MetricCollection, mean_loss: MeanMetric
+    ) -> Tensor:
         images, labels, *_ = batch
         scores = self(images).float()
-        loss = F.cross_entropy(scores, labels)
-        self.log(f"{metrics.prefix}loss", loss, batch_size=len(labels), sync_dist=True)
+        # every sample counts once, however many each process has
+        mean_loss.update(F.cross_entropy(scores, labels, reduction="none"))
+        self.log(f"{metrics.prefix}loss", mean_loss)
         metrics.update(scores, labels)
         self.log_dict(metrics, prog_bar=metrics is self.val_metrics)  # pyright: ignore
         return scores

@@ -361,12 +361,15 @@ CASES = [
     Case(A.ShiLU, {"alpha": 0.6, "beta": 0.3}, shilu, kinks=(0.0,)),
     Case(A.ScaledSoftSign, {"alpha": 0.8, "beta": 1.6}, softsign),
     Case(
-        A.LinComb, {"members": LEARNED_MEMBERS, "weights": [0.2, 0.5, 0.9]}, lincomb, kinks=(0.0,)
+        A.LinComb,
+        {"members": LEARNED_MEMBERS, "weights": [0.2, 0.5, 0.9]},
+        lincomb,  # pyright: ignore[reportArgumentType]
+        kinks=(0.0,),  # pyright: ignore[reportArgumentType]
     ),
     Case(
         A.NormLinComb,
         {"members": LEARNED_MEMBERS, "weights": [0.2, 0.5, 0.9]},
-        normlincomb,
+        normlincomb,  # pyright: ignore[reportArgumentType]
         kinks=(0.0,),
     ),
     Case(A.FReLU, {"a": 0.9, "b": 0.2}, frelu, kinks=(0.0,)),
@@ -383,7 +386,7 @@ CASES = [
     Case(
         A.Polynomial,
         {"degree": 4},
-        polynomial,
+        polynomial,  # pyright: ignore[reportArgumentType]
         largest=lambda dtype: (torch.finfo(dtype).max / 64) ** (1 / 4),
     ),
     Case(A.Rational, {"m": 3, "n": 2}, rational, kinks=(-1.0, 1.0)),
@@ -392,7 +395,7 @@ CASES = [
     Case(
         A.Polynomial,
         {"degree": 6, "progressive": True},
-        polynomial,
+        polynomial,  # pyright: ignore[reportArgumentType]
         largest=lambda dtype: (torch.finfo(dtype).max / 64) ** (1 / 6),
     ),
     Case(

@@ -119,4 +119,4 @@ class AGLU(APA):
 
     def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return super().expression()._replace(formula=_aglu)
+        return Expression(_aglu, super().expression().values)

@@ -144,8 +144,11 @@ class LinComb(Activation):
 
     @staticmethod
     def _value(member: nn.Module, x: Tensor) -> Tensor:
-        own = next(member.parameters(), x)  # torch's PReLU takes no other dtype than its own
-        return member(x if isinstance(member, Activation) else x.to(own.dtype)).to(x.dtype)
+        if isinstance(member, Activation):
+            return member(x)
+        # torch's PReLU takes no other dtype than its own
+        dtype = [*(parameter.dtype for parameter in member.parameters()), x.dtype][0]
+        return member(x.to(dtype)).to(x.dtype)
 
 
 class NormLinComb(LinComb):
@@ -198,7 +201,7 @@ class NormLinComb(LinComb):
         weights, *mixed = expression.values
         weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
         total = weights.sum(1, keepdim=True) + self.eps
-        return expression._replace(values=(weights / total, *mixed))
+        return Expression(expression.formula, (weights / total, *mixed), expression.constants)
 
     def function(self, x: Tensor) -> Tensor:
         """The mixture with the current weights."""

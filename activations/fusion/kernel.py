@@ -16,6 +16,7 @@ from torch import Tensor
 
 from activations.torch_private import (
     compile_once,
+    contraction,
     is_intercepted,
     lacks_compiler,
     take_unchecked,
@@ -236,8 +237,7 @@ def _options(device: str, half: bool, forward: bool) -> dict[str, Any]:
     from .lowering import Shortcuts  # imports the compiler
 
     options = _KEEP_NOTHING if forward else _ONE_WALK
-    contract = {"cpp.enable_floating_point_contract_flag": "fast"}  # a x + b rounded once
-    return {**options, **contract, "post_grad_custom_post_pass": Shortcuts(half)}
+    return options | contraction() | {"post_grad_custom_post_pass": Shortcuts(half)}
 
 
 def _laid_out(y: Tensor, x: Tensor) -> Tensor:

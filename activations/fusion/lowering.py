@@ -108,6 +108,8 @@ def _join_branches(graph: Graph) -> None:
 
 
 def _is_zero(node: Any) -> bool:
+    if node.target is aten.full.default:  # what torch 2.14 makes of the other
+        return node.args[1] == 0
     return node.target is aten.scalar_tensor.default and node.args[0] == 0
 
 

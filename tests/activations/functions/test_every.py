@@ -181,7 +181,7 @@ def test_numbers_must_be_finite(case: Case):
     for name, value in case.arguments.items():
         if isinstance(value, float):
             with pytest.raises(ValueError, match=f"{name} must be a finite number, got nan"):
-                case.kind(**case.arguments | {name: float("nan")})
+                case.kind(**case.arguments | {name: float("nan")})  # pyright: ignore[reportArgumentType]
 
 
 @each_per_channel

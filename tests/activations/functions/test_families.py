@@ -270,8 +270,8 @@ def test_mixtures_hold_learned_members_of_their_own():
     [
         (lambda: A.DiTAC(cells=-3), "cells must be an integer >= 2, got -3"),
         (lambda: A.DiTAC(a=2.0, b=2.0), "a must be < b, got 2.0 and 2.0"),
-        (lambda: A.DiTAC(variant="wide"), "variant must be gelu, leaky, ge or inf, got 'wide'"),
-        (lambda: A.DiTAC(theta="one"), "theta must be prior or zero, got 'one'"),
+        (lambda: A.DiTAC(variant="wide"), "variant must be gelu, leaky, ge or inf, got 'wide'"),  # pyright: ignore[reportArgumentType]
+        (lambda: A.DiTAC(theta="one"), "theta must be prior or zero, got 'one'"),  # pyright: ignore[reportArgumentType]
         (lambda: A.DiTAC(penalty_weight=-1.0), "penalty_weight must be >= 0, got -1.0"),
         (lambda: A.DiTAC(length=0.0), "length must be > 0, got 0.0"),
         (lambda: A.LinComb([]), r"members must name at least one activation, got \[\]"),
@@ -360,7 +360,7 @@ def test_progressive_rational_far_out(x: float, dtype: torch.dtype):
     true = (a[0] + a[1] * wide + a[2] * wide**2) / (1 + (b[0] * wide).abs())
     true.sum().backward()
     torch.testing.assert_close(y.double(), true, rtol=1e-5, atol=0)
-    torch.testing.assert_close(point.grad.double(), wide.grad, rtol=1e-4, atol=0)
+    torch.testing.assert_close(point.grad.double(), wide.grad, rtol=1e-4, atol=0)  # pyright: ignore[reportOptionalMemberAccess]
 
 
 @pytest.mark.parametrize("m", range(1, 10))

@@ -37,7 +37,7 @@ def test_wrong_input_is_named(shape: tuple[int, ...]):
 @pytest.mark.parametrize("name", ["channels", "repeats"])
 def test_counts_must_be_positive(name: str):
     with pytest.raises(ValueError, match=f"{name} must be an integer >= 1, got 0"):
-        LSLU(**{name: 0})
+        LSLU(**{name: 0})  # pyright: ignore[reportArgumentType]
 
 
 def test_only_theta_and_omega_are_shape():

@@ -87,7 +87,7 @@ def test_matched_network_on_its_own_inputs(share):
     assert all(
         torch.equal(after[n], v) for n, v in state.items() if "running" not in n and "num" not in n
     )
-    assert max(call.error for call in report) < 1e-6
+    assert max(call.error for call in report) < 1e-6  # pyright: ignore[reportArgumentType]
     assert "error" in str(report).splitlines()[0]
 
 
@@ -144,8 +144,8 @@ def test_a_trained_network_loses_nothing_at_step_0():
 
     torch.manual_seed(0)
     digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1
-    labels = torch.tensor(digits.target)
+    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1  # pyright: ignore[reportAttributeAccessIssue]
+    labels = torch.tensor(digits.target)  # pyright: ignore[reportAttributeAccessIssue]
     train, test = torch.arange(len(labels)) % 4 != 0, torch.arange(len(labels)) % 4 == 0
 
     def block(a, b):

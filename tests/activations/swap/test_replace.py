@@ -312,7 +312,7 @@ def test_every_idiom_keeps_its_outputs_names_and_call_counts(kind: type[Net]):
         for other in expected[1:]:
             assert torch.equal(other, expected[0])
     for index, module in enumerate(modules):  # each call has its own: they differ in effect
-        module.a.data.fill_(1 + index)
+        module.a.data.fill_(1 + index)  # pyright: ignore[reportCallIssue]
     (after.train()(x) + after.eval()(x)).sum().backward()
     assert all(module.a.grad is not None for module in modules)
     replace_activations(after, Snake, example_input=x)
@@ -329,7 +329,7 @@ def test_swapped_idioms_compile_and_export(kind: type[Net]):
     model, x = kind().eval(), torch.randn(2, 3, 6, 5)
     report = replace_activations(model, ReLU, example_input=x)
     for index, call in enumerate(report):
-        model.get_submodule(call.name).a.data.fill_(1 + index / 4)
+        model.get_submodule(call.name).a.data.fill_(1 + index / 4)  # pyright: ignore[reportCallIssue]
     y = model(x)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -418,7 +418,7 @@ class Refused(Net):
 
 def test_bad_factory_and_bad_input():
     with pytest.raises(TypeError, match=r"must make a torch.nn.Module, got 3"):
-        replace_activations(CifarResNet(8), lambda: 3)
+        replace_activations(CifarResNet(8), lambda: 3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"CifarResNet fails on an example input.*\(2, 5, 8, 8\)"):
         replace_activations(CifarResNet(8), CosLU, example_input=torch.zeros(2, 5, 8, 8))
 
@@ -468,7 +468,7 @@ def test_one_call_of_several():
     model, x = Reused(), torch.randn(2, 3, 6, 5)
     report = replace_activations(model, CosLU, example_input=x, include="act.1")
     assert [call.name for call in report] == ["act.1"]
-    assert [type(module).__name__ for module in model.act] == ["ReLU", "CosLU", "ReLU"]
+    assert [type(module).__name__ for module in model.act] == ["ReLU", "CosLU", "ReLU"]  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def test_share():
@@ -478,15 +478,15 @@ def test_share():
         for share in ("channel", "stage", "model")
     }
     for share, model in by.items():
-        replace_activations(model, CosLU, example_input=x, share=share)
+        replace_activations(model, CosLU, example_input=x, share=share)  # pyright: ignore[reportArgumentType]
         model(x)
     count = {s: sum(isinstance(m, CosLU) for m in model.modules()) for s, model in by.items()}
     assert count == {"channel": 17, "stage": 5, "model": 1}  # the stem's map is larger
-    assert by["channel"].layer3[0].act1.alpha.shape == (256,)
-    assert by["stage"].layer2[0].act2 is by["stage"].layer2[1].act1
+    assert by["channel"].layer3[0].act1.alpha.shape == (256,)  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
+    assert by["stage"].layer2[0].act2 is by["stage"].layer2[1].act1  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
     tokens = timm.create_model("test_vit", num_classes=5)
     replace_activations(tokens, CosLU, share="channel")
-    assert (tokens.blocks[0].mlp.act.channel_dim, tokens.blocks[0].mlp.act.num_parameters) == (
+    assert (tokens.blocks[0].mlp.act.channel_dim, tokens.blocks[0].mlp.act.num_parameters) == (  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
         -1,
         192,
     )
@@ -504,7 +504,7 @@ def test_share():
     with pytest.raises(
         ValueError, match="share must be one of channel, site, stage, model, got 'all'"
     ):
-        replace_activations(tokens, CosLU, share="all")
+        replace_activations(tokens, CosLU, share="all")  # pyright: ignore[reportArgumentType]
 
 
 def test_gates_by_name():
@@ -542,7 +542,7 @@ def test_a_source_that_has_changed_is_refused(tmp_path, monkeypatch):
     text = "import torch\nfrom torch.nn import functional as F\n\nclass Net(torch.nn.Conv1d):\n    def forward(self, x):\n        return F.relu(super().forward(x)) * 2\n"
     (tmp_path / "edited_network.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    import edited_network
+    import edited_network  # pyright: ignore[reportMissingImports]
 
     network = edited_network.Net(3, 4, 1)
     (tmp_path / "edited_network.py").write_text(text.replace("* 2", "* 3"))
@@ -663,7 +663,7 @@ def test_a_new_module_that_is_never_reached_is_an_error():
 def test_trained_weights_load_without_the_command_line(tmp_path):
     trained, x = timm.create_model("resnet18", num_classes=5).eval(), torch.randn(2, 3, 64, 64)
     replace_activations(trained, CosLU)
-    trained.layer1[0].act1.alpha.data.fill_(0.3)
+    trained.layer1[0].act1.alpha.data.fill_(0.3)  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
     torch.save(trained.state_dict(), tmp_path / "model.pt")
     fresh = timm.create_model("resnet18", num_classes=5).eval()
     replace_activations(fresh, CosLU)

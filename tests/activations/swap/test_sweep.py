@@ -57,15 +57,15 @@ def check(network: nn.Module, x: torch.Tensor):
         name = call.old.lower().replace("_", "")
         if old is not None and (not plain or getattr(old, "approximate", "none") != "none"):
             kept = copy.deepcopy(old)
-            kept.inplace = False
-            twin.functions[0] = kept
+            kept.inplace = False  # pyright: ignore[reportArgumentType]
+            twin.functions[0] = kept  # pyright: ignore[reportArgumentType, reportIndexIssue]
         elif call.event.function is not None and call.event.function.kwargs:
             kwargs = call.event.function.kwargs
-            twin.functions[0] = lambda x, name=call.old, kwargs=kwargs: getattr(F, name)(
+            twin.functions[0] = lambda x, name=call.old, kwargs=kwargs: getattr(F, name)(  # pyright: ignore[reportArgumentType, reportIndexIssue]
                 x, **kwargs
             )
         else:
-            twin.functions[0] = FUNCTIONS[name]
+            twin.functions[0] = FUNCTIONS[name]  # pyright: ignore[reportIndexIssue]
     for training in (False, True):
         outputs = []
         for model in (before, network):
@@ -98,4 +98,4 @@ def test_timm(family: str):
         if sizes[name] < 6e6:
             break
     network = timm.create_model(min(sizes, key=sizes.__getitem__))
-    check(network, torch.randn(2, *network.pretrained_cfg["input_size"]))
+    check(network, torch.randn(2, *network.pretrained_cfg["input_size"]))  # pyright: ignore[reportArgumentType, reportCallIssue, reportIndexIssue]

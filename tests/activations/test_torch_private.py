@@ -1,0 +1,178 @@
+"""Each part of torch that it does not promise to keep, by name."""
+
+import os
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import activations as A
+from activations import torch_private
+from activations.fusion import kernel
+
+# torch 2.14's own forward-mode differentiation, which only the tests use
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+
+
+def test_is_intercepted():
+    seen = []
+
+    def look(x: Tensor) -> Tensor:
+        seen.append(torch_private.is_intercepted())
+        return x
+
+    x = torch.zeros(2, 3)
+    look(x)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # torch._C._len_torch_dispatch_stack
+        look(x)
+    torch.func.vmap(look)(x)  # torch._C._functorch.maybe_current_level
+    torch.func.jvp(look, (x,), (x,))  # forward_ad._current_level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated in new versions
+        torch.jit.trace(look, x, check_trace=False)
+    assert seen[0] is False
+    assert all(seen[1:])
+
+
+def test_compile_once_allows_more_variants_than_dynamo():
+    def count(x: Tensor) -> Tensor:
+        return x + x.dim()
+
+    compiled = torch_private.compile_once(count, limit=64, backend="eager", options=None)
+    for rank in range(1, 14):  # one variant a rank, and Dynamo's own limit is 8
+        x = torch.zeros([2] * rank)
+        assert torch.equal(compiled(x), x + rank)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        compiled(torch.zeros(2, 2, 2))  # still compiled
+
+
+def test_contraction_and_the_other_options_are_inductor_s():
+    known = set(torch._inductor.list_options())
+    for forward in (True, False):
+        assert set(kernel._options("cpu", False, forward)) <= known
+
+
+def test_lacks_compiler():
+    compiled = torch_private.compile_once(
+        lambda x: x.cos() * 2, limit=8, backend="inductor", options=None
+    )
+    without = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})  # pyright: ignore[reportAttributeAccessIssue]
+    with without, pytest.raises(Exception, match="compiler") as caught:
+        compiled(torch.zeros(3))
+    assert torch_private.lacks_compiler(caught.value)
+    assert not torch_private.lacks_compiler(ValueError("something else"))
+
+
+def test_take_unchecked():
+    table = torch.arange(12.0).view(3, 4)
+    index = (torch.tensor([2, 0], dtype=torch.int32), torch.tensor([1, 3], dtype=torch.int32))
+    assert torch_private.take_unchecked(table, index).tolist() == [9, 3]
+
+
+def test_is_compiled():
+    module = nn.Linear(2, 2)
+    assert not torch_private.is_compiled(module)
+    assert torch_private.is_compiled(torch.compile(module, backend="eager"))  # pyright: ignore[reportArgumentType]
+    module.compile(backend="eager")
+    assert torch_private.is_compiled(module)
+
+
+def test_has_hooks():
+    module = nn.ReLU()
+    assert not torch_private.has_hooks(module)
+    handle = module.register_forward_hook(lambda *_: None)
+    assert torch_private.has_hooks(module)
+    handle.remove()
+    assert not torch_private.has_hooks(module)
+    module.register_forward_pre_hook(lambda *_: None)
+    assert torch_private.has_hooks(module)
+
+
+def test_leave_fast_path():
+    calls = []
+
+    class Seen(nn.ReLU):
+        def forward(self, x: Tensor) -> Tensor:
+            calls.append(x.shape)
+            return super().forward(x)
+
+    layer = nn.TransformerEncoderLayer(8, 2, 16, activation=nn.ReLU(), batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2).eval()
+    for part in encoder.layers:
+        part.activation = Seen()
+    with torch.no_grad():
+        x = torch.randn(2, 3, 8)
+        encoder(x)
+        before = len(calls)
+        undo = [
+            step for owner in encoder.modules() for step in torch_private.leave_fast_path(owner)
+        ]
+        encoder(x)
+        assert len(calls) == before + 2  # each layer calls its activation
+        for step in undo:
+            step()
+        encoder(x)
+        assert len(calls) == before + 2 + before
+
+
+class Rules:
+    """Counts how often each rule of `lowering` changes a graph."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from activations.fusion import lowering
+
+        self.changed: dict[str, int] = {}
+        for name in ("_drop_bounds", "_find_sizes", "_join_branches"):
+            monkeypatch.setattr(lowering, name, self.watched(name, getattr(lowering, name)))
+        lowered = lowering._lowered
+
+        def replace(shortcut: Any) -> Any:
+            name = getattr(getattr(shortcut, "func", shortcut), "__name__", "")
+            self.changed[name] = self.changed.get(name, 0) + 1
+            return lowered(shortcut)
+
+        monkeypatch.setattr(lowering, "_lowered", replace)
+        # no kernel comes from a cache
+        monkeypatch.setattr(lowering.Shortcuts, "uuid", lambda self: os.urandom(8))
+
+    def watched(self, name: str, rule: Any) -> Any:
+        def run(graph: Any) -> None:
+            before = [(node.target, node.args) for node in graph.nodes]
+            rule(graph)
+            if before != [(node.target, node.args) for node in graph.nodes]:
+                self.changed[name] = self.changed.get(name, 0) + 1
+
+        return run
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "expected"),
+    [
+        (A.CosLU, torch.float32, {"sine", "cosine", "sigmoid", "_drop_bounds"}),
+        (A.DELU, torch.float32, {"decay_m1", "sigmoid", "_find_sizes"}),
+        (A.AGLU, torch.float32, {"log1p", "exp", "decay"}),
+        (A.EELU, torch.float32, {"positive_erf", "exp", "_drop_bounds"}),
+        (A.DiTAC, torch.float32, {"erfc", "decay"}),
+        (A.CosLU, torch.bfloat16, {"rough_sine", "rough_cosine", "_drop_bounds"}),
+        (A.DELU, torch.bfloat16, {"rough_expm1", "sigmoid"}),
+        (A.AGLU, torch.bfloat16, {"rough_log1p", "rough_exp", "rough_decay"}),
+    ],
+)
+def test_every_shortcut_still_applies(
+    kind: type[A.Activation],
+    dtype: torch.dtype,
+    expected: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    rules = Rules(monkeypatch)
+    monkeypatch.setattr(kernel, "_PLAIN", set())
+    kernel._kernel.cache_clear()
+    module = kind()
+    A.fuse(module)
+    x = torch.randn(64, dtype=dtype, requires_grad=True)
+    module(x).sum().backward()
+    kernel._kernel.cache_clear()
+    assert expected <= set(rules.changed)
