@@ -364,7 +364,7 @@ CASES = [
         A.LinComb,
         {"members": LEARNED_MEMBERS, "weights": [0.2, 0.5, 0.9]},
         lincomb,  # pyright: ignore[reportArgumentType]
-        kinks=(0.0,),  # pyright: ignore[reportArgumentType]
+        kinks=(0.0,),
     ),
     Case(
         A.NormLinComb,

@@ -1,5 +1,8 @@
 """What all tests share."""
 
+import logging
+from collections.abc import Iterator
+
 import pytest
 
 
@@ -9,3 +12,12 @@ def _prepared_data_elsewhere(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _log_level_kept() -> Iterator[None]:
+    """A measurement of `bench` silences Lightning for its process; here it shares one."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    yield
+    logger.setLevel(level)

@@ -66,7 +66,7 @@ class HELU(Activation):
         any -> same.
 
     Initialisation:
-        as always; the slope jumps from 0.5 to 1.5 at 0.
+        the curve never changes; the slope jumps from 0.5 to 1.5 at 0.
 
     Raises:
         TypeError: the input is not a real floating-point tensor.

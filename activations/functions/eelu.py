@@ -35,7 +35,7 @@ class EELU(Activation):
         any -> same.
 
     Initialisation:
-        as always. EELU-2 is EELU-1 mirrored: it grows to the left.
+        the curve never changes. EELU-2 is EELU-1 mirrored: it grows to the left.
 
     Raises:
         ValueError: variant is not 1, 2, 3 or 4.

@@ -215,10 +215,13 @@ class Fade(nn.Module):
         old: the function to start from.
         new: the function to end with.
 
-    Shape: any that both take -> same.
+    Shape:
+        Any that both take -> same.
 
-    Attributes: progress: (), t, a persistent buffer. old, new: modules; their parameters keep their
-    owners' groups.
+    Attributes:
+        progress: (), t, a persistent buffer.
+        old: the old function; its parameters keep their groups.
+        new: the new function; its parameters keep their groups.
     """
 
     progress: Tensor
@@ -254,7 +257,8 @@ def gain(activation: nn.Module) -> float:
     Raises:
         ValueError: the mean square is 0 or not finite.
 
-    Reference: He et al., "Delving deep into rectifiers", 2015, section 2.2, for any function.
+    Reference:
+        He et al., "Delving deep into rectifiers", 2015, section 2.2, for any function.
     """
     channels = getattr(activation, "num_parameters", 1)
     x = torch.linspace(-12, 12, 20001, dtype=torch.float64)

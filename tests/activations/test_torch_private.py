@@ -140,6 +140,7 @@ class Rules:
 
     def watched(self, name: str, rule: Any) -> Any:
         def run(graph: Any) -> None:
+            graph.eliminate_dead_code()  # which the rule would do too
             before = [(node.target, node.args) for node in graph.nodes]
             rule(graph)
             if before != [(node.target, node.args) for node in graph.nodes]:
@@ -152,10 +153,11 @@ class Rules:
     ("kind", "dtype", "expected"),
     [
         (A.CosLU, torch.float32, {"sine", "cosine", "sigmoid", "_drop_bounds"}),
-        (A.DELU, torch.float32, {"decay_m1", "sigmoid", "_find_sizes"}),
-        (A.AGLU, torch.float32, {"log1p", "exp", "decay"}),
-        (A.EELU, torch.float32, {"positive_erf", "exp", "_drop_bounds"}),
-        (A.DiTAC, torch.float32, {"erfc", "decay"}),
+        (A.DELU, torch.float32, {"decay_m1", "sigmoid"}),
+        (A.AGLU, torch.float32, {"log1p", "exp", "decay", "_find_sizes", "_join_branches"}),
+        (A.EELU, torch.float32, {"positive_erf", "exp"}),
+        (A.DiTAC, torch.float32, {"erfc", "exp"}),
+        (A.Rational, torch.float32, {"_join_branches"}),
         (A.CosLU, torch.bfloat16, {"rough_sine", "rough_cosine", "_drop_bounds"}),
         (A.DELU, torch.bfloat16, {"rough_expm1", "sigmoid"}),
         (A.AGLU, torch.bfloat16, {"rough_log1p", "rough_exp", "rough_decay"}),

@@ -1,6 +1,7 @@
 """What every activation keeps, row by row of tests/cases.py."""
 
 import copy
+import inspect
 import io
 import pickle
 import re
@@ -213,11 +214,11 @@ def test_every_public_activation_has_its_row_and_its_docstring():
     }
     assert kinds == {case.kind for case in CASES}
     for kind in kinds:
-        text = kind.__doc__ or ""
+        text = inspect.getdoc(kind) or ""
         sections = ["Args", "Shape", "Initialisation", "Raises", "Reference"]
         sections += ["Attributes"] * bool(A.shape_parameters(kind()))
         for section in sections:  # as documentation tools read them
-            assert f"\n    {section}:\n        " in text, (kind.__name__, section)
+            assert f"\n{section}:\n    " in text, (kind.__name__, section)
         assert ".. math::" in text
         assert "Deviation from it:" in " ".join(text.split())
         change = text.split("\n")[0].rstrip(".").rpartition(". ")[2]

@@ -562,18 +562,22 @@ def test_fusion_belongs_to_the_module(counter: Counter):
 
 
 def test_without_a_compiler_plain_and_said_once(monkeypatch: pytest.MonkeyPatch):
+    from activations.fusion import lowering
+
     monkeypatch.setattr(fusion, "_PLAIN", set())
+    # no kernel comes from a cache
+    monkeypatch.setattr(lowering.Shortcuts, "uuid", lambda self: os.urandom(8))
     fusion._kernel.cache_clear()
     x = torch.randn(3, 4)
     y, z = A.CosLU()(x), A.DELU()(x)
     expected = pytest.warns(
         UserWarning, match=r"on cpu stay plain.*apt install g\+\+.*`compile: off`"
     )
-    with fused(), expected as said:
-        assert torch.equal(A.CosLU()(x), y)
-        assert torch.equal(A.CosLU()(x), y)
-        assert torch.equal(A.DELU()(x), z)
-    assert len(said) == 1
+    without = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with without, fused(), expected as said:
+        found = [A.CosLU()(x), A.CosLU()(x), A.DELU()(x)]
+    assert sum("stay plain" in str(each.message) for each in said) == 1
+    assert all(map(torch.equal, found, (y, y, z)))
     fusion._kernel.cache_clear()
 
 
