@@ -573,7 +573,7 @@ def test_without_a_compiler_plain_and_said_once(monkeypatch: pytest.MonkeyPatch)
     expected = pytest.warns(
         UserWarning, match=r"on cpu stay plain.*apt install g\+\+.*`compile: off`"
     )
-    without = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    without = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})  # pyright: ignore[reportAttributeAccessIssue]
     with without, fused(), expected as said:
         found = [A.CosLU()(x), A.CosLU()(x), A.DELU()(x)]
     assert sum("stay plain" in str(each.message) for each in said) == 1
