@@ -77,6 +77,11 @@ def test_the_wheel_holds_the_library_alone(wheel: Path):
 def test_the_readme_of_the_wheel_runs_and_has_no_dead_link(wheel: Path):
     text = (ROOT / "activations" / "README.md").read_text()
     assert not re.findall(r"\]\((?!https://)", text)
+    kinds = [
+        kind for name in activations.__all__ if isinstance(kind := getattr(activations, name), type)
+    ]
+    functions = {kind.__name__ for kind in kinds if activations.Activation in kind.__mro__[1:]}
+    assert functions <= set(re.findall(r"\w+", text))
     code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
     code += "\nimport activations; print(activations.__file__)"
     table, file = run(wheel, "-c", code).rsplit("\n", 2)[:2]
