@@ -37,7 +37,7 @@ def test_own_loop(tmp_path: Path):
     printed = run("own_loop.md", tmp_path)
     accuracy = re.search(r"accuracy: ([\d.]+)", printed)
     assert accuracy
-    assert 0 <= float(accuracy[1]) <= 1
+    assert float(accuracy[1]) > 0.6  # a guess gives 0.33
     assert "DSReLU(slope=0.5)" in printed
     assert (tmp_path / "stripes.pt").exists()
 
