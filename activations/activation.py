@@ -160,8 +160,8 @@ class Activation(nn.Module):
         shaped = [
             self.terms(value, x) if value.dim() == 2 else self.shaped(value, x) for value in values
         ]
-        place = {"channel_dim": self.channel_dim} if tables else {}
-        return formula(x, *shaped, *tables, *constants, **place)
+        axis = {"channel_dim": self.channel_dim} if tables else {}
+        return formula(x, *shaped, *tables, *constants, **axis)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the function; dtype, shape and memory format of `x` are kept."""

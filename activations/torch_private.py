@@ -38,22 +38,12 @@ def compile_once(function: Callable[..., Any], limit: int, **options: Any) -> Ca
     compiled = torch.compile(function, fullgraph=True, dynamic=True, **options, **accepted)
     if "recompile_limit" in accepted:
         return compiled
-    config = torch._dynamo.config
-    setting = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
 
     def call(*inputs: Any) -> Any:
-        with config.patch({setting: limit}):
+        with torch._dynamo.config.patch(recompile_limit=limit):
             return compiled(*inputs)
 
     return call
-
-
-def contraction() -> dict[str, str | bool]:
-    """Inductor's option to round `a * b + c` once; a switch before torch 2.7, then a word."""
-    from torch._inductor import config
-
-    name = "enable_floating_point_contract_flag"
-    return {f"cpp.{name}": "fast" if isinstance(getattr(config.cpp, name), str) else True}
 
 
 def lacks_compiler(error: BaseException) -> bool:

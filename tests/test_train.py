@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+import activations as A
 import train
 from tests.data import write_tree
 
@@ -373,3 +374,14 @@ def test_help_is_quick_to_import():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=150
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("kind", [A.CosLU, A.AGLU, A.Fourier, A.LSLU, A.EvenCubicReLU])
+def test_the_help_of_an_option_is_the_text_of_its_argument(kind: type[A.Activation]):
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser()
+    parser.add_class_arguments(kind, "a")
+    found = " ".join(parser.format_help().split())
+    assert "learned, not decayed" not in found  # that is what the attribute of the name is
+    assert "initial" in found

@@ -19,6 +19,11 @@ class ACONC(Activation):
 
     .. math:: f(x) = (p_1 - p_2) x\, \sigma(\beta (p_1 - p_2) x) + p_2 x
 
+    Attributes:
+        p1: (num_parameters,), learned, not decayed.
+        p2: (num_parameters,), learned, not decayed.
+        beta: (num_parameters,), learned, not decayed.
+
     Args:
         p1: initial slope of the first line.
         p2: initial slope of the second line.
@@ -27,11 +32,6 @@ class ACONC(Activation):
 
     Shape:
         (N, C, \*) -> same.
-
-    Attributes:
-        p1: (num_parameters,), learned, not decayed.
-        p2: (num_parameters,), learned, not decayed.
-        beta: (num_parameters,), learned, not decayed.
 
     Initialisation:
         SiLU.

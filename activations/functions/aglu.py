@@ -44,6 +44,11 @@ class APA(Activation):
 
     .. math:: f(x) = (\lambda e^{-\kappa x} + 1)^{-1 / \lambda}
 
+    Attributes:
+        lambd: (num_parameters,), learned, not decayed; used as max(lambd, 1e-4), with a gradient
+            that is not 0 below the bound either.
+        kappa: (num_parameters,), learned, not decayed.
+
     Args:
         lambd: initial lambda, > 0; None draws it from U(0, 1).
         kappa: initial kappa; None draws it from U(0, 1).
@@ -51,11 +56,6 @@ class APA(Activation):
 
     Shape:
         (N, C, \*) -> same.
-
-    Attributes:
-        lambd: (num_parameters,), learned, not decayed; used as max(lambd, 1e-4), with a gradient
-            that is not 0 below the bound either.
-        kappa: (num_parameters,), learned, not decayed.
 
     Initialisation:
         random; lambda = kappa = 1 is the sigmoid, lambda -> 0 the Gompertz function.
@@ -94,6 +94,10 @@ class AGLU(APA):
 
     .. math:: f(x) = x\, (\lambda e^{-\kappa x} + 1)^{-1 / \lambda}
 
+    Attributes:
+        lambd: (num_parameters,), learned, not decayed; used as max(lambd, 1e-4), as in APA.
+        kappa: (num_parameters,), learned, not decayed.
+
     Args:
         lambd: initial lambda, > 0; None draws it from U(0, 1).
         kappa: initial kappa; None draws it from U(0, 1).
@@ -101,10 +105,6 @@ class AGLU(APA):
 
     Shape:
         (N, C, \*) -> same.
-
-    Attributes:
-        lambd: (num_parameters,), learned, not decayed; used as max(lambd, 1e-4), as in APA.
-        kappa: (num_parameters,), learned, not decayed.
 
     Initialisation:
         random; lambda = kappa = 1 is SiLU.

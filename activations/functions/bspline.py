@@ -66,6 +66,9 @@ class BSpline(Activation):
 
     on [l, r]; outside, the end pieces go on as lines.
 
+    Attributes:
+        values: (num_parameters, pieces + 1), f at the knots, learned, not decayed.
+
     Args:
         pieces: K, >= 1.
         low: l, the first knot.
@@ -74,9 +77,6 @@ class BSpline(Activation):
 
     Shape:
         (N, C, \*) -> same.
-
-    Attributes:
-        values: (num_parameters, pieces + 1), f at the knots, learned, not decayed.
 
     Initialisation:
         ReLU exactly, if 0 is a knot.

@@ -24,6 +24,10 @@ class CosLU(Activation):
 
     .. math:: f(x) = (x + \alpha \cos(\beta x))\, \sigma(x)
 
+    Attributes:
+        alpha: (num_parameters,), learned, not decayed.
+        beta: (num_parameters,), learned, not decayed.
+
     Args:
         alpha: initial amplitude of the cosine.
         beta: initial angular frequency, in radians per unit of `x`.
@@ -31,10 +35,6 @@ class CosLU(Activation):
 
     Shape:
         (N, C, \*) -> same.
-
-    Attributes:
-        alpha: (num_parameters,), learned, not decayed.
-        beta: (num_parameters,), learned, not decayed.
 
     Initialisation:
         its own curve, f(0) = alpha / 2; alpha = 0 gives SiLU.
@@ -64,6 +64,10 @@ class SinLU(Activation):
 
     .. math:: f(x) = (x + \alpha \sin(\beta x))\, \sigma(x)
 
+    Attributes:
+        alpha: (num_parameters,), learned, not decayed.
+        beta: (num_parameters,), learned, not decayed.
+
     Args:
         alpha: initial amplitude of the sine.
         beta: initial angular frequency, in radians per unit of `x`.
@@ -71,10 +75,6 @@ class SinLU(Activation):
 
     Shape:
         (N, C, \*) -> same.
-
-    Attributes:
-        alpha: (num_parameters,), learned, not decayed.
-        beta: (num_parameters,), learned, not decayed.
 
     Initialisation:
         its own curve, f(0) = 0; alpha = 0 gives SiLU.

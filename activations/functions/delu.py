@@ -21,15 +21,15 @@ class DELU(Activation):
         f(x) = \begin{cases} x\,\sigma(x) & x \le 0 \\
         (n + 0.5)\, x + |e^{-x} - 1| & x > 0 \end{cases}
 
+    Attributes:
+        n: (num_parameters,), learned, not decayed.
+
     Args:
         n: initial extra slope of the positive side.
         channels: see :class:`activations.Channels`.
 
     Shape:
         (N, C, \*) -> same.
-
-    Attributes:
-        n: (num_parameters,), learned, not decayed.
 
     Initialisation:
         HELU; the slope jumps from 0.5 to 1.5 at 0.

@@ -161,6 +161,9 @@ class DiTAC(Activation):
     h^2 max|T''| / 8, h = (b - a) / table, wherever T'' exists. Gradients are those of the
     interpolant, exact.
 
+    Attributes:
+        theta: (num_parameters, cells - 1), learned, not decayed.
+
     Args:
         cells: of the field, >= 2.
         a: left end of the interval; by default -0.5, and 0 for the variant ge.
@@ -177,9 +180,6 @@ class DiTAC(Activation):
 
     Shape:
         (N, C, \*) -> same.
-
-    Attributes:
-        theta: (num_parameters, cells - 1), learned, not decayed.
 
     Initialisation:
         GELU, but for the rounding of the table.

@@ -23,6 +23,9 @@ class DSReLU(Activation):
 
     with t the training progress from 0 to 1, set through :meth:`set_progress`.
 
+    Attributes:
+        slope: (), the current s(t), a persistent buffer.
+
     Args:
         a: slope the schedule comes from; default tan 85 degrees.
         b: slope the schedule goes to; default tan 10 degrees.
@@ -34,9 +37,6 @@ class DSReLU(Activation):
 
     Shape:
         any -> same.
-
-    Attributes:
-        slope: (), the current s(t), a persistent buffer.
 
     Initialisation:
         t = 0, slope 10.57 on the positive side, the identity on the negative.

@@ -25,6 +25,10 @@ class DynamicReLU(Activation):
     where the residuals in (-1, 1) are 2 sigmoid(.) - 1 of global average pooling, a linear layer to
     C / reduction, ReLU and a linear layer to 4 C.
 
+    Attributes:
+        squeeze: linear layers, ordinary weights.
+        excite: linear layers, ordinary weights.
+
     Args:
         channels: C of the input; `replace_activations` passes it.
         reduction: of the hidden layer.
@@ -32,10 +36,6 @@ class DynamicReLU(Activation):
 
     Shape:
         (N, C, \*) -> same.
-
-    Attributes:
-        squeeze: linear layers, ordinary weights.
-        excite: linear layers, ordinary weights.
 
     Initialisation:
         ReLU exactly (alpha = (1, 0), beta = 0, excite starts at 0).

@@ -19,6 +19,11 @@ class EvenCubicReLU(Activation):
 
     .. math:: f(x) = \alpha \max(0, x) + \gamma \beta |x|^3
 
+    Attributes:
+        alpha: (num_parameters,), learned, not decayed.
+        beta: (num_parameters,), learned, not decayed.
+        gamma: a number, fixed.
+
     Args:
         alpha: initial slope of the ReLU.
         beta: initial coefficient of the cubic term.
@@ -27,11 +32,6 @@ class EvenCubicReLU(Activation):
 
     Shape:
         (N, C, \*) -> same.
-
-    Attributes:
-        alpha: (num_parameters,), learned, not decayed.
-        beta: (num_parameters,), learned, not decayed.
-        gamma: a number, fixed.
 
     Initialisation:
         ReLU.

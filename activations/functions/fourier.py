@@ -30,6 +30,12 @@ class Fourier(Series):
 
     .. math:: f(x) = l_0 + l_1 x + \sum_{k=1}^{K} (s_k \sin(k \omega x) + c_k \cos(k \omega x))
 
+    Attributes:
+        line: (num_parameters, 2), learned, not decayed.
+        waves: (num_parameters, 2 K), s_1, c_1, s_2, c_2, ..., learned, not decayed.
+        omega: (num_parameters,), learned, not decayed.
+        unlocked: (), the number of harmonics in use, a persistent buffer of the progressive mode.
+
     Args:
         harmonics: K, >= 1.
         omega: initial fundamental angular frequency, > 0, in radians per unit of `x`.
@@ -39,12 +45,6 @@ class Fourier(Series):
 
     Shape:
         (N, C, \*) -> same.
-
-    Attributes:
-        line: (num_parameters, 2), learned, not decayed.
-        waves: (num_parameters, 2 K), s_1, c_1, s_2, c_2, ..., learned, not decayed.
-        omega: (num_parameters,), learned, not decayed.
-        unlocked: (), the number of harmonics in use, a persistent buffer of the progressive mode.
 
     Initialisation:
         the least-squares fit of SiLU on [-3, 3] by the terms in use.

@@ -19,6 +19,10 @@ class FReLU(Activation):
 
     .. math:: f(x) = \begin{cases} a x & x \ge 0 \\ b x & x < 0 \end{cases}
 
+    Attributes:
+        a: (num_parameters,), learned, not decayed.
+        b: (num_parameters,), learned, not decayed.
+
     Args:
         a: initial slope of the positive side.
         b: initial slope of the negative side.
@@ -26,10 +30,6 @@ class FReLU(Activation):
 
     Shape:
         (N, C, \*) -> same.
-
-    Attributes:
-        a: (num_parameters,), learned, not decayed.
-        b: (num_parameters,), learned, not decayed.
 
     Initialisation:
         LeakyReLU(0.01); a = 1 and b = 0 give ReLU exactly.

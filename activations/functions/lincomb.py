@@ -71,6 +71,10 @@ class LinComb(Activation):
 
     .. math:: f(x) = \sum_{i=1}^{n} w_i F_i(x)
 
+    Attributes:
+        weights: (num_parameters, n), learned, not decayed.
+        members: a ModuleList.
+
     Args:
         members: factories of the F_i, any elementwise modules, learned ones included; by default
             ReLU, sigmoid, tanh and softsign.
@@ -79,10 +83,6 @@ class LinComb(Activation):
 
     Shape:
         (N, C, \*) -> same.
-
-    Attributes:
-        weights: (num_parameters, n), learned, not decayed.
-        members: a ModuleList.
 
     Initialisation:
         the mean of the members.
@@ -126,13 +126,13 @@ class LinComb(Activation):
         known = [part for part in parts if part and not part.tables]
         mixed = [value for part in known for value in part.values]
         # PReLU's channels are on axis 1; our members' where they say, which must be here
-        places = {
+        axes = {
             getattr(member, "channel_dim", 1)
             for member in [self, *self.members]
             if getattr(member, "num_parameters", 1) > 1
         }
         sizes = {len(value) for value in mixed if value.dim()} - {1, self.num_parameters}
-        if len(known) < len(parts) or sizes or len(places) > 1:
+        if len(known) < len(parts) or sizes or len(axes) > 1:
             return None
         recipe = tuple((part.formula, len(part.values), part.constants) for part in known)
         return Expression(_mixture, (self.weights, *mixed), (recipe,))
@@ -156,6 +156,10 @@ class NormLinComb(LinComb):
 
     .. math:: f(x) = \frac{\sum_i w_i F_i(x)}{\sum_i w_i + \epsilon}
 
+    Attributes:
+        weights: (num_parameters, n), learned, not decayed.
+        members: a ModuleList.
+
     Args:
         members: factories of the F_i, any elementwise modules, learned ones included; by default
             ReLU, sigmoid, tanh and softsign.
@@ -165,10 +169,6 @@ class NormLinComb(LinComb):
 
     Shape:
         (N, C, \*) -> same.
-
-    Attributes:
-        weights: (num_parameters, n), learned, not decayed.
-        members: a ModuleList.
 
     Initialisation:
         the mean of the members.

@@ -28,6 +28,12 @@ class LSLU(SeriesReLU):
     where K and BN are those of :class:`SeriesReLU`. :meth:`function` is the elementwise part,
     ahead of the convolution.
 
+    Attributes:
+        theta: (repeats,), learned, not decayed.
+        omega: (repeats,), learned, not decayed.
+        conv: the depthwise convolution, an ordinary weight.
+        norm: the batch normalisation, ordinary weights.
+
     Args:
         channels: C of the input; `replace_activations` passes it.
         theta: initial amplitude of every repeat.
@@ -38,12 +44,6 @@ class LSLU(SeriesReLU):
 
     Shape:
         (N, C, H, W) -> same, or (N, C, L) -> same for dims = 1.
-
-    Attributes:
-        theta: (repeats,), learned, not decayed.
-        omega: (repeats,), learned, not decayed.
-        conv: the depthwise convolution, an ordinary weight.
-        norm: the batch normalisation, ordinary weights.
 
     Initialisation:
         the elementwise part is ReLU, so that it is SeriesReLU; the convolution is random.

@@ -26,6 +26,11 @@ class PELU(Activation):
 
     .. math:: f(x) = \begin{cases} \frac{a}{b} x & x \ge 0 \\ a (e^{x / b} - 1) & x < 0 \end{cases}
 
+    Attributes:
+        a: (num_parameters,), learned, not decayed; used as max(a, 0.1), with a gradient that is
+            not 0 below the bound either.
+        b: (num_parameters,), learned, not decayed; used as max(b, 0.1), likewise.
+
     Args:
         a: initial depth of the negative side, >= 0.1.
         b: initial width of the negative side, >= 0.1.
@@ -33,11 +38,6 @@ class PELU(Activation):
 
     Shape:
         (N, C, \*) -> same.
-
-    Attributes:
-        a: (num_parameters,), learned, not decayed; used as max(a, 0.1), with a gradient that is
-            not 0 below the bound either.
-        b: (num_parameters,), learned, not decayed; used as max(b, 0.1), likewise.
 
     Initialisation:
         ELU.

@@ -23,6 +23,10 @@ class Polynomial(Series):
 
     .. math:: f(x) = \sum_{k=0}^{d} c_k x^k
 
+    Attributes:
+        coefficients: (num_parameters, degree + 1), learned, not decayed.
+        unlocked: (), the number of powers in use, a persistent buffer of the progressive mode.
+
     Args:
         degree: d, >= 1.
         progressive: start with degree 2; each higher term is unlocked at equal steps of training
@@ -31,10 +35,6 @@ class Polynomial(Series):
 
     Shape:
         (N, C, \*) -> same.
-
-    Attributes:
-        coefficients: (num_parameters, degree + 1), learned, not decayed.
-        unlocked: (), the number of powers in use, a persistent buffer of the progressive mode.
 
     Initialisation:
         the least-squares fit of SiLU on [-3, 3] by the terms in use.

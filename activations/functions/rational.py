@@ -53,6 +53,12 @@ class Rational(Series):
 
     .. math:: f(x) = \frac{\sum_{j=0}^{m} a_j x^j}{1 + \left| \sum_{k=1}^{n} b_k x^k \right|}
 
+    Attributes:
+        numerator: (num_parameters, m + 1), learned, not decayed.
+        denominator: (num_parameters, n), learned, not decayed.
+        unlocked: (), the numerator's degree in use (the denominator's is one less), a persistent
+            buffer of the progressive mode.
+
     Args:
         m: degree of the numerator, >= 1.
         n: degree of the denominator, >= 1.
@@ -62,12 +68,6 @@ class Rational(Series):
 
     Shape:
         (N, C, \*) -> same.
-
-    Attributes:
-        numerator: (num_parameters, m + 1), learned, not decayed.
-        denominator: (num_parameters, n), learned, not decayed.
-        unlocked: (), the numerator's degree in use (the denominator's is one less), a persistent
-            buffer of the progressive mode.
 
     Initialisation:
         near the least-squares fit of SiLU on [-3, 3] by the terms in use.

@@ -19,16 +19,16 @@ class ReLUN(Activation):
 
     .. math:: f(x) = \min(\max(0, x), n)
 
+    Attributes:
+        n: (num_parameters,), learned, not decayed; used as max(n, 0), with a gradient that is not 0
+            below the bound either.
+
     Args:
         n: initial ceiling.
         channels: see :class:`activations.Channels`.
 
     Shape:
         (N, C, \*) -> same.
-
-    Attributes:
-        n: (num_parameters,), learned, not decayed; used as max(n, 0), with a gradient that is not 0
-            below the bound either.
 
     Initialisation:
         min(relu(x), 1).

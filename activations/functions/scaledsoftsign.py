@@ -18,6 +18,11 @@ class ScaledSoftSign(Activation):
 
     .. math:: f(x) = \frac{\alpha x}{\beta + |x|}
 
+    Attributes:
+        alpha: (num_parameters,), learned, not decayed.
+        beta: (num_parameters,), learned, not decayed; used as max(beta, 1e-4), with a gradient that
+            is not 0 below the bound either.
+
     Args:
         alpha: initial height of the two asymptotes.
         beta: initial half-width, > 0.
@@ -25,11 +30,6 @@ class ScaledSoftSign(Activation):
 
     Shape:
         (N, C, \*) -> same.
-
-    Attributes:
-        alpha: (num_parameters,), learned, not decayed.
-        beta: (num_parameters,), learned, not decayed; used as max(beta, 1e-4), with a gradient that
-            is not 0 below the bound either.
 
     Initialisation:
         softsign.

@@ -20,6 +20,10 @@ class SeriesReLU(Activation):
     drawn from a truncated normal of deviation 0.02, and BN is batch normalisation (eps 1e-6).
     :meth:`function` is the elementwise part, ahead of the convolution.
 
+    Attributes:
+        conv: the depthwise convolution, an ordinary weight.
+        norm: the batch normalisation, ordinary weights.
+
     Args:
         channels: C of the input; `replace_activations` passes it.
         order: N, how many neighbours the sum reaches on each side.
@@ -28,10 +32,6 @@ class SeriesReLU(Activation):
 
     Shape:
         (N, C, H, W) -> same, or (N, C, L) -> same for dims = 1.
-
-    Attributes:
-        conv: the depthwise convolution, an ordinary weight.
-        norm: the batch normalisation, ordinary weights.
 
     Initialisation:
         the convolution is random.

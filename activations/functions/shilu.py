@@ -18,6 +18,10 @@ class ShiLU(Activation):
 
     .. math:: f(x) = \alpha \max(0, x) + \beta
 
+    Attributes:
+        alpha: (num_parameters,), learned, not decayed.
+        beta: (num_parameters,), learned, not decayed.
+
     Args:
         alpha: initial slope of the positive side.
         beta: initial offset; 1 in the released code, 0 elsewhere.
@@ -25,10 +29,6 @@ class ShiLU(Activation):
 
     Shape:
         (N, C, \*) -> same.
-
-    Attributes:
-        alpha: (num_parameters,), learned, not decayed.
-        beta: (num_parameters,), learned, not decayed.
 
     Initialisation:
         relu(x) + 1.

@@ -23,15 +23,15 @@ class Snake(Activation):
 
     .. math:: f(x) = x + \frac{\sin^2(\alpha x)}{\alpha}
 
+    Attributes:
+        alpha: (num_parameters,), learned, not decayed.
+
     Args:
         alpha: initial angular frequency, in radians per unit of `x`; 0 gives the identity.
         channels: see :class:`activations.Channels`.
 
     Shape:
         (N, C, \*) -> same.
-
-    Attributes:
-        alpha: (num_parameters,), learned, not decayed.
 
     Initialisation:
         x + sin(x)^2.

@@ -18,15 +18,15 @@ class Swish(Activation):
 
     .. math:: f(x) = x\, \sigma(\beta x)
 
+    Attributes:
+        beta: (num_parameters,), learned, not decayed.
+
     Args:
         beta: initial steepness.
         channels: see :class:`activations.Channels`.
 
     Shape:
         (N, C, \*) -> same.
-
-    Attributes:
-        beta: (num_parameters,), learned, not decayed.
 
     Initialisation:
         SiLU.

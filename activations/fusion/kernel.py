@@ -16,7 +16,6 @@ from torch import Tensor
 
 from activations.torch_private import (
     compile_once,
-    contraction,
     is_intercepted,
     lacks_compiler,
     take_unchecked,
@@ -26,6 +25,10 @@ from .layout import View, view_of
 
 _BACKEND = "inductor"
 _PLAIN: set[Hashable] = set()  # devices without a compiler, formulas that did not compile
+_REMEDIES = {
+    "cpu": "Install a C++ compiler (apt install g++), or name one in the variable CXX. ",
+    "cuda": "Install triton (pip install triton). ",
+}
 
 # Inductor would store what two results share, as large as the input; here it is computed again
 _KEEP_NOTHING = {
@@ -102,14 +105,11 @@ def _give_up(what: Hashable, error: Exception) -> None:
     """Compute `what`, a device or a formula, plainly from now on, and say so."""
     _PLAIN.add(what)
     name = f"activations on {what}" if isinstance(what, str) else getattr(what, "__name__", what)
-    remedies = {
-        "cpu": "Install a C++ compiler (apt install g++), or name one in the variable CXX. ",
-        "cuda": "Install triton (pip install triton). ",
-    }
+    remedy = _REMEDIES.get(str(what), "") if lacks_compiler(error) else ""
     warnings.warn(
         f"{name} stay plain, several times slower than fused, since torch.compile failed "
         f"({type(error).__name__}: {str(error).strip().splitlines()[0]}). "
-        f"{remedies.get(str(what), '')}To compute them plainly without this warning choose "
+        f"{remedy}To compute them plainly without this warning choose "
         "`compile: off`, or do not call activations.fuse",
         stacklevel=4,
     )
@@ -152,7 +152,7 @@ class _Fused(torch.autograd.Function):
 def _arguments(view: View, number: int, values: Sequence[Tensor]) -> Iterator[Tensor]:
     """The first `number` tensors as `view` wants them, and the tables as they are."""
     for k, value in enumerate(values):
-        yield view.spread(value) if k < number else value.data
+        yield view.broadcast(value) if k < number else value.data
 
 
 @functools.cache
@@ -167,11 +167,11 @@ def _kernel(
     needed: tuple[bool, ...] | None,
 ) -> Callable[..., Any]:
     """The forward (needed is None) or the backward of `formula`, compiled at its first call."""
-    place: dict[str, Any] = {"channel_dim": 1, "take": take_unchecked} if number_of_tables else {}
+    options: dict[str, Any] = {"channel_dim": 1, "take": take_unchecked} if number_of_tables else {}
     mask = needed or ()
     is_value = [True] * number_of_values + [False] * number_of_tables
 
-    def spread(tensors: Sequence[Tensor], x: Tensor, copies: bool) -> list[Tensor]:
+    def broadcast(tensors: Sequence[Tensor], x: Tensor, copies: bool) -> list[Tensor]:
         """Each value once for every partial sum of its gradient, in float32 or better."""
         found = []
         for tensor, value in zip(map(_wide, tensors), is_value, strict=True):
@@ -186,18 +186,18 @@ def _kernel(
             found.append(tensor)
         return found
 
-    def call(x: Tensor, spread: Sequence[Tensor], tensors: Sequence[Tensor]) -> Tensor:
+    def call(x: Tensor, wide_tensors: Sequence[Tensor], tensors: Sequence[Tensor]) -> Tensor:
         arguments = [
             wide.unbind(-1) if value and tensor.dim() == 2 else wide
-            for wide, tensor, value in zip(spread, tensors, is_value, strict=True)
+            for wide, tensor, value in zip(wide_tensors, tensors, is_value, strict=True)
         ]
-        return formula(_wide(x), *arguments, *constants, **place).to(x.dtype)
+        return formula(_wide(x), *arguments, *constants, **options).to(x.dtype)
 
     def forward(x: Tensor, *tensors: Tensor) -> Tensor:
-        return _laid_out(call(x, spread(tensors, x, False), tensors), x)
+        return _laid_out(call(x, broadcast(tensors, x, False), tensors), x)
 
     def backward(x: Tensor, grad: Tensor, *tensors: Tensor) -> list[Tensor]:
-        inputs = [x, *spread(tensors, x, True)]
+        inputs = [x, *broadcast(tensors, x, True)]
 
         def function(*chosen: Tensor) -> Tensor:
             rest = iter(chosen)
@@ -227,8 +227,8 @@ def _kernel(
     chosen = types.FunctionType(
         chosen.__code__.replace(co_name=name), globals(), name, None, chosen.__closure__
     )
-    options = _options(device, half, needed is None) if _BACKEND == "inductor" else None
-    return compile_once(chosen, limit=64, backend=_BACKEND, options=options)
+    settings = _options(device, half, needed is None) if _BACKEND == "inductor" else None
+    return compile_once(chosen, limit=64, backend=_BACKEND, options=settings)
 
 
 def _options(device: str, half: bool, forward: bool) -> dict[str, Any]:
@@ -237,7 +237,8 @@ def _options(device: str, half: bool, forward: bool) -> dict[str, Any]:
     from .lowering import Shortcuts  # imports the compiler
 
     options = _KEEP_NOTHING if forward else _ONE_WALK
-    return options | contraction() | {"post_grad_custom_post_pass": Shortcuts(half)}
+    contract = {"cpp.enable_floating_point_contract_flag": "fast"}  # a x + b is rounded once
+    return options | contract | {"post_grad_custom_post_pass": Shortcuts(half)}
 
 
 def _laid_out(y: Tensor, x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ class View(NamedTuple):
         """The view of `x`, without a base, whose layout Dynamo would compile in."""
         return x.as_strided(self.sizes, self.strides, x.storage_offset()).data
 
-    def spread(self, value: Tensor) -> Tensor:
+    def broadcast(self, value: Tensor) -> Tensor:
         """A value for every row; without rows, the values of one term side by side."""
         if self.copies is None or not value.dim():
             several = len(self.sizes) == 4 and value.dim() == 2

@@ -217,11 +217,11 @@ def _names(model: nn.Module, events: list[Event]) -> dict[Any, str]:
     """A name for every key; a function's is free among the children of the module that calls it."""
     names: dict[Any, str] = {}
     for event in events:
-        owner, place = event.key
+        owner, location = event.key
         if event.key in names:
             continue
         name = owner
-        if place is not None:
+        if location is not None:
             for number in itertools.count(1):
                 attribute = event.old + (f"_{number}" if number > 1 else "")
                 name = f"{owner}.{attribute}" if owner else attribute

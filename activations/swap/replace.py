@@ -230,7 +230,7 @@ def _refuse(
     model: nn.Module, found: Calls, chosen: list[tuple[Call, str]], *, matched: bool
 ) -> None:
     for call, _ in chosen:
-        at, name = call.event.place, call.event.key[0] or type(model).__name__
+        at, name = call.event.location, call.event.key[0] or type(model).__name__
         if at and at.why:
             raise ValueError(
                 f"cannot swap {call.old}, which {name} calls as a function ({at.where}): "

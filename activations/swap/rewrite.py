@@ -20,7 +20,7 @@ End = tuple[int, int]  # line and column where a call's expression ends
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where a function is called: in a method of the module `owner`, by an expression.
 
     `why` says why the call cannot be rewritten, and is empty where it can.
@@ -34,12 +34,12 @@ class Place:
 
     @property
     def key(self) -> Any:
-        """What tells this place from others of the same owner."""
+        """What distinguishes this location from others of the same owner."""
         return self.where if self.why else (self.method, self.end)
 
 
-def locate(frame: types.FrameType, name: str, modules: dict[int, str]) -> Place:
-    """The place from which `frame` and its callees called the activation function `name`.
+def locate(frame: types.FrameType, name: str, modules: dict[int, str]) -> Location:
+    """The location from which `frame` and its callees called the activation function `name`.
 
     Args:
         frame: the innermost frame; those of torch are passed over, save its own modules.
@@ -53,7 +53,7 @@ def locate(frame: types.FrameType, name: str, modules: dict[int, str]) -> Place:
     _, end_line, _, end_column = next(positions)
     lines = linecache.getlines(code.co_filename, frame.f_globals)
     text = lines[frame.f_lineno - 1].strip() if lines else "(its source is not known)"
-    refused = functools.partial(Place, f"{code.co_filename}:{frame.f_lineno}: {text}")
+    refused = functools.partial(Location, f"{code.co_filename}:{frame.f_lineno}: {text}")
     method = _method_around(tuple(lines), frame.f_lineno)
     if not lines:
         return refused("its source is not known")

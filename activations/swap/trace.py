@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .kinds import GATE_FUNCTIONS, NAME_OF, kind_of, plain
-from .rewrite import Place, locate
+from .rewrite import Location, locate
 
 # Functions whose result has its channels on the same axis as their input.
 _SAME_AXIS = {
@@ -43,7 +43,7 @@ class Function(nn.Module):
 
     @property
     def takes_tensors(self) -> bool:
-        """Whether the call takes other tensors, as prelu its weight, which only its place knows."""
+        """Whether the call takes other tensors, as prelu its weight, which only the call knows."""
         return any(isinstance(value, Tensor) for value in (*self.args, *self.kwargs.values()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class Function(nn.Module):
 class Event:
     """One call of an activation or gate during a run.
 
-    `key` says which: (module's name, None), or (owner's name, place in its source).
+    `key` says which: (module's name, None), or (owner's name, location in its source).
     """
 
     key: tuple[str, Any]
@@ -65,7 +65,7 @@ class Event:
     dtype: torch.dtype
     axis: int | None
     stack: tuple[str, ...]
-    place: Place | None = None
+    location: Location | None = None
     function: Function | None = None
 
 
@@ -138,13 +138,13 @@ def _watch(twin: nn.Module, example: Tensor, kinds: frozenset[str]) -> Run:
             x, rest = (args[0], args[1:]) if args else (kwargs["input"], ())
             options = {k: v for k, v in kwargs.items() if k not in ("input", "inplace")}
             frame: Any = inspect.currentframe()  # of this method, which __torch_function__ called
-            place = locate(frame.f_back.f_back, name, names)
+            location = locate(frame.f_back.f_back, name, names)
             inplace = func.__name__.endswith("_") or kwargs.get("inplace") is True
             # F.relu(weight) keeps a weight positive
             gate = name in GATE_FUNCTIONS or isinstance(x, nn.Parameter)
-            key = (place.owner if place.method else stack[-1], place.key)
+            key = (location.owner if location.method else stack[-1], location.key)
             function = Function(name, rest, options)
-            note(x, key, name, gate, place=place, function=function)
+            note(x, key, name, gate, location=location, function=function)
             out = func(*args, **kwargs)
             if inplace:
                 out = overwrite(x, key)

@@ -49,7 +49,7 @@ def test_compile_once_allows_more_variants_than_dynamo():
         compiled(torch.zeros(2, 2, 2))  # still compiled
 
 
-def test_contraction_and_the_other_options_are_inductor_s():
+def test_the_options_are_inductor_s():
     known = set(torch._inductor.list_options())
     for forward in (True, False):
         assert set(kernel._options("cpu", False, forward)) <= known
