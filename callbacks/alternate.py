@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
-from activations import shape_parameters
+from activations import parameter_groups
 
 from .sites import short_names
 
@@ -56,7 +56,6 @@ class AlternatingOptimization(Callback):
         self.groups = [[group] if isinstance(group, str) else list(group) for group in groups]
         self.every, self.unit = every, unit
         self._members: list[list[nn.Parameter]] = []
-        self._learning = 0
         self._counters: list[tuple[dict[str, Any], Any]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -69,7 +68,6 @@ class AlternatingOptimization(Callback):
                 "together: use unit: epoch"
             )
         self._members = members(pl_module, self.groups)
-        self._learning = self.turn(trainer)
         planned = trainer.max_epochs if self.unit == "epoch" else trainer.estimated_stepping_batches
         for index, group in enumerate(self.groups):
             if 0 < (planned or 0) <= index * self.every:
@@ -85,20 +83,16 @@ class AlternatingOptimization(Callback):
             f"{learned - sum(sizes):,}"
         )
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Find the group whose turn it is, also for batches that only accumulate gradients."""
-        self._learning = self.turn(trainer)
-
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Delete the frozen groups' gradients; Lightning clips after this hook."""
-        self._learning = self.turn(trainer)
+        """Delete the frozen groups' gradients, ahead of clipping; log which group learns."""
+        learning = self.turn(trainer)
         for index, group in enumerate(self._members):
-            for parameter in group if index != self._learning else ():
+            for parameter in group if index != learning else ():
                 parameter.grad = None
+            name, share = f"alternating/{_name(self.groups[index])}", float(index == learning)
+            pl_module.log(name, share, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         # LAMB counts the steps of an optimizer group, with or without gradients
         self._counters = [
             (group, copy.deepcopy(group.get("step")))
@@ -106,17 +100,12 @@ class AlternatingOptimization(Callback):
             if all(parameter.grad is None for parameter in group["params"])
         ]
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Restore the frozen groups' step counts; log which group learned."""
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Restore the frozen groups' step counts."""
         for group, step in self._counters:
             group.pop("step", None)
             group.update({} if step is None else {"step": step})
         self._counters = []
-        for index, group in enumerate(self.groups):
-            name, share = f"alternating/{_name(group)}", float(index == self._learning)
-            pl_module.log(name, share, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def turn(self, trainer: Trainer) -> int:
         """Index of the group that learns at the trainer's present step."""
@@ -128,14 +117,14 @@ def members(model: nn.Module, groups: Sequence[Sequence[str]]) -> list[list[nn.P
     """The trained parameters of each group; names count from `model.backbone` if there is one."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     named = short_names({name: p for name, p in parameters.items() if p.requires_grad})
-    shapes = {id(parameter) for parameter in shape_parameters(model).values()}
-    kinds: dict[str, list[str]] = {"weights": [], "activations": []}
-    for name, parameter in named.items():
-        kinds["activations" if id(parameter) in shapes else "weights"].append(name)
+    kinds = {group["name"]: set(group["params"]) for group in parameter_groups(model)}
     owners: dict[nn.Parameter, int] = {}  # parameter -> index of its group
     for index, group in enumerate(groups):
         for pattern in group:
-            found = kinds.get(pattern) or [name for name in named if fnmatchcase(name, pattern)]
+            if pattern in kinds:
+                found = [name for name, parameter in named.items() if parameter in kinds[pattern]]
+            else:
+                found = [name for name in named if fnmatchcase(name, pattern)]
             if not found and pattern == "activations":
                 raise ValueError(
                     "the group activations is empty: no activation of this network learns a shape; "

@@ -22,15 +22,13 @@ def show_layout(loggers: Iterable[Logger], parameters: Iterable[str]) -> None:
             logger.experiment.add_custom_scalars({"activations": layout})
 
 
-def show_picture(
-    loggers: Iterable[Logger], tag: str, picture: Tensor, path: Path, step: int
-) -> None:
-    """Show a picture (H, W, 3), which is also in the file `path`."""
+def show_picture(loggers: Iterable[Logger], picture: Tensor, path: Path, step: int) -> None:
+    """Show a picture (H, W, 3), which is also in the file `path` and is named after it."""
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(tag, picture, step, dataformats="HWC")
+            logger.experiment.add_image(path.stem, picture, step, dataformats="HWC")
         elif isinstance(logger, WandbLogger):
-            logger.log_image(tag, [str(path)], step)
+            logger.log_image(path.stem, [str(path)], step)
 
 
 def show_histograms(loggers: Iterable[Logger], values: Mapping[str, Tensor], step: int) -> None:
@@ -46,20 +44,13 @@ def show_histograms(loggers: Iterable[Logger], values: Mapping[str, Tensor], ste
                 logger.log_metrics({tag: wandb.Histogram(finite.numpy())}, step)  # pyright: ignore[reportArgumentType]
 
 
-def show_choices(loggers: Iterable[Logger], choices: Mapping[str, Any]) -> None:
-    """Make the run a row of TensorBoard's HParams, with a column for each result."""
-    for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            # a metric without values becomes a column, and no number is logged before it is known
-            logger.log_hyperparams(dict(choices), {name: {} for name in _RESULTS})
-        else:
-            logger.log_hyperparams(dict(choices))
-
-
-def choices(
+def show_choices(
     trainer: Trainer, pl_module: LightningModule, sites: Mapping[str, nn.Module]
-) -> dict[str, Any]:
-    """What distinguishes this run: activation, sharing, network, data, seed, optimizer."""
+) -> None:
+    """Log what distinguishes this run: activation, sharing, network, data, seed, optimizer.
+
+    It becomes a row of TensorBoard's HParams, with a column for each result.
+    """
     known = dict(pl_module.hparams)
     optimizer = trainer.optimizers[0] if trainer.optimizers else None
     group = optimizer.param_groups[0] if optimizer else {}
@@ -79,10 +70,16 @@ def choices(
         "train.epochs": trainer.max_epochs,
         "train.lr": group.get("initial_lr", group.get("lr")),
         "train.optimizer": type(optimizer).__name__ if optimizer else None,
-        "train.precision": str(trainer.precision),
+        "train.precision": trainer.precision,
         "train.weight_decay": group.get("weight_decay"),
     }
-    return {name: _plain(value) for name, value in found.items() if value is not None}
+    choices = {name: _plain(value) for name, value in found.items() if value is not None}
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            # a metric without values becomes a column, and no number is logged before it is known
+            logger.log_hyperparams(choices, {name: {} for name in _RESULTS})
+        else:
+            logger.log_hyperparams(choices)
 
 
 def _plain(value: Any) -> str | bool | int | float:

@@ -1,32 +1,26 @@
 """Pictures of the activations' functions and of their parameters over training."""
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from activations.picture import new_figure, save_figure
 
-_STYLES = ("-", "--", ":", "-.")  # the terms of one parameter
+from .record import Row
+from .sites import Values, columns, curve
+
 _PANELS = 100  # beyond it every second, third, ... site is drawn
 
 
-class Panel(NamedTuple):
-    """One site of the figure."""
-
-    title: str  # the site, and its health
-    x: Tensor  # (points,), the grid
-    curves: list[Tensor]  # each (points, channels): at the start, at earlier looks, now
-    inputs: Tensor | None  # (elements,), what flows in
-
-
-def grid(inputs: Tensor | None) -> Tensor:
+def grid(inputs: Tensor) -> Tensor:
     """Where a function is drawn: over 99.8% of its finite inputs and 0; [-4, 4] without any."""
-    finite = torch.empty(0) if inputs is None else inputs[inputs.isfinite()].flatten()
-    finite = finite.clamp(-1e37, 1e37)  # so that differences are finite too
+    finite = inputs[inputs.isfinite()].clamp(-1e37, 1e37)  # so that differences are finite too
     if len(finite) < 2:
         return torch.linspace(-4, 4, 201)
     low, high = torch.quantile(finite, torch.tensor([0.001, 0.999])).tolist()
@@ -35,47 +29,50 @@ def grid(inputs: Tensor | None) -> Tensor:
     return torch.linspace(low - room, high + room, 201)
 
 
-def draw_shapes(path: Path, panels: list[Panel], looks: list[str]) -> Tensor:
+def draw_shapes(
+    path: Path,
+    sites: Mapping[str, nn.Module],
+    shapes: Sequence[tuple[str, Values]],
+    inputs: Mapping[str, Tensor],
+    health: Mapping[str, Mapping[str, float]],
+) -> Tensor:
     """Draw each site's function over its earlier shapes, and the histogram of its inputs behind it.
 
-    Args:
-        path: the PNG; it appears when it is complete.
-        panels: the sites, in the order of the network.
-        looks: names of the curves of each panel, from first to last.
-
-    Returns:
-        The picture, (H, W, 3), in uint8.
+    `sites` are in the order of the network, `shapes` from the start to now; `inputs` may lack a
+    site. The shares in `health` are written above the panels. Returns the picture, (H, W, 3).
     """
     from matplotlib import colormaps
 
-    every = math.ceil(len(panels) / _PANELS)
-    shown = panels[::every]
-    columns = min(len(shown), math.ceil(math.sqrt(1.4 * len(shown))))
-    rows = math.ceil(len(shown) / columns)
-    width, height = max(2.1 * columns, 6.3), 1.75 * rows + 0.9
+    every = math.ceil(len(sites) / _PANELS)
+    shown, looks = list(sites.items())[::every], [label for label, _ in shapes]
+    across = min(len(shown), math.ceil(math.sqrt(1.4 * len(shown))))
+    down = math.ceil(len(shown) / across)
+    width, height = max(2.1 * across, 6.3), 1.75 * down + 0.9
     figure = new_figure(width, height, dpi=110)
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    axes = figure.subplots(down, across, squeeze=False).flatten()
     now = len(looks) - 1
     colors = ["0.35", *(colormaps["viridis_r"](t / len(looks)) for t in range(1, len(looks)))]
     widths = [1.1, *[0.9] * (now - 1), 1.8] if now else [1.1]
-    for axis, panel in zip(axes, shown, strict=False):
+    for axis, (site, module) in zip(axes, shown, strict=False):
+        flowing = inputs.get(site, torch.empty(0))
+        flowing, x = flowing[flowing.isfinite()], grid(flowing)
+        ends = (x[0].item(), x[-1].item())
+        curves = [curve(site, module, x, values) for _, values in shapes]
         axis.set_prop_cycle(color=colors, linestyle=["--", *["-"] * now], linewidth=widths)
-        x, means = panel.x.numpy(), torch.stack([curve.mean(1) for curve in panel.curves], 1)
-        axis.plot(x, means.numpy())
+        axis.plot(x, torch.stack([each.mean(1) for each in curves], 1))
         low, high = axis.get_ylim()
-        if panel.inputs is not None:
-            inputs = panel.inputs[panel.inputs.isfinite()].flatten()
-            counts, edges = torch.histogram(inputs, 40, range=(x[0].item(), x[-1].item()))
-            heights = low + (high - low) * 0.9 * counts / counts.max().clamp(min=1)
-            axis.stairs(
-                heights.numpy(), edges.numpy(), baseline=low, fill=True, color="0.88", zorder=0
-            )
-        if panel.curves[-1].shape[1] > 1:
-            band = torch.quantile(panel.curves[-1], torch.tensor([0.1, 0.9]), dim=1).numpy()
+        counts, edges = torch.histogram(flowing, 40, range=ends)
+        heights = low + (high - low) * 0.9 * counts / counts.max().clamp(min=1)
+        axis.stairs(heights.numpy(), edges.numpy(), baseline=low, fill=True, color="0.88", zorder=0)
+        if curves[-1].shape[1] > 1:
+            band = torch.quantile(curves[-1], torch.tensor([0.1, 0.9]), dim=1).numpy()
             axis.fill_between(x, *band, color=colors[-1], alpha=0.3, linewidth=0)
-        axis.set(xlim=(x[0], x[-1]), ylim=(low, high))
-        title = (line if len(line) < 28 else f"…{line[-26:]}" for line in panel.title.split("\n"))
-        axis.set_title("\n".join(title), fontsize=7, pad=3)
+        axis.set(xlim=ends, ylim=(low, high))
+        found = health.get(site, {})
+        shares = [f"{name} {found[name]:.0%}" for name in ("zeros", "saturated") if name in found]
+        title = site or "the network"
+        title = title if len(title) < 28 else f"…{title[-26:]}"
+        axis.set_title(f"{title}\n{', '.join(shares)}", fontsize=7, pad=3)
         axis.tick_params(labelsize=6, length=2, pad=1.5)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[len(shown) :]:
@@ -92,58 +89,54 @@ def draw_shapes(path: Path, panels: list[Panel], looks: list[str]) -> Tensor:
 
 def draw_parameters(
     path: Path,
-    x: Tensor,
-    pairs: Mapping[str, Sequence[Tensor]],
-    history: Mapping[tuple[str, str], list[tuple[int, float]]],
+    sites: Mapping[str, nn.Module],
+    first: Values,
+    last: Values,
+    rows: Iterable[Row],
 ) -> Tensor:
     """Draw all functions before and after in one panel, beside every parameter over training.
 
-    Args:
-        path: the PNG; it appears when it is complete.
-        x: (points,), the grid.
-        pairs: site -> curves at the start and at the end, each (points,); sites are in the order of
-            the network.
-        history: site and parameter -> (step, value) over training; `theta_1` is theta's first term.
-
-    Returns:
-        The picture, (H, W, 3), in uint8.
+    `rows` are those of the run's CSV file. Returns the picture, (H, W, 3).
     """
-    from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    parameters = list(dict.fromkeys(_split(name)[0] for _, name in history))[:4]
+    history = {(site, name): [] for site, name, _ in columns(last)}
+    for row in rows:
+        if row.channel is None and (row.site, row.param) in history:
+            history[row.site, row.param].append((row.step, row.value))
+    x = torch.linspace(-4, 4, 401)
+    pairs = {
+        site: [curve(site, module, x, values).mean(1) for values in (first, last)]
+        for site, module in sites.items()
+        if any(f"{part}.".startswith(f"{site}.") for part in last)
+    }
+    deepest = max(len(pairs) - 1, 1)
+    depth = ScalarMappable(Normalize(0, deepest), "viridis")
+    colors = {site: depth.cmap(position / deepest) for position, site in enumerate(pairs)}
+    names = {name: re.sub(r"_\d+$", "", name) for _, name in history}  # theta for theta_2
+    parameters = list(dict.fromkeys(names.values()))[:4]
     figure = new_figure(4.2 * (1 + len(parameters)), 3.6, dpi=110, layout="constrained")
     axes = figure.subplots(1, 1 + len(parameters), squeeze=False)[0]
-    deepest = max(len(pairs) - 1, 1)
-    viridis = colormaps["viridis"]
-    colors = {site: viridis(position / deepest) for position, site in enumerate(pairs)}
-    for site, (first, last) in pairs.items():
-        axes[0].plot(x, first, color="0.6", linestyle="--", linewidth=1.2)
-        axes[0].plot(x, last, color=colors[site], linewidth=1.2)
+    for site, (before, after) in pairs.items():
+        axes[0].plot(x, before, color="0.6", linestyle="--", linewidth=1.2)
+        axes[0].plot(x, after, color=colors[site], linewidth=1.2)
     axes[0].set(title="function, before and after", xlabel="x", ylabel="f(x)")
     axes[0].legend(axes[0].lines[:1], ["at the start"][: len(pairs)], frameon=False)
-    for (part, name), rows in history.items():
-        parameter, term = _split(name)
-        if parameter in parameters:
-            sites = (site for site in pairs if f"{part}.".startswith(f"{site}."))
-            color = colors.get(next(sites, ""), viridis(0.0))
-            style = _STYLES[(term - 1) % len(_STYLES)]
+    styles = defaultdict(lambda: itertools.cycle(("-", "--", ":", "-.")))  # of a parameter's terms
+    for (part, name), points in history.items():
+        if (parameter := names[name]) in parameters:
+            holders = (site for site in pairs if f"{part}.".startswith(f"{site}."))
+            color = colors.get(next(holders, ""), depth.cmap(0.0))
             axis = axes[1 + parameters.index(parameter)]
-            axis.plot(*zip(*rows, strict=True), style, color=color, linewidth=1.2)
+            style = next(styles[part, parameter])
+            axis.plot(*zip(*points, strict=True), style, color=color, linewidth=1.2)
             axis.set(title=f"{parameter} over training", xlabel="optimizer step")
     for axis in axes:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    depth = ScalarMappable(Normalize(0, deepest), viridis)
     bar = figure.colorbar(depth, ax=list(axes), pad=0.01, ticks=[0, deepest])
-    bar.ax.set_yticklabels(["first layer", "last layer"], rotation=90)
-    for label, position in zip(bar.ax.get_yticklabels(), ("bottom", "top"), strict=True):
-        label.set_verticalalignment(position)
+    shallow, deep = bar.ax.set_yticklabels(["first layer", "last layer"], rotation=90)
+    shallow.set_verticalalignment("bottom")
+    deep.set_verticalalignment("top")
     return save_figure(figure, path)
-
-
-def _split(name: str) -> tuple[str, int]:
-    """A parameter and the number of its term: theta and 2 for theta_2, alpha and 1 for alpha."""
-    parameter, _, term = name.rpartition("_")
-    return (parameter, int(term)) if parameter and term.isdigit() else (name, 1)

@@ -19,11 +19,7 @@ def callbacks_of(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
 
 
 def averaged_models(trainer: Trainer) -> Iterator[AveragedModel]:
-    """The averages of the network that callbacks of `trainer` hold, in attributes of any name.
-
-    Raises:
-        RuntimeError: Lightning's weight averaging has none.
-    """
+    """The averages of the network that callbacks of `trainer` hold, in attributes of any name."""
     for callback in callbacks_of(trainer, Callback):
         found = [value for value in vars(callback).values() if isinstance(value, AveragedModel)]
         if isinstance(callback, WeightAveraging) and not found:

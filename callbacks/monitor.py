@@ -1,39 +1,37 @@
 """Shows what the activations learn: scalars, pictures, a table and a CSV file."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 
 from . import board, figures, sites
-from .record import Record, Row, history, means, run_folder, single_channels, table, thinned
+from .record import Record, Row, means, read, run_folder, single_channels, thinned
 
 _SHAPES = 8  # curves a panel
 _ZEROS = 0.95
+_GROWTH = 1000.0
 
 
 class ActivationMonitor(Callback):
     """Shows every learned and scheduled value of every activation, and each site's health.
 
-    - Scalars `<parameter>/<site>`, and in TensorBoard's custom scalars one chart for each
-      parameter. The terms of a parameter that has several, such as LSLU's theta, are
-      `<parameter>_1/<site>` and so on. With one value per channel the scalar is their mean, and
-      `<parameter>_std/<site>` their standard deviation.
+    - Scalars `<parameter>/<site>`, the mean over the channels, and `<parameter>_std/<site>`, their
+      standard deviation. `<parameter>_1/<site>` is the first term of a parameter that has several,
+      such as LSLU's theta. In TensorBoard one chart for each parameter, and a row of HParams.
+    - `activations.csv`: all values, and once an epoch the health of each site.
     - `activations.png`, at the start, every few epochs and at the end: each site's function over
       its earlier shapes and the histogram of its inputs. At the end `parameters.png`: every value
       over training.
-    - `activations.csv` (step, epoch, site, param, channel, value): all values, those of single
-      channels whenever a picture is drawn. Once an epoch the health of each site: the shares
-      `zeros` and `saturated` (not zero, but flat) of its outputs, `in_mean`, `in_std`, `out_mean`,
-      `out_std`, and `grad_<parameter>`, the norm ahead of clipping. Health is measured on a part of
-      some batches, in the first process; of networks that torch.compile has compiled only gradients
-      are measured.
-    - A row of TensorBoard's HParams. A warning when at least 95% of a site's outputs are zero for
-      an epoch, or a value is not finite or has grown a thousandfold.
+    - A warning when at least 95% of a site's outputs are zero for an epoch, or a value is not
+      finite or has grown a thousandfold.
 
+    Health is measured on a part of some batches, in the first process; of networks that
+    torch.compile has compiled only gradients are measured. `docs/boards.md` explains each number.
     The files are in the run's folder; without a logger in `monitor/version_<n>` of the trainer's
     default_root_dir.
 
@@ -111,7 +109,7 @@ class ActivationMonitor(Callback):
         if folder and self._sites and trainer.is_global_zero:
             self.record = Record(folder / "activations.csv", self._earlier, trainer.global_step)
             board.show_layout(trainer.loggers, dict.fromkeys(self._tags.values()))
-            board.show_choices(trainer.loggers, board.choices(trainer, pl_module, self._sites))
+            board.show_choices(trainer, pl_module, self._sites)
         self._look(trainer)
 
     def on_train_batch_start(
@@ -129,9 +127,7 @@ class ActivationMonitor(Callback):
         if self._probe.watching:
             self._probe.gradients(optimizer)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Look, and draw after the first step."""
         self._probe.leave()
         if trainer.global_step % self._every == 0:
@@ -144,19 +140,15 @@ class ActivationMonitor(Callback):
         self._probe.leave()
         self._look(trainer)
         self._health = self._probe.read()
-        step, epoch = trainer.global_step, trainer.current_epoch
+        epoch = trainer.current_epoch
         for site, health in self._health.items():
             if self.record:
-                self.record.write(
-                    Row(step, epoch, site, name, None, number) for name, number in health.items()
-                )
-            if health.get("zeros", 0.0) >= _ZEROS:
-                self._warn(
-                    site,
-                    "zeros",
-                    f"{health['zeros']:.1%} of its values were zero in epoch {epoch}: almost "
-                    "nothing passes. A lower learning rate, or another start, may help",
-                )
+                step = trainer.global_step
+                self.record.write(Row(step, epoch, site, n, None, x) for n, x in health.items())
+            if (share := health.get("zeros", 0.0)) >= _ZEROS:
+                found = f"{share:.1%} of its values were zero in epoch {epoch}"
+                advice = "A lower learning rate, or another start, may help"
+                self._warn(site, "zeros", f"{found}: almost nothing passes. {advice}")
         if (epoch + 1) % self.figure_every_n_epochs == 0 and epoch + 1 != trainer.max_epochs:
             self._draw(trainer, f"epoch {epoch + 1}")
 
@@ -165,32 +157,35 @@ class ActivationMonitor(Callback):
         self._look(trainer)
         self._draw(trainer, f"epoch {self._epoch + 1}")
         if self.record and self.figure and self.last:
-            x = torch.linspace(-4, 4, 401)
-            pairs = {
-                site: [sites.curve(site, module, x, v).mean(1) for v in (self.first, self.last)]
-                for site, module in self._probe.drawn.items()
-                if any(f"{name}.".startswith(f"{site}.") for name in self.last)
-            }
             path = self.record.path.with_name("parameters.png")
-            picture = figures.draw_parameters(path, x, pairs, history(self.record.path, self.last))
-            board.show_picture(trainer.loggers, "parameters", picture, path, trainer.global_step)
+            rows = read(self.record.path)
+            picture = figures.draw_parameters(path, self._probe.drawn, self.first, self.last, rows)
+            board.show_picture(trainer.loggers, picture, path, trainer.global_step)
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, *args: Any, **kwargs: Any) -> None:
         """Leave no hooks in the network."""
         if probe := getattr(self, "_probe", None):
             probe.leave()
 
     def table(self) -> str:
-        """Site, parameter, first and last value of everything learned or scheduled."""
-        return table(self.first, self.last)
+        """Site, parameter, first and last value, a line for everything learned or scheduled."""
+        rows = [("site", "parameter", "first", "last")]
+        for site, name, before, value in self._changes():
+            rows.append((site, name, _text(before), _text(value)))
+        widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+    def _changes(self) -> Iterator[tuple[str, str, Tensor, Tensor]]:
+        """Site, parameter, first and last value."""
+        for site, values in self.last.items():
+            for name, value in values.items():
+                yield site, name, self.first.get(site, {}).get(name, value), value
 
     def _interval(self, trainer: Trainer) -> int:
         """Optimizer steps between two looks."""
         if self.every_n_steps:
             return self.every_n_steps
-        steps = trainer.num_training_batches / max(trainer.accumulate_grad_batches, 1)
+        steps = trainer.num_training_batches / trainer.accumulate_grad_batches
         steps = min(steps, trainer.max_steps if trainer.max_steps > 0 else math.inf)
         most = int(steps // 20) if math.isfinite(steps) else 0
         return max(getattr(trainer, "log_every_n_steps", 50), most, 1)
@@ -203,8 +198,8 @@ class ActivationMonitor(Callback):
         if not self.record:
             return
         found = list(means(self.last))
-        scalars = {f"{name}/{site}": number for site, name, number in found}
-        scalars = {tag: number for tag, number in scalars.items() if tag in self._tags}
+        named = {f"{name}/{site}": number for site, name, number in found}
+        scalars = {tag: named[tag] for tag in self._tags}
         if self.channels == "all":
             single = single_channels(self.last, step, self._epoch)
             scalars |= {f"{row.param}/{row.site}/{row.channel}": row.value for row in single}
@@ -214,8 +209,14 @@ class ActivationMonitor(Callback):
         if step > self.record.step:
             epoch = self._epoch
             self.record.write(Row(step, epoch, site, name, None, n) for site, name, n in found)
-        for site, name, message in sites.odd_values(self.first, self.last):
-            self._warn(site, name, f"{message} at step {step}")
+        for site, name, before, value in self._changes():
+            start, now = before.abs().max().item(), value.abs().max().item()
+            if not math.isfinite(now):
+                self._warn(site, name, f"its {name} is {now} at step {step}")
+            elif now >= _GROWTH * (start or 1.0):
+                grown = f"its {name} has grown from {start:.4g} to {now:.4g} at step {step}"
+                advice = "a lower --model.activation_lr_scale may help"
+                self._warn(site, name, f"{advice}: {grown}")
 
     def _warn(self, site: str, what: str, message: str) -> None:
         if (site, what) not in self._warned:
@@ -235,7 +236,7 @@ class ActivationMonitor(Callback):
 
     def _draw(self, trainer: Trainer, label: str | None = None) -> None:
         step = trainer.global_step
-        if step == self._drawn and (not label or label == self._shapes[-1][0]):
+        if step == self._drawn and label == self._shapes[-1][0]:
             return
         self._drawn = step
         if label:
@@ -252,15 +253,14 @@ class ActivationMonitor(Callback):
                 if len(column) > 1:
                     shown[f"{name}_channels/{site}"] = column
             board.show_histograms(trainer.loggers, shown, step)
-        if not self.figure or not self._probe.drawn:
-            return
-        panels = []
-        for site, module in self._probe.drawn.items():
-            x, health = figures.grid(inputs.get(site)), self._health.get(site, {})
-            drawn = [sites.curve(site, module, x, values) for _, values in self._shapes]
-            shares = [f"{n} {health[n]:.0%}" for n in ("zeros", "saturated") if n in health]
-            title = f"{site or 'the network'}\n{', '.join(shares)}"
-            panels.append(figures.Panel(title, x, drawn, inputs.get(site)))
-        path = self.record.path.with_name("activations.png")
-        picture = figures.draw_shapes(path, panels, [label for label, _ in self._shapes])
-        board.show_picture(trainer.loggers, "activations", picture, path, step)
+        if self.figure and self._probe.drawn:
+            path = self.record.path.with_name("activations.png")
+            picture = figures.draw_shapes(
+                path, self._probe.drawn, self._shapes, inputs, self._health
+            )
+            board.show_picture(trainer.loggers, picture, path, step)
+
+
+def _text(value: Tensor) -> str:
+    mean = " ".join(f"{number:.4f}" for number in value.mean(0).tolist())
+    return mean if len(value) == 1 else f"{mean} (mean of {len(value)})"

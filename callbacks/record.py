@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from torch import Tensor
 
 from activations.picture import replacing
 
@@ -30,10 +29,7 @@ class Row(NamedTuple):
 class Record:
     """`activations.csv`, to which each look adds rows.
 
-    Args:
-        path: the file.
-        earlier: the file of the run that is resumed, whose rows are taken over.
-        step: optimizer steps done at the start of the run.
+    It starts with the rows of the file `earlier`, of a run that is resumed, up to its `step`.
 
     Attributes:
         path: the file.
@@ -69,12 +65,12 @@ def read(path: Path) -> Iterator[Row]:
     if not path.is_file():
         return
     with path.open(newline="") as file:
-        for row in csv.DictReader(file):
+        for row in itertools.islice(csv.reader(file), 1, None):
             try:
-                step, epoch = int(row["step"]), int(row["epoch"])
-                channel = int(row["channel"]) if row["channel"] else None
-                yield Row(step, epoch, row["site"], row["param"], channel, float(row["value"]))
-            except (TypeError, ValueError):
+                step, epoch, site, param, channel, value = row
+                index = int(channel) if channel else None
+                yield Row(int(step), int(epoch), site, param, index, float(value))
+            except ValueError:
                 return
 
 
@@ -93,15 +89,6 @@ def single_channels(values: Values, step: int, epoch: int) -> Iterator[Row]:
             yield Row(step, epoch, site, name, channel, number)
 
 
-def history(path: Path, values: Values) -> dict[tuple[str, str], list[tuple[int, float]]]:
-    """(site, name) -> (step, mean) of every term of `values`, from the run's CSV file."""
-    found = {(site, name): [] for site, name, _ in columns(values)}
-    for row in read(path):
-        if row.channel is None and (row.site, row.param) in found:
-            found[row.site, row.param].append((row.step, row.value))
-    return found
-
-
 def thinned(names: list[tuple[str, str]], most: int) -> list[tuple[str, str]]:
     """At most `most` of the (site, name): no deviations, then every second, third, ... site."""
     if len(names) <= most:
@@ -115,28 +102,11 @@ def thinned(names: list[tuple[str, str]], most: int) -> list[tuple[str, str]]:
     return kept[:most]
 
 
-def table(first: Values, last: Values) -> str:
-    """Site, parameter, first and last value, a line each."""
-    rows = [("site", "parameter", "first", "last")]
-    for site, values in last.items():
-        for name, value in values.items():
-            before = first.get(site, {}).get(name, value)
-            rows.append((site, name, _text(before), _text(value)))
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def _text(value: Tensor) -> str:
-    mean = " ".join(f"{number:.4f}" for number in value.mean(0).tolist())
-    return mean if len(value) == 1 else f"{mean} (mean of {len(value)})"
-
-
 def run_folder(trainer: Trainer) -> Path | None:
     """The folder of the run's files; every process calls this, since Lightning agrees on it."""
-    found = trainer.log_dir
     if getattr(trainer, "fast_dev_run", False):
         return None
-    root = Path(found or trainer.default_root_dir)
+    root = Path(trainer.log_dir or trainer.default_root_dir)
     if not trainer.loggers:
         versions = (root / f"monitor/version_{number}" for number in itertools.count())
         return next(folder for folder in versions if not folder.exists())

@@ -60,7 +60,7 @@ class ActivationSchedule(Callback):
         self._progress: float | None = None  # None outside of training, or with nothing to move
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Raise if there is a second schedule, which would move the same functions."""
+        """Raise if there is a second schedule."""
         self._progress = None
         count = len(callbacks_of(trainer, ActivationSchedule))
         if stage == "fit" and count > 1:
@@ -70,39 +70,43 @@ class ActivationSchedule(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start at 0, or at the progress of the checkpoint."""
+        """Start at 0, or at the progress of the checkpoint; raise if the length is unknown."""
         scheduled = (module for module in pl_module.modules() if isinstance(module, Scheduled))
         # a series that is not progressive does not change
-        if any(getattr(module, "progressive", True) for module in scheduled):
-            self._move(trainer, pl_module, self.progress(trainer))
+        if not any(getattr(module, "progressive", True) for module in scheduled):
+            return
+        for kind, why in _UNPLANNABLE.items():
+            if callbacks_of(trainer, kind):
+                raise ValueError(f"ActivationSchedule cannot plan: {kind.__name__} {why}")
+        by_steps = trainer.max_steps > 0 and trainer.max_epochs == -1
+        if not pl_module.automatic_optimization and not by_steps:
+            raise ValueError(
+                "ActivationSchedule cannot plan manual optimization, where every optimizer's steps "
+                "count: set trainer.max_steps, and trainer.max_epochs to -1"
+            )
+        self._move(trainer, self.progress(trainer))
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set a new epoch's progress before its first step."""
-        if self._progress is not None and self.interval == "epoch" and batch_idx == 0:
-            self._move(trainer, pl_module, self.progress(trainer))
+        if self._progress is not None and self.interval == "epoch":
+            self._move(trainer, self.progress(trainer))
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Set the progress after each step."""
         if self._progress is not None and self.interval == "step":
-            self._move(trainer, pl_module, self.progress(trainer))
+            self._move(trainer, self.progress(trainer))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set averaged networks too, which are validated instead."""
-        self._move(trainer, pl_module, self._progress)
+        self._move(trainer, self._progress)
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Set averaged networks too; the tensors in `checkpoint` are those of the networks."""
-        self._move(trainer, pl_module, self._progress)
+    def on_save_checkpoint(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Set averaged networks too; the checkpoint's tensors are those of the networks."""
+        self._move(trainer, self._progress)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set averaged networks too, which replace the trained one; say where t ended."""
-        self._move(trainer, pl_module, self._progress)
+        self._move(trainer, self._progress)
         if self._progress is not None and self._progress < 1:
             rank_zero_info(
                 f"Training ended with the scheduled activations at t = {self._progress:.3g} of 1."
@@ -111,54 +115,37 @@ class ActivationSchedule(Callback):
 
     def progress(self, trainer: Trainer) -> float:
         """The schedule's t in [0, 1] at the trainer's present step."""
-        for kind, why in _UNPLANNABLE.items():
-            if callbacks_of(trainer, kind):
-                raise ValueError(f"ActivationSchedule cannot plan: {kind.__name__} {why}")
-        by_steps = trainer.max_steps > 0 and trainer.max_epochs == -1
-        module = trainer.lightning_module
-        if module and not module.automatic_optimization and not by_steps:
-            raise ValueError(
-                "ActivationSchedule cannot plan manual optimization, where every optimizer's steps "
-                "count: set trainer.max_steps, and trainer.max_epochs to -1"
-            )
-        done = self._epochs(trainer) if self.interval == "epoch" else self._steps(trainer)
-        return min(max((done - self.start) / (self.end - self.start), 0.0), 1.0)
+        done, planned = trainer.global_step, trainer.estimated_stepping_batches
+        is_planned = 0 < planned < math.inf  # -1 and inf stand for an unknown number
+        timers = callbacks_of(trainer, Timer)
+        timers = [timer for timer in timers if timer.time_remaining() is not None]
+        if self.interval == "epoch":
+            batches = trainer.num_training_batches
+            if not is_planned or batches == math.inf or timers:
+                raise ValueError(
+                    "a schedule with interval: epoch needs a number of epochs: set "
+                    "trainer.max_epochs or trainer.max_steps, data with a length, and no "
+                    "trainer.max_time; or choose interval: step"
+                )
+            steps = math.ceil(batches / trainer.accumulate_grad_batches)
+            last = math.ceil(planned / steps) - 1
+            share = min(done // steps, last) / max(last, 1)
+        else:
+            shares = [done / planned] if is_planned else []
+            for timer in timers:
+                elapsed, left = timer.time_elapsed(), timer.time_remaining() or 0.0
+                # each process has its own clock
+                shares.append(trainer.strategy.broadcast(elapsed / max(elapsed + left, 1e-9)))
+            if not shares:
+                raise ValueError(
+                    "ActivationSchedule needs a planned length: set trainer.max_epochs, "
+                    "trainer.max_steps (data without a length need it) or trainer.max_time"
+                )
+            share = max(shares)
+        return min(max((share - self.start) / (self.end - self.start), 0.0), 1.0)
 
-    @staticmethod
-    def _epochs(trainer: Trainer) -> float:
-        planned, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
-        if not 0 < planned < math.inf or batches == math.inf or _timers(trainer):
-            raise ValueError(
-                "a schedule with interval: epoch needs a number of epochs: set trainer.max_epochs "
-                "or trainer.max_steps, data with a length, and no trainer.max_time; or choose "
-                "interval: step"
-            )
-        steps = math.ceil(batches / trainer.accumulate_grad_batches)
-        last = math.ceil(planned / steps) - 1
-        return min(trainer.global_step // steps, last) / max(last, 1)
-
-    @staticmethod
-    def _steps(trainer: Trainer) -> float:
-        planned = trainer.estimated_stepping_batches  # inf or -1 if unknown
-        shares = [trainer.global_step / planned] if 0 < planned < math.inf else []
-        for timer in _timers(trainer):
-            done, left = timer.time_elapsed(), timer.time_remaining() or 0.0
-            # each process has its own clock
-            shares.append(trainer.strategy.broadcast(done / max(done + left, 1e-9)))
-        if not shares:
-            raise ValueError(
-                "ActivationSchedule needs a planned length: set trainer.max_epochs, "
-                "trainer.max_steps (data without a length need it) or trainer.max_time"
-            )
-        return min(max(shares), 1.0)
-
-    def _move(self, trainer: Trainer, pl_module: LightningModule, progress: float | None) -> None:
+    def _move(self, trainer: Trainer, progress: float | None) -> None:
         self._progress = progress
         if progress is not None:
-            for model in (pl_module, *averaged_models(trainer)):
+            for model in (trainer.lightning_module, *averaged_models(trainer)):
                 set_progress(model, progress)
-
-
-def _timers(trainer: Trainer) -> list[Timer]:
-    timers = callbacks_of(trainer, Timer)
-    return [timer for timer in timers if timer.time_remaining() is not None]

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 import torch
@@ -15,7 +15,6 @@ Named = TypeVar("Named")
 Values = dict[str, dict[str, Tensor]]  # site -> parameter -> (channels, terms), on the CPU
 
 SAMPLES, ELEMENTS = 16, 2**14  # how much of a batch is looked at
-GROWTH = 1000.0
 FLAT = 0.01  # a slope below it counts as saturated
 HEALTH = ("zeros", "saturated", "in_mean", "in_std", "out_mean", "out_std")
 
@@ -43,15 +42,14 @@ def short_names(named: Mapping[str, Named]) -> dict[str, Named]:
 
 def read_values(sites: dict[str, nn.Module]) -> Values:
     """Every learned and scheduled value of `sites` and of their members, in one transfer."""
-    parts = ((_joined(s, name), m) for s, site in sites.items() for name, m in site.named_modules())
-    found = {name: values for name, module in parts if (values := _values(module))}
+    parts = (part for site, module in sites.items() for part in module.named_modules(prefix=site))
+    found = {name: values for name, part in parts if (values := _values(part))}
     flat = [value.flatten().float() for values in found.values() for value in values.values()]
     numbers = torch.cat(flat).cpu() if flat else torch.empty(0)
     read = iter(numbers.split([len(part) for part in flat]))
-    return {
-        site: {name: next(read).view(value.shape).clone() for name, value in values.items()}
-        for site, values in found.items()
-    }
+    for values in found.values():
+        values.update({name: next(read).view_as(value) for name, value in values.items()})
+    return found
 
 
 def _values(module: nn.Module) -> dict[str, Tensor]:
@@ -63,11 +61,6 @@ def _values(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.view(1, 1) for name, value in buffers if value.dim() == 0}
 
 
-def _joined(site: str, name: str) -> str:
-    """The name of a part of a site; the site itself is the part ""."""
-    return f"{site}.{name}".strip(".")
-
-
 def columns(values: Values) -> Iterator[tuple[str, str, Tensor]]:
     """Site, name and (channels,) of every term; `theta_1` is the first of theta's terms."""
     for site, named in values.items():
@@ -75,19 +68,6 @@ def columns(values: Values) -> Iterator[tuple[str, str, Tensor]]:
             several = value.shape[1] > 1
             for term, column in enumerate(value.unbind(1), start=1):
                 yield site, f"{name}_{term}" if several else name, column
-
-
-def odd_values(first: Values, last: Values) -> Iterator[tuple[str, str, str]]:
-    """Site, parameter and warning: not finite, or a thousand times as large as at the start."""
-    for site, values in last.items():
-        for name, value in values.items():
-            before = first.get(site, {}).get(name, value).abs().max().item()
-            largest = value.abs().max().item()
-            if not math.isfinite(largest):
-                yield site, name, f"its {name} is {largest}"
-            elif largest >= GROWTH * (before or 1.0):
-                grown = f"its {name} has grown from {before:.4g} to {largest:.4g}"
-                yield site, name, f"a lower --model.activation_lr_scale may help: {grown}"
 
 
 def detached(module: nn.Module) -> nn.Module:
@@ -115,25 +95,22 @@ def function(module: nn.Module, x: Tensor) -> Tensor:
 def curve(site: str, module: nn.Module, grid: Tensor, shape: Values) -> Tensor:
     """The function of a site on `grid`, (points, channels), with the values in `shape`."""
     twin = detached(module).cpu()
-    for name, part in twin.named_modules():
-        for parameter, value in shape.get(_joined(site, name), {}).items():
+    for name, part in twin.named_modules(prefix=site):
+        for parameter, value in shape.get(name, {}).items():
             tensor = getattr(part, parameter)
             tensor.data.copy_(value.view_as(tensor))
         if hasattr(part, "channel_dim"):
             cast(Any, part).channel_dim = 1
-    return function(twin, grid[:, None].repeat(1, _channels(module))).float()
+    return function(twin, grid[:, None].repeat(1, getattr(module, "num_parameters", 1))).float()
 
 
 def has_curve(module: nn.Module) -> bool:
     """Whether a site computes each element from one number; a class of the user's may not."""
     try:
-        return curve("", module, torch.zeros(3), {}).shape == (3, _channels(module))
+        channels = getattr(module, "num_parameters", 1)
+        return curve("", module, torch.zeros(3), {}).shape == (3, channels)
     except Exception:
         return False
-
-
-def _channels(module: nn.Module) -> int:
-    return max(getattr(module, "num_parameters", 1), 1)
 
 
 def compiled_parts(model: nn.Module) -> set[nn.Module]:
@@ -148,9 +125,7 @@ class Probe:
     Of each batch 16 samples and about 16,000 elements are looked at, on the device; nothing is
     transferred before :meth:`read`. In compiled code only gradients can be read.
 
-    Args:
-        sites: name -> module.
-        compiled: modules that are left without hooks, since a change of hooks compiles them anew.
+    Hooks are left off the `compiled` modules, since a change of hooks compiles them anew.
 
     Attributes:
         watching: whether the present step is looked at.
@@ -172,9 +147,7 @@ class Probe:
         self.leave()
         self.watching = True
         for name, module in self._visible.items():
-            before, after = self._hooks(name)
-            self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-            self._handles.append(module.register_forward_hook(after))
+            self._hook(name, module)
 
     def leave(self) -> None:
         """Stop looking."""
@@ -182,24 +155,28 @@ class Probe:
             handle.remove()
         self._handles, self.watching = [], False
 
-    def _hooks(self, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
-        def seen(module: nn.Module) -> bool:
+    def _hook(self, name: str, site: nn.Module) -> None:
+        channel_dim = getattr(site, "channel_dim", 1)
+
+        def seen(module: nn.Module, value: Any) -> bool:
             # compiled code runs no Python, and a copy of the network has copies of these hooks
-            return not torch.compiler.is_compiling() and module is self.sites[name]
+            own = module is site and not torch.compiler.is_compiling()
+            return own and isinstance(value, Tensor)
 
         def before(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-            x = next(iter((*args, *named.values())), None)
-            if seen(module) and isinstance(x, Tensor):  # ahead of a call that may work in place
-                self.inputs[name] = _sample(x, getattr(module, "channel_dim", 1))
+            x: Any = next(iter((*args, *named.values())), None)
+            if seen(module, x):  # ahead of a call that may work in place
+                self.inputs[name] = _sample(x, channel_dim)
 
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if seen(module) and isinstance(output, Tensor) and name in self.inputs:
-                x, y = self.inputs[name], _sample(output, getattr(module, "channel_dim", 1))
+            if seen(module, output) and name in self.inputs:
+                x, y = self.inputs[name], _sample(output, channel_dim)
                 shares = _zeros_and_saturated(self.drawn.get(name), x, y)
                 moments = (x.mean(), x.var(correction=0), y.mean(), y.var(correction=0))
                 self._health.setdefault(name, []).append(torch.stack([*shares, *moments]))
 
-        return before, after
+        self._handles.append(site.register_forward_pre_hook(before, with_kwargs=True))
+        self._handles.append(site.register_forward_hook(after))
 
     def gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep the norm of each gradient that `optimizer` steps by, ahead of clipping."""
@@ -216,12 +193,10 @@ class Probe:
         found: dict[str, dict[str, float]] = {}
         for name, rows in self._health.items():
             table = torch.stack(rows).cpu().double()
-            zeros, saturated, x, x_var, y, y_var = table.mean(0).tolist()
+            numbers, means = table.mean(0), table[:, [2, 4]]
             # the variance within the batches, plus that of the batches' means
-            x_between, y_between = table[:, [2, 4]].var(0, correction=0).tolist()
-            x_std, y_std = math.sqrt(x_var + x_between), math.sqrt(y_var + y_between)
-            numbers = (zeros, saturated, x, x_std, y, y_std)
-            found[name] = dict(zip(HEALTH, numbers, strict=True))
+            numbers[[3, 5]] = (numbers[[3, 5]] + means.var(0, correction=0)).sqrt()
+            found[name] = dict(zip(HEALTH, numbers.tolist(), strict=True))
         for (site, name), norms in self._gradients.items():
             found.setdefault(site, {})[name] = torch.stack(norms).mean().item()
         self._health, self._gradients = {}, {}
