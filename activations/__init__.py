@@ -25,8 +25,9 @@ from .functions.shilu import ShiLU, shilu
 from .functions.snake import Snake, snake
 from .functions.swish import Swish, swish
 from .groups import parameter_groups, shape_parameters
+from .swap.fade import Fade
 from .swap.kinds import is_activation
-from .swap.match import Fade, gain, match
+from .swap.match import gain, match
 from .swap.replace import SwapReport, replace_activations
 
 __version__ = "0.1.0"

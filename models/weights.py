@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from activations.swap.trace import CONVOLUTIONS
+from activations.swap.kinds import CONVOLUTIONS
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

@@ -1,4 +1,8 @@
-"""Which modules and functions are activations, which are gates, and which are neither."""
+"""Which modules and functions are activations, which are gates, and which are neither.
+
+Every other step asks here. A gate (Sigmoid, Softmax, GLU) bounds or weighs values; it is found like
+an activation, and swapped only on request.
+"""
 
 import inspect
 import re
@@ -10,11 +14,10 @@ from torch.nn import functional as F
 from activations.activation import Activation, Scheduled
 
 LIBRARIES = ("torch.nn.modules.activation", "timm.layers.activations")
-# They mix positions of one axis.
+# They mix the values along an axis.
 _ALONG_AN_AXIS = {"MultiheadAttention", "Softmax", "Softmax2d", "Softmin", "LogSoftmax", "GLU"}
-# A class of the network's own, such as QuickGELU or MemoryEfficientSwish.
+# Classes that a network defines itself, such as QuickGELU or MemoryEfficientSwish.
 _NAMED = re.compile(r"(relu\d?|elu|silu|swish|mish|softplus|softsign|tanh|snake)(activation|me)?$")
-# They bound or weigh values; without them a network breaks.
 _GATE = re.compile(r"sigmoid|softmax|softmin|glu")
 _FUNCTIONS = ("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish",
               "hardswish", "hardtanh", "prelu", "rrelu", "softsign", "hardshrink", "softshrink",
@@ -28,6 +31,11 @@ NAME_OF = {
     if hasattr(owner, name + suffix)
 }
 
+CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+
 
 def plain(name: str) -> str:
     """A class's or function's name in lower case, without underscores."""
@@ -37,9 +45,9 @@ def plain(name: str) -> str:
 def kind_of(module: nn.Module) -> str | None:
     """`"activation"`, `"gate"`, or None for every other module.
 
-    Activations are ours, those of `torch.nn` and timm, and any module without children that is
-    named like one (`QuickGELU`, `MySwish`). Sigmoid, Hardsigmoid, Softmax, GLU and what follows a
-    schedule of the network's own are gates.
+    Activations are those of this package, of `torch.nn` and of timm, and any module without
+    children whose class is named like one (`QuickGELU`, `MySwish`). Gates are Sigmoid, Hardsigmoid,
+    Softmax, GLU, and modules of the network itself that follow a schedule.
     """
     if isinstance(module, Activation):
         return "activation"
@@ -50,7 +58,7 @@ def kind_of(module: nn.Module) -> str | None:
         return None
     if not of_a_library and next(module.children(), None) is not None:
         return None
-    if isinstance(module, Scheduled):  # the network's own, such as VanillaNet's fading slopes
+    if isinstance(module, Scheduled):  # such as the slopes of VanillaNet
         return "gate"
     if _GATE.search(name):
         return "gate" if of_a_library or name.endswith(("sigmoid", "softmax")) else None
@@ -58,12 +66,12 @@ def kind_of(module: nn.Module) -> str | None:
 
 
 def is_activation(module: nn.Module) -> bool:
-    """Whether the swap replaces `module` unless told otherwise; see :func:`kind_of`."""
+    """Whether the swap replaces `module` by default; see :func:`kind_of`."""
     return kind_of(module) == "activation"
 
 
 def is_elementwise(module: nn.Module) -> bool:
-    """Whether `module` is an activation of `torch.nn` or timm that takes any shape."""
+    """Whether `module` is an activation of `torch.nn` or timm that takes inputs of any shape."""
     kind = type(module)
     return kind.__module__.startswith(LIBRARIES) and kind.__name__ not in _ALONG_AN_AXIS
 

@@ -1,16 +1,21 @@
-"""Start an activation as the function that it replaces; gains for the initialisation of weights."""
+"""Start a new activation as the function that it replaces, as closely as possible.
+
+Its parameters are fitted by least squares, for one activation (`match`) or for all calls of a swap
+(`match_calls`), each on the inputs that the network gives it. Where the function changes, `gain` is
+the factor for the initial weights.
+"""
 
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from activations.activation import Activation
 
-from .trace import random_state_kept
+from .trace import Call, random_state_kept
 
 Function = Callable[[Tensor], Tensor]
 
@@ -18,13 +23,14 @@ Function = Callable[[Tensor], Tensor]
 def match(activation: nn.Module, reference: Function, samples: Tensor | None = None) -> float:
     r"""Set the learned parameters of `activation` so that it starts as `reference`.
 
-    They minimise :math:`\sum_i (f(x_i) - g(x_i))^2` by Levenberg's and Marquardt's method, which
-    takes one step where the family is linear in its parameters, in float64, channel by channel.
-    Where numbers of three decimals are as good, these are taken, so that exact pairs are exact.
+    They minimise :math:`\sum_i (f(x_i) - g(x_i))^2` by the Levenberg-Marquardt method, in float64
+    and channel by channel. If the function is linear in its parameters, one step is enough. Where
+    parameters rounded to three decimals fit as well, these are taken, so that exact pairs are
+    exact.
 
     Args:
         activation: an elementwise function, changed in place.
-        reference: the function to meet.
+        reference: the function to match.
         samples: inputs, (n,) or (n, C) for an activation with C channels; by default 2001 quantiles
             of the standard normal distribution.
 
@@ -34,92 +40,84 @@ def match(activation: nn.Module, reference: Function, samples: Tensor | None = N
     Raises:
         ValueError: the activation mixes positions (LSLU, DynamicReLU), or a value is not finite.
     """
-    parts = list(activation.children())
-    while parts:
-        part = parts.pop()
-        if not isinstance(part, Activation) and any(True for _ in part.parameters(recurse=False)):
+    for part in list(activation.modules())[1:]:
+        if not isinstance(part, Activation) and [*part.parameters(recurse=False)]:
             raise ValueError(
                 f"{type(activation).__name__} holds a {type(part).__name__} and is no function of "
                 'single numbers: use match="fade" (activations.Fade) for it'
             )
-        parts += part.children()
     channels = getattr(activation, "num_parameters", 1)
     twin = copy.deepcopy(activation).double().requires_grad_(False)
     device = next(twin.parameters(), torch.empty(0)).device
-    x = _normal(2001) if samples is None else samples.detach().double().to(device)
-    x = x.to(device).reshape(len(x), -1)
+    normal = torch.special.ndtri((torch.arange(2001, dtype=torch.float64) + 0.5) / 2001)
+    x = (normal if samples is None else samples.detach()).to(device, torch.float64)
+    x = x.reshape(len(x), -1)
     x = x if x.shape[1] == channels else x.reshape(-1, 1).expand(-1, channels).contiguous()
-    copied = copy.deepcopy(reference)
-    copied = copied.double() if isinstance(copied, nn.Module) else copied
-    with torch.no_grad():
-        target = copied(x.clone())
-        parameters = list(twin.parameters(recurse=False))
-        start = [parameter.clone() for parameter in parameters]
-        names = [name for name, _ in twin.named_parameters(recurse=False)]
-        starts = [start]
-        for values in getattr(activation, "match_starts", ()):
-            pairs = zip(names, start, strict=True)
-            starts.append([torch.full_like(p, values[n]) if n in values else p for n, p in pairs])
-        tail = torch.tensor([-50.0, -10.0, 10.0, 50.0], dtype=x.dtype, device=device)
-        tail = tail[:, None].expand(-1, channels).contiguous()
-        beyond = copied(tail.clone())
-        best, least = start, torch.full((2, channels), math.inf, dtype=x.dtype, device=device)
-        for first in starts:
-            theta, cost = _least_squares(twin, parameters, first, x, target)
-            outside = (twin(tail) - beyond).square().mean(0).nan_to_num(math.inf)
-            # where two are as good on the samples, what lies beyond them decides
-            better = (cost < least[0] - 1e-24) | (cost < least[0] + 1e-24) & (outside < least[1])
-            best = [_where(better, new, old) for new, old in zip(theta, best, strict=True)]
-            least = torch.where(better, torch.stack([cost, outside]), least)
-        least = least[0]
-        if not least.isfinite().all():
-            raise ValueError(f"{type(activation).__name__} is not finite on the samples")
-        for own, value in zip(activation.parameters(recurse=False), best, strict=True):
-            own.copy_(value)
-    return math.sqrt(least.mean().item())
+    tail = torch.tensor([-50.0, -10.0, 10.0, 50.0], dtype=x.dtype, device=device)
+    tail = tail[:, None].expand(-1, channels).contiguous()
+    old = copy.deepcopy(reference)
+    old = old.double() if isinstance(old, nn.Module) else old
+    named = list(twin.named_parameters(recurse=False))
+    sizes = [parameter.numel() // channels for _, parameter in named]
 
+    def table(values: Iterable[Tensor]) -> Tensor:
+        """All parameters as (channels, number of parameters in a channel)."""
+        rows = [value.reshape(channels, -1) for value in values]
+        return torch.cat([x.new_empty(channels, 0), *rows], 1)
 
-def _where(better: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """`new` in the channels where it is better; parameters are (channels, ...) or shared by all."""
-    per_channel = len(better) > 1
-    return torch.where(better.view(-1, *[1] * (new.dim() - 1)) if per_channel else better, new, old)
-
-
-def _least_squares(
-    module: nn.Module, parameters: list[nn.Parameter], start: list[Tensor], x: Tensor, y: Tensor
-) -> tuple[list[Tensor], Tensor]:
-    """Parameters and mean squares (channels,) from `start`; columns of x and y are channels."""
-    channels = x.shape[1]
-    sizes = [p.numel() // channels for p in parameters]
-
-    def split(theta: Tensor) -> list[Tensor]:
+    def assign(module: nn.Module, theta: Tensor) -> None:
         parts = theta.split(sizes, 1)
-        return [part.reshape(p.shape) for part, p in zip(parts, parameters, strict=True)]
+        for parameter, part in zip(module.parameters(recurse=False), parts, strict=True):
+            parameter.copy_(part.reshape(parameter.shape))
 
-    def residual(theta: Tensor) -> Tensor:
-        for parameter, value in zip(parameters, split(theta), strict=True):
-            parameter.copy_(value)
-        return module(x) - y
+    def difference(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        assign(twin, theta)
+        return twin(x) - y
+
+    with torch.no_grad():
+        y, tail_y = old(x.clone()), old(tail.clone())
+        starts = []
+        for values in ({}, *getattr(activation, "match_starts", ())):
+            full = (p if n not in values else torch.full_like(p, values[n]) for n, p in named)
+            starts.append(table(full))
+        best = starts[0]
+        least = torch.full((2, channels), math.inf, dtype=x.dtype, device=device)
+        for start in starts:
+            theta, cost = _least_squares(lambda theta: difference(theta, x, y), start)
+            outside = difference(theta, tail, tail_y).square().mean(0).nan_to_num(math.inf)
+            # where two fit the samples equally well, the one that fits better beyond them is taken
+            better = (cost < least[0] - 1e-24) | (cost < least[0] + 1e-24) & (outside < least[1])
+            best = torch.where(better[:, None], theta, best)
+            least = torch.where(better, torch.stack([cost, outside]), least)
+        if not least[0].isfinite().all():
+            raise ValueError(f"{type(activation).__name__} is not finite on the samples")
+        assign(activation, best)
+    return math.sqrt(least[0].mean().item())
+
+
+def _least_squares(difference: Callable[[Tensor], Tensor], theta: Tensor) -> tuple[Tensor, Tensor]:
+    """The parameters (channels, k) from `theta` on, and the mean squares (channels,) with them.
+
+    `difference` is what is minimised, (samples, channels); each channel has its own parameters.
+    """
 
     def mean_square(theta: Tensor) -> Tensor:
-        return residual(theta).square().mean(0).nan_to_num(math.inf, math.inf)
+        return difference(theta).square().mean(0).nan_to_num(math.inf, math.inf)
 
-    rows = [value.reshape(channels, -1) for value in start]
-    theta = torch.cat(rows, 1) if rows else x.new_empty(channels, 0)
     cost = mean_square(theta)
     damping = torch.full_like(cost, 1e-3)
-    for _ in range(200 if sizes else 0):
+    for _ in range(200 if theta.numel() else 0):
         columns = []
         for index in range(theta.shape[1]):  # central differences
             step = torch.zeros_like(theta)
             step[:, index] = 1e-5 * theta[:, index].abs().clamp(min=1)
-            slope = residual(theta + step) - residual(theta - step)
+            slope = difference(theta + step) - difference(theta - step)
             columns.append((slope / (2 * step[:, index])).nan_to_num(0, 0, 0))
-        jacobian = torch.stack(columns, -1).transpose(0, 1)  # (channels, samples, parameters)
+        jacobian = torch.stack(columns, -1).transpose(0, 1)  # (channels, samples, k)
         square = jacobian.mT @ jacobian
         scale = square.diagonal(dim1=1, dim2=2)
         weight = damping[:, None] * scale + 1e-12 * scale.amax(1, keepdim=True) + 1e-300
-        gradient = jacobian.mT @ residual(theta).T.nan_to_num(0, 0, 0)[..., None]
+        gradient = jacobian.mT @ difference(theta).T.nan_to_num(0, 0, 0)[..., None]
         moved = theta - torch.linalg.lstsq(square + weight.diag_embed(), gradient).solution[..., 0]
         new = mean_square(moved)
         better = new < cost
@@ -129,20 +127,49 @@ def _least_squares(
         damping = torch.where(better, damping / 10, damping * 10).clamp(1e-12, 1e9)
         if (not gained and bool((damping > 1e3).all())) or not cost.max():
             break
-    round_numbers = (theta * 1000).round() / 1000
-    as_good = mean_square(round_numbers) <= cost + 1e-24
-    theta = torch.where(as_good[:, None], round_numbers, theta)
-    return split(theta), mean_square(theta)
+    rounded = (theta * 1000).round() / 1000
+    as_good = mean_square(rounded) <= cost + 1e-24
+    theta = torch.where(as_good[:, None], rounded, theta)
+    return theta, mean_square(theta)
 
 
-def _normal(count: int) -> Tensor:
-    """Quantiles of the standard normal distribution."""
-    share = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    return torch.special.ndtri(share)
+def match_calls(model: nn.Module, calls: Iterable[Call], example: Tensor | None) -> None:
+    """Match the new activation of each call to its reference, and note the error in the call.
+
+    The samples are the inputs that each call has when the network runs on `example` with its old
+    activations: in evaluation mode, or in training mode where its batch normalisation has seen no
+    data yet. Without an example they are standard normal.
+    """
+    groups: dict[nn.Module, list[Call]] = {}
+    for call in calls:
+        same = groups.setdefault(model.get_submodule(call.name), [])
+        same.append(call)
+        if repr(call.reference) != repr(same[0].reference):
+            raise ValueError(
+                f"{call.name} was {call.reference!r}, another call that shares its activation "
+                f'{same[0].reference!r}: match needs share="site" or "channel" here'
+            )
+    samples: dict[nn.Module, list[Tensor]] = {activation: [] for activation in groups}
+    if example is not None:
+        twin = copy.deepcopy(model)
+        means = [b for name, b in twin.named_buffers() if name.endswith("running_mean")]
+        twin.train(bool(means) and not any(mean.any() for mean in means))
+        for activation, same in groups.items():
+            references = itertools.cycle([call.reference for call in same])
+            recorder = _recorder(samples[activation], references)
+            twin.get_submodule(same[0].name).register_forward_hook(recorder)
+        device = next(model.parameters(), example).device
+        with random_state_kept(), torch.no_grad():
+            twin(example.to(device))
+    for activation, same in groups.items():
+        parts = samples[activation]
+        error = match(activation, same[0].reference, torch.cat(parts) if parts else None)
+        for call in same:
+            call.error = error
 
 
 def _recorder(into: list[Tensor], references: Iterator[nn.Module]) -> Callable[..., Tensor]:
-    """A forward hook that keeps samples of the input and answers what the old function would."""
+    """A forward hook that keeps samples of the input and returns what the old function would."""
     generator = torch.Generator().manual_seed(0)
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -155,96 +182,6 @@ def _recorder(into: list[Tensor], references: Iterator[nn.Module]) -> Callable[.
         return next(references)(x)
 
     return record
-
-
-def match_sites(
-    model: nn.Module,
-    activations: Mapping[str, nn.Module],
-    references: Mapping[str, nn.Module],
-    example: Tensor | None,
-) -> dict[str, float]:
-    """Match each site's activation to its reference on the inputs that `example` gives the site.
-
-    The network runs as it was, with the references in place: in evaluation mode, or in training
-    mode where its batch normalisation has seen no data yet. Without an example the inputs are
-    standard normal.
-
-    Returns:
-        The root mean square difference at each site.
-    """
-    seen: dict[int, list[Tensor]] = {}
-    kinds: dict[int, str] = {}
-    for name, activation in activations.items():
-        kind = repr(references[name])
-        if kinds.setdefault(id(activation), kind) != kind:
-            raise ValueError(
-                f"{name} was {kind}, another call that shares its activation "
-                f'{kinds[id(activation)]}: match needs share="site" or "channel" here'
-            )
-    if example is not None:
-        twin = copy.deepcopy(model)
-        means = [b for name, b in twin.named_buffers() if name.endswith("running_mean")]
-        twin.train(bool(means) and not any(mean.any() for mean in means))
-        sites: dict[nn.Module, list[str]] = {}
-        for name in activations:
-            sites.setdefault(twin.get_submodule(name), []).append(name)
-        for module, names in sites.items():
-            into = seen.setdefault(id(activations[names[0]]), [])
-            old = itertools.cycle([references[name] for name in names])
-            module.register_forward_hook(_recorder(into, old))
-        device = next(model.parameters(), example).device
-        with random_state_kept(), torch.no_grad():
-            twin(example.to(device))
-    errors: dict[int, float] = {}
-    for name, activation in activations.items():
-        if id(activation) not in errors:
-            parts = seen.get(id(activation))
-            samples = torch.cat(parts) if parts else None
-            errors[id(activation)] = match(activation, references[name], samples)
-    return {name: errors[id(activation)] for name, activation in activations.items()}
-
-
-class Fade(nn.Module):
-    r"""Moves from an old activation to a new one while training proceeds. Scheduled.
-
-    .. math:: f(x; t) = (1 - t) f_\text{old}(x) + t f_\text{new}(x)
-
-    At t = 0 it is the old function to the bit, at t = 1 the new one.
-
-    Args:
-        old: the function to start from.
-        new: the function to end with.
-
-    Shape:
-        Any that both take -> same.
-
-    Attributes:
-        progress: (), t, a persistent buffer.
-        old: the old function; its parameters keep their groups.
-        new: the new function; its parameters keep their groups.
-    """
-
-    progress: Tensor
-
-    def __init__(self, old: nn.Module, new: nn.Module) -> None:
-        super().__init__()
-        self.old, self.new = old, new
-        self.register_buffer("progress", torch.tensor(0.0))
-
-    def set_progress(self, progress: float) -> None:
-        """Move to `progress`, from 0 (all old) to 1 (all new)."""
-        if not 0.0 <= progress <= 1.0:
-            raise ValueError(f"progress must lie in [0, 1], got {progress!r}")
-        self.progress.fill_(progress)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the mixture."""
-        old, new = self.old(x), self.new(x)
-        return torch.lerp(old, new, self.progress.to(old.dtype))
-
-    def extra_repr(self) -> str:
-        """The progress."""
-        return "" if self.progress.is_meta else f"progress={self.progress.item():.4g}"
 
 
 def gain(activation: nn.Module) -> float:

@@ -1,35 +1,33 @@
-"""Swap the activations of a network, one new instance a call."""
+"""Swap the activations of a network: `replace_activations`, which runs all steps in order.
+
+`find` the calls, `choose` among them, `make` the new modules, `place` them into a trial copy,
+verify and `match` them there, and at last place them into the network itself.
+"""
 
 import copy
-import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from activations.torch_private import has_hooks, is_compiled
+from activations.torch_private import is_compiled
 
-from .calls import Call, Calls, find_calls
+from .choose import Left, choose
+from .fade import Fade
+from .find import find_calls, verify
 from .kinds import is_activation, plain
-from .match import Fade, match_sites
-from .place import Factory, Share, check, make, place, verify
-
-
-class Left(NamedTuple):
-    """An activation or gate that was not swapped, and why."""
-
-    name: str
-    old: str
-    why: str
+from .make import Factory, Share, make_all
+from .match import match_calls
+from .place import place
+from .trace import Call, tensors_of
 
 
 class SwapReport(list[Call]):
     """The swapped calls in the order of the forward pass; prints as a table.
 
     Attributes:
-        left: what looks like an activation and was left.
+        left: activations and gates that were not swapped, with the reason.
     """
 
     left: tuple[Left, ...] = ()
@@ -39,17 +37,13 @@ class SwapReport(list[Call]):
 
         Args:
             model: the swapped network.
-            example_input: a batch of real inputs; by default every site's input counts as standard
-                normal.
+            example_input: a batch of real inputs; by default the input of each call is taken to be
+                standard normal.
         """
-        references = {call.name: call.reference for call in self}
-        new = {name: model.get_submodule(name) for name in references}
-        errors = match_sites(model, new, references, example_input)
-        for call in self:
-            call.error = errors[call.name]
+        match_calls(model, self, example_input)
 
     def __str__(self) -> str:
-        """One line a call, then what was left."""
+        """One line for each call, then what was not swapped."""
         matched = any(call.error is not None for call in self)
         rows = [("site", "was", "is", "channels", "axis", *["error"] * matched)]
         for call in self:
@@ -132,128 +126,41 @@ def replace_activations(
     if share not in Share.__args__:
         raise ValueError(f"share must be one of {', '.join(Share.__args__)}, got {share!r}")
     rules = dict(factory) if isinstance(factory, Mapping) else {"*": factory}
-    kinds = frozenset(plain(kind) for kind in _globs(include_kinds))
+    kinds = frozenset(plain(kind) for kind in _listed(include_kinds))
     found = find_calls(model, example_input, kinds)
-    chosen, left = _choose(model, found, rules, _globs(include), _globs(exclude), kinds)
-    _refuse(model, found, chosen, matched=bool(match))
-    made: dict[Any, tuple[Call, nn.Module, int | None]] = {}
-    new: dict[str, nn.Module] = {}
-    for call, glob in chosen:
-        key = (glob, {"stage": call.stage, "model": None}.get(share, call.name))
-        if key not in made:
-            made[key] = (call, *make(model, rules[glob], call, share))
-        first, module, channels = made[key]
-        if channels not in (None, call.channels):
-            raise ValueError(
-                f"share={share!r}: {first.name} has {channels} channels and {call.name} "
-                f"{call.channels}, but {type(module).__name__} is made for one number of channels"
-            )
-        check(call, module)
-        call.reference = _reference(model, call)
-        new[call.name] = module
-        if match == "fade":
-            new[call.name] = Fade(copy.deepcopy(call.reference), module)
-    undo: list[Callable[[], Any]] = []
-    try:
-        place(model, found, new, undo)
-        verify(model, found, new)
-        report = SwapReport(call for call in found.calls if call.name in new)
-        if match is True:
-            report.match(model, example_input)
-    except Exception:
-        for step in reversed(undo):
-            step()
-        raise
+    globs = _listed(include), _listed(exclude)
+    chosen, left = choose(model, found, rules, *globs, kinds, matched=bool(match))
+    report = SwapReport(call for call, _ in chosen)
     report.left = tuple(left)
+    made = make_all(model, chosen, rules, share)
+    new = dict(made)
     for call in report:
-        module = new[call.name]
-        shown = module.new if isinstance(module, Fade) else module
-        call.new = f"{type(shown).__name__}({shown.extra_repr()})"
-        call.new = f"Fade to {call.new}" if shown is not module else call.new
+        call.reference = _reference(model, call)
+        if match == "fade":
+            new[call.name] = Fade(copy.deepcopy(call.reference), made[call.name])
+    # a copy that shares all tensors: where anything fails on it, `model` is as before
+    trial = copy.deepcopy(model, {id(value): value for value in tensors_of(model)})
+    place(trial, found, new)
+    verify(trial, found, new)
+    if match is True:
+        report.match(trial, example_input)
+    place(model, found, new)
+    for call in report:
+        module = made[call.name]
+        fade = "Fade to " if match == "fade" else ""
+        call.new = f"{fade}{type(module).__name__}({module.extra_repr()})"
     return report
 
 
-def _globs(value: str | Sequence[str]) -> list[str]:
+def _listed(value: str | Sequence[str]) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
-
-
-def _fits(call: Call, globs: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, glob) for name in (call.name, call.site) for glob in globs)
-
-
-def _choose(
-    model: nn.Module,
-    found: Calls,
-    rules: Mapping[str, Factory],
-    include: list[str],
-    exclude: list[str],
-    kinds: frozenset[str],
-) -> tuple[list[tuple[Call, str]], list[Left]]:
-    """The calls to swap, each with the glob of its factory; and the others."""
-    calls = [call for call in found.calls if not call.gate or plain(call.old) in kinds]
-    if not calls:
-        raise ValueError(f"{type(model).__name__} calls no activation that could be swapped")
-    for glob in (*rules, *include, *exclude):
-        if not any(_fits(call, [glob]) for call in calls):
-            names = [call.name for call in calls]
-            near = difflib.get_close_matches(glob, names, n=3, cutoff=0.3) or names[:3]
-            raise ValueError(f"{glob!r} fits none of {len(names)} calls; such as {', '.join(near)}")
-    if unknown := sorted(kinds - {plain(call.old) for call in found.calls}):
-        known = sorted({call.old for call in found.calls if call.gate})
-        raise ValueError(f"include_kinds names {', '.join(unknown)}; the network calls {known}")
-    chosen, left = [], []
-    for call in found.calls:
-        glob = next((glob for glob in rules if _fits(call, [glob])), None)
-        if call not in calls:
-            left.append(Left(call.name, call.old, "a gate"))
-        elif glob is None or not _fits(call, include) or _fits(call, exclude):
-            left.append(Left(call.name, call.old, "excluded"))
-        else:
-            chosen.append((call, glob))
-    if not chosen:
-        raise ValueError("include and exclude leave no call to swap")
-    for call, _ in chosen:
-        old = None if call.event.function else model.get_submodule(call.event.key[0])
-        if old is not None and has_hooks(old):
-            left.append(Left(call.name, "forward hooks", "not carried over"))
-    called = {id(model.get_submodule(name)) for name in found.modules}
-    for name, module in model.named_modules():
-        if is_activation(module) and id(module) not in called:
-            left.append(Left(name, type(module).__name__, "never called"))
-    if found.failure:
-        why = f"does not run on {tuple(found.example.shape)}: {found.failure}"
-        left.append(Left("the network", "training or evaluation mode", why))
-    return chosen, left
-
-
-def _refuse(
-    model: nn.Module, found: Calls, chosen: list[tuple[Call, str]], *, matched: bool
-) -> None:
-    for call, _ in chosen:
-        at, name = call.event.location, call.event.key[0] or type(model).__name__
-        if at and at.why:
-            raise ValueError(
-                f"cannot swap {call.old}, which {name} calls as a function ({at.where}): "
-                f"{at.why}. Make it a module there, or exclude {call.site!r}"
-            )
-        function = call.event.function
-        if function and function.takes_tensors and (matched or call.count > 1):
-            raise ValueError(
-                f"cannot match, fade or tell apart {call.name}: {call.old} takes another tensor; "
-                f"exclude {call.site!r}"
-            )
-        if call.event.key in found.overwritten:
-            raise ValueError(
-                f"cannot swap {call.name}: it changes its input in place, and the network goes on "
-                f"to use that input. Use its result there, or exclude {call.site!r}"
-            )
 
 
 def _reference(model: nn.Module, call: Call) -> nn.Module:
     """The old activation, not in place, as a module that the network does not hold."""
-    if call.event.function:
-        return call.event.function  # with its arguments
-    old = copy.deepcopy(model.get_submodule(call.event.key[0]))
+    if call.function:
+        return call.function  # with its arguments
+    old = copy.deepcopy(model.get_submodule(call.key[0]))
     for module in old.modules():
         if hasattr(module, "inplace"):
             setattr(module, "inplace", False)  # noqa: B010 - nn.Module does not declare it

@@ -1,9 +1,13 @@
-"""Which activations a network calls, found by running a copy of it without its weights."""
+"""Which activations a network calls: a copy of it runs once, and every call is recorded.
+
+Hooks see the calls of modules, and a mode of torch sees the calls of functions. The mode also finds
+calls that change their input in place although the network uses it again: no new module could do
+that.
+"""
 
 import copy
 import inspect
 import random
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -16,21 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .kinds import GATE_FUNCTIONS, NAME_OF, kind_of, plain
-from .rewrite import Location, locate
+from .kinds import CONVOLUTIONS, GATE_FUNCTIONS, NAME_OF, kind_of, plain
+from .locate import locate
 
-# Functions whose result has its channels on the same axis as their input.
-_SAME_AXIS = {
-    *("add", "sub", "mul", "div", "iadd", "imul", "radd", "rmul"),
-    *("contiguous", "clone", "to", "float"),
-    *("dropout", "batch_norm", "layer_norm", "group_norm", "chunk", "split", "cat", "max_pool2d"),
-    *("avg_pool2d", "adaptive_avg_pool2d", *NAME_OF.values()),
-}
-CONVOLUTIONS = (
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
-_LOOKS = {"__get__", "size", "dim", "numel", "stride", "is_contiguous"}  # reads no values
+_LOOKS = {"__get__", "size", "dim", "numel", "stride", "is_contiguous"}  # they read no values
+
+
+Key = tuple[str, Any]
 
 
 class Function(nn.Module):
@@ -43,7 +39,7 @@ class Function(nn.Module):
 
     @property
     def takes_tensors(self) -> bool:
-        """Whether the call takes other tensors, as prelu its weight, which only the call knows."""
+        """Whether the call takes a second tensor, such as the weight of prelu."""
         return any(isinstance(value, Tensor) for value in (*self.args, *self.kwargs.values()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,161 +47,199 @@ class Function(nn.Module):
         return getattr(F, self.name)(x, *self.args, **self.kwargs)
 
 
-@dataclass
-class Event:
-    """One call of an activation or gate during a run.
+@dataclass(kw_only=True)
+class Call:
+    """One call of an activation in the forward pass.
 
-    `key` says which: (module's name, None), or (owner's name, location in its source).
+    Attributes:
+        name: the module's name, followed by `.0`, `.1`, ... where the module is called several
+            times; for a function, the name of the module that takes its place.
+        old: the class or function that is called.
+        new: the module that takes its place.
+        shape: the shape of the input.
+        axis: the axis of the channels in it; None where it is not known.
+        error: root mean square difference from the old function, where the new one was matched.
+        reference: the old function, as a module of its own.
     """
 
-    key: tuple[str, Any]
+    name: str = ""
     old: str
-    gate: bool
+    new: str = ""
     shape: tuple[int, ...]
-    dtype: torch.dtype
     axis: int | None
-    stack: tuple[str, ...]
-    location: Location | None = None
-    function: Function | None = None
+    error: float | None = None
+    reference: nn.Module = field(default_factory=nn.Identity, repr=False)
+    # For a module (its name, None). For a function the `owner` and `point` of its Location.
+    key: Key = field(repr=False)
+    index: int = field(repr=False)  # among the calls with this key
+    count: int = field(default=1, repr=False)  # number of calls with this key
+    gate: bool = field(repr=False)  # rather than an activation
+    dtype: torch.dtype = field(repr=False)
+    stack: tuple[str, ...] = field(repr=False)  # the modules that are running, the outermost first
+    home: str = field(default="", repr=False)  # the module whose forward pass counts the calls
+    runs: int = field(default=1, repr=False)  # in how many of the two modes the call is made
+    function: Function | None = field(default=None, repr=False)  # where no module is called
+    why_not: str = field(default="", repr=False)  # the code of the call cannot be rewritten
 
+    @property
+    def channels(self) -> int | None:
+        """Number of channels."""
+        return None if self.axis is None else self.shape[self.axis]
 
-@dataclass
-class Run:
-    """What a run saw: events in order, calls of each module, inputs changed in place and used."""
+    @property
+    def site(self) -> str:
+        """The name without the number of the call."""
+        return self.name if self.count == 1 else self.name.rpartition(".")[0]
 
-    events: list[Event] = field(default_factory=list)
-    calls: Counter[str] = field(default_factory=Counter)
-    overwritten: set[Any] = field(default_factory=set)
+    @property
+    def stage(self) -> tuple[int, ...]:
+        """The size of the feature map; calls with the same size belong to one stage."""
+        return tuple(n for axis, n in enumerate(self.shape) if axis not in (0, self.axis))
 
 
 def run(
     model: nn.Module, example: Tensor, kinds: frozenset[str], *, meta: bool, training: bool
-) -> Run:
-    """Run a copy of `model` on `example` and list its calls; `model` is not touched.
+) -> "Run":
+    """Run a copy of `model` on `example`; `model` and the random states stay as they are.
 
     With `meta` the copy has shapes and no numbers. `kinds` are names of further gates.
     """
     memo: dict[int, Any] = {}
-    if meta:
-        for parameter in model.parameters():
-            empty = torch.empty_like(parameter, device="meta")
-            memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-        memo |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in model.buffers()}
-    for module in model.modules():  # what old-style weight_norm leaves behind cannot be copied
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().to("meta" if meta else value.device)
+    for value in tensors_of(model):
+        # Old-style weight_norm leaves tensors that cannot be copied.
+        if meta or not value.is_leaf:
+            bare = value.detach().to("meta" if meta else value.device)
+            learned = isinstance(value, nn.Parameter)
+            memo[id(value)] = nn.Parameter(bare, value.requires_grad) if learned else bare
     twin = copy.deepcopy(model, memo).train(training)
-    seen: set[int] = set()
+    seen: set[nn.Module] = set()
     for path, module in list(twin.named_modules(remove_duplicate=False)):
         if kind_of(module):
-            if id(module) in seen:  # one activation under several names: tell its calls apart
+            if module in seen:  # one activation with several names: tell its calls apart
                 twin.set_submodule(path, copy.deepcopy(module))
-            seen.add(id(module))
+            seen.add(module)
     device = "meta" if meta else next(model.parameters(), example).device
-    with random_state_kept(), torch.no_grad():
-        return _watch(twin, example.to(device), kinds)
+    watch = Run(twin, kinds)
+    with random_state_kept(), torch.no_grad(), watch:
+        twin(example.to(device))
+    watch._changed.clear()  # frees the memory
+    return watch
 
 
-def _watch(twin: nn.Module, example: Tensor, kinds: frozenset[str]) -> Run:
-    result = Run()
-    names = {id(module): name for name, module in twin.named_modules()}
-    stack: list[str] = []
-    running: list[str] = []  # activations and gates
-    overwritten: dict[int, tuple[Any, Any, Any]] = {}  # by the id of a storage that is kept alive
-    kind_by_id = {
-        id(module): kind_of(module) or (plain(type(module).__name__) in kinds and "gate")
-        for module in twin.modules()
-    }
+def tensors_of(model: nn.Module) -> Iterator[Tensor]:
+    """Parameters, buffers, and tensors that are plain attributes of the modules."""
+    for module in model.modules():
+        yield from (*module.parameters(False), *module.buffers(False))
+        yield from (value for value in vars(module).values() if isinstance(value, Tensor))
 
-    class Watch(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            kwargs = kwargs or {}
-            called = getattr(func, "__name__", "")
-            if called not in _LOOKS:
-                result.overwritten.update(key for x in _tensors(args) if (key := stale(x)))
-            name = NAME_OF.get(func)
-            if name and not running:
-                return self.activation(func, name, args, kwargs)
-            out = func(*args, **kwargs)
-            if called.strip("_") in _SAME_AXIS:
-                _keep_axis(args, out)
-            return out
 
-        def activation(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-            x, rest = (args[0], args[1:]) if args else (kwargs["input"], ())
-            options = {k: v for k, v in kwargs.items() if k not in ("input", "inplace")}
-            frame: Any = inspect.currentframe()  # of this method, which __torch_function__ called
-            location = locate(frame.f_back.f_back, name, names)
-            inplace = func.__name__.endswith("_") or kwargs.get("inplace") is True
-            # F.relu(weight) keeps a weight positive
-            gate = name in GATE_FUNCTIONS or isinstance(x, nn.Parameter)
-            key = (location.owner if location.method else stack[-1], location.key)
-            function = Function(name, rest, options)
-            note(x, key, name, gate, location=location, function=function)
-            out = func(*args, **kwargs)
-            if inplace:
-                out = overwrite(x, key)
-            _keep_axis((x,), out)
-            return out
+class Run(TorchFunctionMode):
+    """What is seen while a network runs.
 
-    def overwrite(x: Tensor, key: Any) -> Tensor:
-        """Remember that `x` was changed in place; its copy, so that the result is told from it."""
-        memory, copied = x.untyped_storage(), x.clone()
-        view = (x.storage_offset(), x.shape, x.stride())
-        whole = x.numel() * x.element_size() >= memory.nbytes()
-        overwritten[id(memory)] = (key, memory, None if whole else view)
-        _keep_axis((x,), copied)
-        return copied
+    Attributes:
+        calls: the calls of activations and gates, in order.
+        counts: how often each module was called.
+        overwritten: keys of the calls that change their input in place where it is used again.
+    """
 
-    def stale(x: Tensor) -> Any:
-        """The call that has changed `x` in place, if one has."""
-        if not overwritten or x.layout != torch.strided:
-            return None
-        key, memory, view = overwritten.get(id(x.untyped_storage()), (None, None, None))
-        if view is None or memory is None:
-            return key
-        whole = x.numel() * x.element_size() >= memory.nbytes()
-        return key if whole or (x.storage_offset(), x.shape, x.stride()) == view else None
+    def __init__(self, network: nn.Module, kinds: frozenset[str]) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self.counts: Counter[str] = Counter()
+        self.overwritten: set[Key] = set()
+        self._names = {id(module): name for name, module in network.named_modules()}
+        self._kinds = kinds
+        self._indices: Counter[Key] = Counter()
+        self._stack: list[str] = []
+        self._layers: list[tuple[torch.Size, int]] = []  # shapes of outputs, their channel axes
+        self._inside = 0  # how many activations and gates are running, one within the other
+        # the part that a call has changed, by the id of its memory, which is kept alive
+        self._changed: dict[int, tuple[Any, Key, Any]] = {}
+        for module in network.modules():
+            module.register_forward_pre_hook(self._enter, with_kwargs=True)
+            module.register_forward_hook(self._leave, with_kwargs=True)
 
-    def note(x: Tensor, key: Any, old: str, gate: bool, **details: Any) -> None:
-        axis = getattr(x, "_channel_axis", None)
-        event = Event(key, old, gate, tuple(x.shape), x.dtype, axis, tuple(stack), **details)
-        result.events.append(event)
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        name, kind = self._names[id(module)], self._kind(module)
+        self.counts[name] += 1
+        if kind and not self._inside:
+            x = (*args, *kwargs.values())[0]
+            self._record(x, (name, None), type(module).__name__, kind == "gate")
+        self._inside += bool(kind)
+        self._stack.append(name)
 
-    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        name, kind = names[id(module)], kind_by_id[id(module)]
-        result.calls[name] += 1
-        if kind:
-            if not running:
-                x = (*args, *kwargs.values())[0]
-                note(x, (name, None), type(module).__name__, kind == "gate")
-            running.append(name)
-        stack.append(name)
-
-    def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-        name, kind = stack.pop(), kind_by_id[id(module)]
-        maker = type(module).__name__
+    def _leave(self, module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> Any:
+        name, kind = self._stack.pop(), self._kind(module)
         if isinstance(module, nn.Linear):
-            out._channel_axis = out.dim() - 1
+            self._layers.append((out.shape, out.dim() - 1))
         elif isinstance(module, CONVOLUTIONS):
-            out._channel_axis = 1
-        elif kind or re.search("Norm|Drop|Identity", maker):
-            _keep_axis(args, out)
-        if kind:
-            running.pop()
-            if not running and args and out is args[0]:
-                return overwrite(out, (name, None))
+            self._layers.append((out.shape, 1))
+        self._inside -= bool(kind)
+        if kind and not self._inside and args and out is args[0]:
+            return self._overwrite(out, (name, None))
         return None
 
-    for module in twin.modules():
-        module.register_forward_pre_hook(enter, with_kwargs=True)
-        module.register_forward_hook(leave, with_kwargs=True)
-    with Watch():
-        twin(example)
-    return result
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called in place of every function of torch."""
+        kwargs = kwargs or {}
+        called = getattr(func, "__name__", "")
+        if called not in _LOOKS:
+            self.overwritten.update(key for x in _tensors(args) if (key := self._stale(x)))
+        name = NAME_OF.get(func)
+        if not name or self._inside:
+            return func(*args, **kwargs)
+        x, rest = (args[0], args[1:]) if args else (kwargs["input"], ())
+        options = {k: v for k, v in kwargs.items() if k not in ("input", "inplace")}
+        frame: Any = inspect.currentframe()
+        location = locate(frame.f_back, name, self._names, self._stack[-1])
+        key = (location.owner, location.point)
+        # F.relu(weight) keeps a weight positive
+        gate = name in GATE_FUNCTIONS or isinstance(x, nn.Parameter)
+        function = Function(name, rest, options)
+        self._record(x, key, name, gate, function=function, why_not=location.why)
+        out = func(*args, **kwargs)
+        if called.endswith("_") or kwargs.get("inplace") is True:
+            return self._overwrite(x, key)
+        return out
+
+    def _kind(self, module: nn.Module) -> str | None:
+        other = "gate" if plain(type(module).__name__) in self._kinds else None
+        return kind_of(module) or other
+
+    def _record(self, x: Tensor, key: Key, old: str, gate: bool, **details: Any) -> None:
+        call = Call(
+            old=old,
+            shape=tuple(x.shape),
+            axis=self._axis(x.shape),
+            key=key,
+            index=self._indices[key],
+            gate=gate,
+            dtype=x.dtype,
+            stack=tuple(self._stack),
+            **details,
+        )
+        self._indices[key] += 1
+        self.calls.append(call)
+
+    def _axis(self, shape: torch.Size) -> int | None:
+        """The channel axis of the last layer whose output differs from `shape` at most there."""
+        for made, axis in reversed(self._layers):
+            if made[:axis] + made[axis + 1 :] == shape[:axis] + shape[axis + 1 :]:
+                return axis
+        return None
+
+    def _overwrite(self, x: Tensor, key: Key) -> Tensor:
+        """Remember that `x` was changed in place; a copy, so that the result is told from it."""
+        memory, copied = x.untyped_storage(), x.clone()
+        self._changed[id(memory)] = (memory, key, _part(x))
+        return copied
+
+    def _stale(self, x: Tensor) -> Key | None:
+        """The call that has changed `x` in place, if there is one."""
+        if not self._changed or x.layout != torch.strided:
+            return None
+        _, key, part = self._changed.get(id(x.untyped_storage()), (None, None, None))
+        return key if part is None or _part(x) in (None, part) else None
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
@@ -216,14 +250,11 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _keep_axis(inputs: Any, output: Any) -> None:
-    axes = ((getattr(x, "_channel_axis", None), x.dim()) for x in _tensors(inputs))
-    known = {(axis, dim) for axis, dim in axes if axis is not None}
-    if len(known) == 1:
-        axis, dim = known.pop()
-        for out in _tensors((output,)):
-            if out.dim() == dim:
-                out._channel_axis = axis  # pyright: ignore[reportAttributeAccessIssue]
+def _part(x: Tensor) -> tuple[Any, ...] | None:
+    """Which part of its memory `x` is; None for all of it."""
+    if x.numel() * x.element_size() >= x.untyped_storage().nbytes():
+        return None
+    return x.storage_offset(), x.shape, x.stride()
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def check(network: nn.Module, x: torch.Tensor):
     after = network.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in state.items())
     for call in report:
-        old = before.get_submodule(call.event.key[0]) if call.event.function is None else None
+        old = before.get_submodule(call.key[0]) if call.function is None else None
         twin = network.get_submodule(call.name)
         # what carries options of its own is taken as it was
         plain = old is None or not vars(old).keys() - set(vars(nn.Module())) - {
@@ -59,8 +59,8 @@ def check(network: nn.Module, x: torch.Tensor):
             kept = copy.deepcopy(old)
             kept.inplace = False  # pyright: ignore[reportArgumentType]
             twin.functions[0] = kept  # pyright: ignore[reportArgumentType, reportIndexIssue]
-        elif call.event.function is not None and call.event.function.kwargs:
-            kwargs = call.event.function.kwargs
+        elif call.function is not None and call.function.kwargs:
+            kwargs = call.function.kwargs
             twin.functions[0] = lambda x, name=call.old, kwargs=kwargs: getattr(F, name)(  # pyright: ignore[reportArgumentType, reportIndexIssue]
                 x, **kwargs
             )

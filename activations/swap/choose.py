@@ -1,0 +1,93 @@
+"""Choose the calls to swap, by globs over their names and by kind.
+
+A call that is chosen and cannot be swapped is an error that says why; all calls that are not chosen
+go into the report.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from torch import nn
+
+from activations.torch_private import has_hooks
+
+from .find import Found
+from .kinds import is_activation, plain
+from .make import Factory
+from .trace import Call
+
+
+class Left(NamedTuple):
+    """An activation or gate that was not swapped, and the reason."""
+
+    name: str
+    old: str
+    why: str
+
+
+def choose(
+    model: nn.Module,
+    found: Found,
+    rules: Mapping[str, Factory],
+    include: Sequence[str],
+    exclude: Sequence[str],
+    kinds: frozenset[str],
+    matched: bool,
+) -> tuple[list[tuple[Call, str]], list[Left]]:
+    """The calls to swap, each with the glob of its factory; and what is not swapped."""
+    calls = [call for call in found.calls if not call.gate or plain(call.old) in kinds]
+    if not calls:
+        raise ValueError(f"{type(model).__name__} calls no activation that could be swapped")
+    for glob in (*rules, *include, *exclude):
+        if not any(_fits(call, [glob]) for call in calls):
+            names = [call.name for call in calls]
+            near = difflib.get_close_matches(glob, names, n=3, cutoff=0.3) or names[:3]
+            raise ValueError(f"{glob!r} fits none of {len(names)} calls; such as {', '.join(near)}")
+    if unknown := sorted(kinds - {plain(call.old) for call in found.calls}):
+        known = sorted({call.old for call in found.calls if call.gate})
+        raise ValueError(f"include_kinds names {', '.join(unknown)}; the network calls {known}")
+    chosen, left = [], []
+    for call in found.calls:
+        glob = next((glob for glob in rules if _fits(call, [glob])), None)
+        if call not in calls:
+            left.append(Left(call.name, call.old, "a gate"))
+        elif glob is None or not _fits(call, include) or _fits(call, exclude):
+            left.append(Left(call.name, call.old, "excluded"))
+        else:
+            chosen.append((call, glob))
+    if not chosen:
+        raise ValueError("include and exclude leave no call to swap")
+    for call, _ in chosen:
+        owner, point = call.key
+        if call.why_not:
+            raise ValueError(
+                f"cannot swap {call.old}, which {owner or type(model).__name__} calls as a "
+                f"function ({point}): {call.why_not}. Make it a module there, or exclude "
+                f"{call.site!r}"
+            )
+        if call.function and call.function.takes_tensors and (matched or call.count > 1):
+            raise ValueError(
+                f"cannot match, fade or tell apart {call.name}: {call.old} takes another tensor; "
+                f"exclude {call.site!r}"
+            )
+        if call.key in found.overwritten:
+            raise ValueError(
+                f"cannot swap {call.name}: it changes its input in place, and the network goes on "
+                f"to use that input. Use its result there, or exclude {call.site!r}"
+            )
+        if not call.function and has_hooks(model.get_submodule(owner)):
+            left.append(Left(call.name, "forward hooks", "not carried over"))
+    called = {model.get_submodule(name) for name in found.counts}
+    for name, module in model.named_modules():
+        if is_activation(module) and module not in called:
+            left.append(Left(name, type(module).__name__, "never called"))
+    if found.failure:
+        why = f"does not run on {tuple(found.example.shape)}: {found.failure}"
+        left.append(Left("the network", "training or evaluation mode", why))
+    return chosen, left
+
+
+def _fits(call: Call, globs: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, glob) for name in (call.name, call.site) for glob in globs)

@@ -1,0 +1,47 @@
+"""A gradual swap: the old activation changes into the new one while the network trains."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Fade(nn.Module):
+    r"""Moves from an old activation to a new one while training proceeds. Scheduled.
+
+    .. math:: f(x; t) = (1 - t) f_\text{old}(x) + t f_\text{new}(x)
+
+    At t = 0 it is the old function to the bit, at t = 1 the new one.
+
+    Args:
+        old: the function to start from.
+        new: the function to end with.
+
+    Shape:
+        Any that both take -> same.
+
+    Attributes:
+        progress: (), t, a persistent buffer.
+        old: the old function; its parameters keep their groups.
+        new: the new function; its parameters keep their groups.
+    """
+
+    progress: Tensor
+
+    def __init__(self, old: nn.Module, new: nn.Module) -> None:
+        super().__init__()
+        self.old, self.new = old, new
+        self.register_buffer("progress", torch.tensor(0.0))
+
+    def set_progress(self, progress: float) -> None:
+        """Move to `progress`, from 0 (all old) to 1 (all new)."""
+        if not 0.0 <= progress <= 1.0:
+            raise ValueError(f"progress must lie in [0, 1], got {progress!r}")
+        self.progress.fill_(progress)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the mixture."""
+        old, new = self.old(x), self.new(x)
+        return torch.lerp(old, new, self.progress.to(old.dtype))
+
+    def extra_repr(self) -> str:
+        """The progress."""
+        return "" if self.progress.is_meta else f"progress={self.progress.item():.4g}"

@@ -1,0 +1,187 @@
+"""Find the calls of activations in a network, before the swap, and count them again after it.
+
+Copies of the network run in training and in evaluation mode (`trace`). The calls of both runs are
+merged, and each gets its name and its channel axis (`axes`).
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .kinds import CONVOLUTIONS
+from .trace import Call, Key, Run, run
+
+_SIZES = (224, 299, 384, 64, 32, 28)  # tried in turn where no example input is given
+
+
+@dataclass
+class Found:
+    """All calls of a network, and how they were found."""
+
+    calls: list[Call]  # gates included
+    counts: Counter[str]  # how often each module was called
+    overwritten: set[Key]  # see Run
+    example: Tensor
+    meta: bool  # whether the network runs without numbers
+    failure: str  # why the network does not run in one of the modes; empty where it does
+
+
+def find_calls(
+    model: nn.Module, example_input: Tensor | None, kinds: frozenset[str] = frozenset()
+) -> Found:
+    """Find the calls of `model`, and of modules whose class is named in `kinds`.
+
+    Raises:
+        ValueError: the network does not run.
+    """
+    examples = [example_input] if example_input is not None else _examples(model)
+    # batch normalisation trains on two samples at least
+    examples = [torch.cat([x, x]) if len(x) == 1 else x for x in examples]
+    attempts = []
+    # without numbers first, which is quick; some networks compute with them as they run
+    for meta, example in itertools.product((True, False), examples):
+        runs, error = _runs(model, example, kinds, meta)
+        attempts.append((runs, error, example, meta))
+        if not error:
+            break
+    # the first one that ran in both modes, else the first one that ran in evaluation mode
+    runs, error, example, meta = min(attempts, key=lambda a: (a[1] is not None, False not in a[0]))
+    if False not in runs:
+        raise ValueError(
+            f"{type(model).__name__} fails on an example input of shape {tuple(example.shape)}: "
+            f"{error}. example_input must be a batch such as the network takes"
+        ) from error
+    larger = _larger(example)
+    at_twice = {} if larger is None else _runs(model, larger, kinds, meta)[0]
+    return Found(
+        _merge(model, runs, at_twice),
+        _total(runs),
+        set().union(*(seen.overwritten for seen in runs.values())),
+        example,
+        meta,
+        str(error or ""),
+    )
+
+
+def verify(model: nn.Module, found: Found, new: Mapping[str, nn.Module]) -> None:
+    """Run the swapped network: each new module must be called as often as the old ones were."""
+    runs, error = _runs(model, found.example, frozenset(), found.meta)
+    if error and found.meta:
+        runs, error = _runs(model, found.example, frozenset(), False)
+    if error and not found.failure:
+        raise ValueError(f"with its new activations {type(model).__name__} fails: {error}")
+    expected: Counter[nn.Module] = Counter()
+    for call in found.calls:
+        if call.name in new:
+            expected[new[call.name]] += call.runs
+    called: Counter[nn.Module] = Counter()
+    counts = _total(runs)
+    for name, module in model.named_modules(remove_duplicate=False):
+        called[module] += counts[name]
+    for name, module in new.items():
+        if called[module] != expected[module]:
+            raise ValueError(
+                f"cannot swap {name}: the network calls the new module {called[module]} times "
+                f"in a trial, not {expected[module]}; exclude it"
+            )
+
+
+def _examples(model: nn.Module) -> list[Tensor]:
+    """Batches to try: of the size in timm's `pretrained_cfg`, then of usual sizes."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    known = tuple(cfg.get("input_size", ()))
+    sizes: list[tuple[int, ...]] = []
+    for module in model.modules():
+        if isinstance(module, CONVOLUTIONS):  # its channels rather than those of the cfg
+            sides = [known[1:], *((size, size) for size in _SIZES)]
+            dims = len(module.kernel_size)
+            sizes = [(module.in_channels, *side, *side[:1])[: 1 + dims] for side in sides if side]
+            break
+        if isinstance(module, nn.Linear):
+            sizes = [(module.in_features,)]
+            break
+    sizes = sizes or [(3, size, size) for size in _SIZES]
+    return [torch.zeros(2, *size) for size in dict.fromkeys([*sizes[:1], known, *sizes]) if size]
+
+
+def _larger(example: Tensor) -> Tensor | None:
+    kept = 2 if example.is_floating_point() else 1
+    shape = (*example.shape[:kept], *(2 * size for size in example.shape[kept:]))
+    return example.new_zeros(shape) if len(shape) > kept else None
+
+
+def _runs(
+    model: nn.Module, example: Tensor, kinds: frozenset[str], meta: bool
+) -> tuple[dict[bool, Run], Exception | None]:
+    """Runs by mode (True is training), and the error of a mode that failed."""
+    runs: dict[bool, Run] = {}
+    error = None
+    for training in (True, False):
+        try:
+            runs[training] = run(model, example, kinds, meta=meta, training=training)
+        except Exception as failure:
+            error = failure
+    return runs, error
+
+
+def _total(runs: dict[bool, Run]) -> Counter[str]:
+    return sum((seen.counts for seen in runs.values()), Counter())
+
+
+def _merge(model: nn.Module, runs: dict[bool, Run], at_twice: dict[bool, Run]) -> list[Call]:
+    """The calls of both modes, in the order of training and then of evaluation."""
+    found: dict[tuple[Key, int], list[Call]] = {}
+    stacks: dict[Key, list[tuple[str, ...]]] = {}
+    for call in (call for seen in runs.values() for call in seen.calls):
+        found.setdefault((call.key, call.index), []).append(call)
+        stacks.setdefault(call.key, []).append(call.stack)
+    larger = {(c.key, c.index): c.shape for seen in at_twice.values() for c in seen.calls}
+    counts = Counter(key for key, _ in found)
+    names: dict[Key, str] = {}
+    for (key, index), calls in found.items():
+        call = calls[-1]  # that in evaluation mode, if there is one
+        if key not in names:
+            names[key] = _name(model, call, names.values())
+        call.name = names[key] if counts[key] == 1 else f"{names[key]}.{index}"
+        call.axis = _channel_axis(call.shape, larger.get((key, index)), call.axis)
+        call.count, call.runs = counts[key], len(calls)
+        # the innermost module that makes all calls with this key and is called once at most
+        outer = itertools.takewhile(
+            lambda names: len(set(names)) == 1, zip(*stacks[key], strict=False)
+        )
+        once = (n for n, *_ in outer if all(seen.counts[n] <= 1 for seen in runs.values()))
+        call.home = list(once)[-1]
+    return [calls[-1] for calls in found.values()]
+
+
+def _name(model: nn.Module, call: Call, taken: Collection[str]) -> str:
+    """The module's name; for a function, one that is free in the module that calls it."""
+    owner, point = call.key
+    if point is None:
+        return owner
+    module, prefix = model.get_submodule(owner), f"{owner}." if owner else ""
+    numbered = (f"{call.old}_{number}" for number in itertools.count(2))
+    attributes = itertools.chain([call.old], numbered)
+    return next(
+        prefix + attribute
+        for attribute in attributes
+        if not hasattr(module, attribute) and prefix + attribute not in taken
+    )
+
+
+def _channel_axis(
+    shape: tuple[int, ...], larger: tuple[int, ...] | None, known: int | None
+) -> int | None:
+    """The axis whose size stays when the input grows from `shape` to `larger`, else `known`."""
+    if len(shape) == 2:
+        return 1
+    if larger and len(larger) == len(shape):
+        kept = [axis for axis in range(1, len(shape)) if shape[axis] == larger[axis]]
+        kept = [axis for axis in kept if shape[axis] > 1] or kept
+        if len(kept) == 1:
+            return kept[0]
+    return known

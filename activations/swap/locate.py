@@ -1,0 +1,147 @@
+"""Where in the source code of a network a function such as `F.relu` is called.
+
+A run asks this for every such call. The answer distinguishes the calls, and tells `rewrite` which
+expression of which method must become the call of a module, or why it cannot.
+"""
+
+import ast
+import functools
+import itertools
+import linecache
+import types
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+End = tuple[int, int]  # line and column where a call's expression ends
+
+
+class Location(NamedTuple):
+    """Where a function is called.
+
+    Attributes:
+        owner: the name of the module whose method makes the call.
+        point: the method and the end of the call's expression; file and line if `why` is set.
+        why: why the call cannot be rewritten; empty where it can.
+    """
+
+    owner: str
+    point: tuple[str, End] | str
+    why: str = ""
+
+
+def locate(frame: types.FrameType, name: str, modules: dict[int, str], running: str) -> Location:
+    """The location from which `frame` and its callees called the activation function `name`.
+
+    Args:
+        frame: the innermost frame. Frames of torch are skipped, except those of its modules.
+        name: the function's name, such as relu.
+        modules: the names of the network's modules by id.
+        running: the name of the module that is running.
+    """
+    while _within_torch(frame) and frame.f_back:
+        frame = frame.f_back
+    code = frame.f_code
+    lines = linecache.getlines(code.co_filename, frame.f_globals)
+    text = lines[frame.f_lineno - 1].strip() if lines else "(its source is not known)"
+    refused = functools.partial(Location, running, f"{code.co_filename}:{frame.f_lineno}: {text}")
+    if not lines:
+        return refused("its source is not known")
+    method = method_around(tuple(lines), frame.f_lineno)
+    if method is None or not arguments(method):
+        return refused("it is not in a method")
+    caller: types.FrameType | None = frame
+    position = (method.name, code.co_filename)
+    while caller and (caller.f_code.co_name, caller.f_code.co_filename) != position:
+        caller = caller.f_back  # from a lambda or comprehension to its method
+    owner = caller and caller.f_locals.get(arguments(method)[0].arg)
+    if caller is None or not isinstance(owner, nn.Module) or id(owner) not in modules:
+        return refused("it is not in a method of one of the network's modules")
+    attribute = method.name
+    if attribute.startswith("__") and not attribute.endswith("__"):  # a private name
+        attribute = f"_{caller.f_code.co_qualname.split('.')[-2].lstrip('_')}{attribute}"
+    if getattr(getattr(type(owner), attribute, None), "__code__", None) is not caller.f_code:
+        return refused(f"the method {method.name} is decorated or overridden")
+    if not _unchanged(caller.f_code, tuple(lines)):
+        return refused("its source has changed since it was imported")
+    positions = itertools.islice(code.co_positions(), frame.f_lasti // 2, None)
+    _, end_line, _, end_column = next(positions)
+    end = (end_line or 0, end_column or 0)
+    call = next((c for c in ast.walk(method) if isinstance(c, ast.Call) and end_of(c) == end), None)
+    if call is None or not _calls(call, name, frame):
+        return refused("the function is not called by its own name")
+    return Location(modules[id(owner)], (attribute, end))
+
+
+def _within_torch(frame: types.FrameType) -> bool:
+    module = f"{frame.f_globals.get('__name__')}."
+    return module.startswith("torch.") and not module.startswith("torch.nn.modules.")
+
+
+@functools.lru_cache(maxsize=64)
+def _methods(lines: tuple[str, ...]) -> list[ast.FunctionDef]:
+    tree = ast.parse("".join(lines))
+    classes = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    return [item for node in classes for item in node.body if isinstance(item, ast.FunctionDef)]
+
+
+def method_around(lines: tuple[str, ...], line: int) -> ast.FunctionDef | None:
+    """The innermost method that holds `line`, if there is one."""
+    around = (m for m in _methods(lines) if m.lineno <= line <= (m.end_lineno or 0))
+    return max(around, key=lambda method: method.lineno, default=None)
+
+
+def arguments(method: ast.FunctionDef) -> list[ast.arg]:
+    """Its positional arguments, `self` first."""
+    return method.args.posonlyargs + method.args.args
+
+
+def end_of(node: ast.expr) -> End:
+    """Line and column where the expression ends."""
+    return (node.end_lineno or 0, node.end_col_offset or 0)
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """`code` and all code objects in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
+
+
+@functools.lru_cache(maxsize=256)
+def _unchanged(code: types.CodeType, lines: tuple[str, ...]) -> bool:
+    """Whether `code` was compiled from `lines`."""
+
+    def content(code: types.CodeType) -> tuple[Any, ...]:
+        values = [value for value in code.co_consts if not isinstance(value, types.CodeType)]
+        return code.co_qualname, code.co_firstlineno, code.co_code, code.co_names, values
+
+    whole = compile("".join(lines), code.co_filename, "exec", dont_inherit=True)
+    return any(content(part) == content(code) for part in _codes(whole))
+
+
+def _calls(call: ast.Call, name: str, frame: types.FrameType) -> bool:
+    """Whether `call` is a plain call of the activation function `name`."""
+    if any(isinstance(argument, ast.Starred) for argument in call.args):
+        return False
+    function = _value(call.func, frame)
+    if function is None or isinstance(getattr(function, "__self__", None), Tensor):
+        # x.relu(), or self.conv(x).relu()
+        return (
+            isinstance(call.func, ast.Attribute)
+            and call.func.attr.rstrip("_") == name
+            and not call.args
+        )
+    function = function.func if isinstance(function, functools.partial) else function
+    return getattr(function, "__name__", "").rstrip("_") == name
+
+
+def _value(node: ast.expr, frame: types.FrameType) -> Any:
+    """The value of a dotted name in `frame`; None for any other expression."""
+    if isinstance(node, ast.Name):
+        return {**frame.f_globals, **frame.f_locals}.get(node.id)
+    if isinstance(node, ast.Attribute) and (owner := _value(node.value, frame)) is not None:
+        return getattr(owner, node.attr, None)
+    return None

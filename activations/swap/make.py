@@ -1,0 +1,112 @@
+"""Make the new activations: one for each call, or one for several calls that share it.
+
+The factory is called with the sizes that its class asks for, such as the number of channels. Each
+new module is then tried on an input of the call's shape, before the network is changed.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .kinds import sizes_taken
+from .trace import Call
+
+Factory = Callable[..., nn.Module]
+Share = Literal["channel", "site", "stage", "model"]
+
+
+def make_all(
+    model: nn.Module,
+    chosen: list[tuple[Call, str]],
+    rules: Mapping[str, Factory],
+    share: Share,
+) -> dict[str, nn.Module]:
+    """The new module of each call, by name; `rules` are the factories of the `chosen` calls."""
+    near = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    made: dict[Any, tuple[Call, nn.Module, int | None]] = {}
+    new: dict[str, nn.Module] = {}
+    for call, glob in chosen:
+        key = (glob, {"stage": call.stage, "model": None}.get(share, call.name))
+        if key not in made:
+            module, channels = _make(rules[glob], call, share)
+            made[key] = (call, module.to(near.device, near.dtype), channels)
+        first, module, channels = made[key]
+        if channels not in (None, call.channels):
+            raise ValueError(
+                f"share={share!r}: {first.name} has {channels} channels and {call.name} "
+                f"{call.channels}, but {type(module).__name__} is made for one number of channels"
+            )
+        _check(call, module)
+        new[call.name] = module
+    return new
+
+
+def _make(factory: Factory, call: Call, share: Share) -> tuple[nn.Module, int | None]:
+    """A new module for `call`, and the number of channels that it was made for."""
+    if isinstance(factory, nn.Module):
+        raise TypeError(
+            f"{factory!r} is one module, and each call needs its own: give the class "
+            f"{type(factory).__name__} or functools.partial of it"
+        )
+    try:
+        new = factory()
+    except TypeError as error:
+        raise TypeError(
+            f"the activation factory {factory!r} must make a torch.nn.Module when called without "
+            f"arguments ({error}): give a class or functools.partial"
+        ) from error
+    if not isinstance(new, nn.Module):
+        raise TypeError(f"the activation factory must make a torch.nn.Module, got {new!r}")
+    kind, sizes = type(new).__name__, {}
+    takes = sizes_taken(type(new))
+    if "channels" in takes:
+        sizes["channels"] = call.channels
+    if "dims" in takes:
+        sizes["dims"] = len(call.shape) - 2
+    if share == "channel":
+        if "num_parameters" not in takes:
+            raise ValueError(f"share='channel': {kind} has no parameters a channel")
+        sizes["num_parameters"] = call.channels
+        axis = -1 if call.axis == len(call.shape) - 1 > 1 else call.axis
+        if "channel_dim" in takes:
+            sizes["channel_dim"] = axis
+        elif axis != 1:
+            raise ValueError(
+                f"share='channel': {kind} has its channels on axis 1, {call.name} on {axis}"
+            )
+    if None in sizes.values():
+        raise ValueError(
+            f"{kind} needs the number of channels, which the input {call.shape} of {call.name} "
+            "does not tell; give a factory that sets it, or exclude the call"
+        )
+    if sizes:
+        try:
+            new = factory(**sizes)
+        except TypeError as error:
+            raise TypeError(
+                f"the factory of {kind} must pass {', '.join(sizes)} on to it ({error}): give the "
+                "class itself or functools.partial"
+            ) from error
+    return new, sizes.get("channels")
+
+
+def _check(call: Call, new: nn.Module) -> None:
+    """Raise where `new` does not keep the shape and dtype of its input."""
+    device = next(new.parameters(), torch.empty(0)).device
+    x = torch.zeros(call.shape, dtype=call.dtype, device=device)
+    try:
+        with torch.no_grad():
+            y = copy.deepcopy(new).eval()(x)
+    except Exception as error:
+        raise ValueError(
+            f"{type(new).__name__} fails on the input {call.shape} of {call.name}: {error}"
+        ) from error
+    if not isinstance(y, Tensor) or (y.shape, y.dtype) != (x.shape, x.dtype):
+        became = (tuple(y.shape), y.dtype) if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(
+            f"{type(new).__name__} makes {became} of {(call.shape, x.dtype)} at {call.name}; "
+            "an activation keeps shape and dtype"
+        )
