@@ -249,9 +249,8 @@ class ActivationMonitor(Callback):
         inputs = {site: x.flatten().cpu() for site, x in self._probe.inputs.items()}
         if self.histograms:
             shown = {f"inputs/{site}": x for site, x in inputs.items()}
-            for site, name, column in sites.columns(self.last):
-                if len(column) > 1:
-                    shown[f"{name}_channels/{site}"] = column
+            columns = sites.columns(self.last)
+            shown |= {f"{name}_channels/{site}": v for site, name, v in columns if len(v) > 1}
             board.show_histograms(trainer.loggers, shown, step)
         if self.figure and self._probe.drawn:
             path = self.record.path.with_name("activations.png")

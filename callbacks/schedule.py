@@ -16,8 +16,7 @@ from activations import Scheduled, set_progress
 from .lightning_private import averaged_models, callbacks_of
 
 _UNPLANNABLE = {
-    GradientAccumulationScheduler: "changes the steps of an epoch: use "
-    "trainer.accumulate_grad_batches",
+    GradientAccumulationScheduler: "changes an epoch's steps: use trainer.accumulate_grad_batches",
     StochasticWeightAveraging: "adds an epoch: use WeightAveraging or EMAWeightAveraging",
 }
 
@@ -96,13 +95,11 @@ class ActivationSchedule(Callback):
         if self._progress is not None and self.interval == "step":
             self._move(trainer, self.progress(trainer))
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set averaged networks too, which are validated instead."""
+    def on_validation_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Set averaged networks too, which are validated and stored in checkpoints."""
         self._move(trainer, self._progress)
 
-    def on_save_checkpoint(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Set averaged networks too; the checkpoint's tensors are those of the networks."""
-        self._move(trainer, self._progress)
+    on_save_checkpoint = on_validation_start
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set averaged networks too, which replace the trained one; say where t ended."""
