@@ -74,8 +74,8 @@ def choose(
             )
         if call.key in found.overwritten:
             raise ValueError(
-                f"cannot swap {call.name}: it changes its input in place, and the network goes on "
-                f"to use that input. Use its result there, or exclude {call.site!r}"
+                f"cannot swap {call.name}: it changes its input in place, and the network uses "
+                f"that input again. Use the result of the call instead, or exclude {call.site!r}"
             )
         if not call.function and has_hooks(model.get_submodule(owner)):
             left.append(Left(call.name, "forward hooks", "not carried over"))

@@ -1,7 +1,7 @@
 """Which modules and functions are activations, which are gates, and which are neither.
 
-Every other step asks here. A gate (Sigmoid, Softmax, GLU) bounds or weighs values; it is found like
-an activation, and swapped only on request.
+All other steps use these answers. A gate (Sigmoid, Softmax, GLU) bounds or weighs values; it is
+found like an activation, and swapped only on request.
 """
 
 import inspect
@@ -77,7 +77,7 @@ def is_elementwise(module: nn.Module) -> bool:
 
 
 def sizes_taken(kind: type) -> set[str]:
-    """The constructor arguments of `kind` that tell it the sizes of its input."""
+    """The constructor arguments of `kind` that depend on the sizes of its input."""
     if issubclass(kind, Activation):
         return set(kind.size_arguments)
     known = {"num_parameters", "channel_dim", "channels", "dims"}

@@ -1,7 +1,7 @@
 """Where in the source code of a network a function such as `F.relu` is called.
 
-A run asks this for every such call. The answer distinguishes the calls, and tells `rewrite` which
-expression of which method must become the call of a module, or why it cannot.
+`trace` asks this for every such call, and calls from different locations count as different calls.
+`rewrite` needs the location, to replace the expression there by the call of a module.
 """
 
 import ast

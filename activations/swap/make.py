@@ -79,8 +79,8 @@ def _make(factory: Factory, call: Call, share: Share) -> tuple[nn.Module, int | 
             )
     if None in sizes.values():
         raise ValueError(
-            f"{kind} needs the number of channels, which the input {call.shape} of {call.name} "
-            "does not tell; give a factory that sets it, or exclude the call"
+            f"{kind} needs the number of channels, which is not known for the input {call.shape} "
+            f"of {call.name}; give a factory that sets it, or exclude the call"
         )
     if sizes:
         try:

@@ -85,7 +85,7 @@ def match(activation: nn.Module, reference: Function, samples: Tensor | None = N
         for start in starts:
             theta, cost = _least_squares(lambda theta: difference(theta, x, y), start)
             outside = difference(theta, tail, tail_y).square().mean(0).nan_to_num(math.inf)
-            # where two fit the samples equally well, the one that fits better beyond them is taken
+            # of two that fit the samples equally well, take the one that fits better beyond them
             better = (cost < least[0] - 1e-24) | (cost < least[0] + 1e-24) & (outside < least[1])
             best = torch.where(better[:, None], theta, best)
             least = torch.where(better, torch.stack([cost, outside]), least)

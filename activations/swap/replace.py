@@ -84,29 +84,29 @@ def replace_activations(
     Args:
         model: the network, changed in place.
         factory: makes one activation: a class, or `functools.partial` of one; or a mapping of globs
-            over the calls' names to factories, of which the first that fits is taken. Where its
+            over the calls' names to factories, of which the first that matches is taken. Where its
             class takes `channels` or `dims`, it receives those of the call's input.
         example_input: a batch such as the network takes. By default zeros in the size of a timm
             network's `pretrained_cfg`, else 224 x 224 or the first usual size that works.
         include: globs over names (`layer4.*`, `*.act3`): only these calls are swapped.
         exclude: globs over names: these are not.
-        include_kinds: gates, or classes that pass for no activation, to be swapped too, by class or
-            function name: `["Sigmoid"]`.
+        include_kinds: gates, or classes that are not recognised as activations, to be swapped
+            too, by class or function name: `["Sigmoid"]`.
         share: how widely parameters are shared. `site`: each call has its own, for all channels
-            together; `channel`: each call has one set a channel; `stage`: calls on feature maps of
-            one size share an instance; `model`: all calls share one.
-        match: True starts each new function as close as it gets to the old one, on the inputs that
+            together; `channel`: each call has one set per channel; `stage`: calls on feature maps
+            of one size share an instance; `model`: all calls share one.
+        match: True starts each new function as close as possible to the old one, on the inputs that
             `example_input` gives it (:func:`activations.match`); `"fade"` moves from the old
             function to the new one during training (:class:`activations.Fade`).
 
     Returns:
-        The swapped calls and what was left; `print` it.
+        The swapped calls, and what was not swapped; `print` shows both.
 
     Raises:
-        ValueError: a glob or kind that fits nothing; a function call in code that cannot be
-            rewritten; a channel count that is needed and cannot be told; `share` that the function
+        ValueError: a glob or kind that matches nothing; a function call in code that cannot be
+            rewritten; a number of channels that is needed and not known; `share` that the function
             does not allow; a factory whose module changes shape or dtype; a network that does not
-            run on `example_input`. The model is as before.
+            run on `example_input`. The model is then as before.
         TypeError: `factory` does not make a module.
     """
     for name, module in model.named_modules():

@@ -1,8 +1,8 @@
 """Which activations a network calls: a copy of it runs once, and every call is recorded.
 
 Hooks see the calls of modules, and a mode of torch sees the calls of functions. The mode also finds
-calls that change their input in place although the network uses it again: no new module could do
-that.
+calls that change their input in place although the network uses it again: these cannot be swapped,
+because a new module does not change its input.
 """
 
 import copy
@@ -24,8 +24,6 @@ from .kinds import CONVOLUTIONS, GATE_FUNCTIONS, NAME_OF, kind_of, plain
 from .locate import locate
 
 _LOOKS = {"__get__", "size", "dim", "numel", "stride", "is_contiguous"}  # they read no values
-
-
 Key = tuple[str, Any]
 
 
@@ -41,6 +39,11 @@ class Function(nn.Module):
     def takes_tensors(self) -> bool:
         """Whether the call takes a second tensor, such as the weight of prelu."""
         return any(isinstance(value, Tensor) for value in (*self.args, *self.kwargs.values()))
+
+    def extra_repr(self) -> str:
+        """The name and the arguments, so that different functions are shown as different."""
+        named = [f"{name}={value}" for name, value in self.kwargs.items()]
+        return ", ".join([self.name, *map(str, self.args), *named])
 
     def forward(self, x: Tensor) -> Tensor:
         """`torch.nn.functional.<name>(x, ...)`, not in place."""
@@ -115,7 +118,7 @@ def run(
     seen: set[nn.Module] = set()
     for path, module in list(twin.named_modules(remove_duplicate=False)):
         if kind_of(module):
-            if module in seen:  # one activation with several names: tell its calls apart
+            if module in seen:  # one activation with several names: count their calls separately
                 twin.set_submodule(path, copy.deepcopy(module))
             seen.add(module)
     device = "meta" if meta else next(model.parameters(), example).device
@@ -229,7 +232,7 @@ class Run(TorchFunctionMode):
         return None
 
     def _overwrite(self, x: Tensor, key: Key) -> Tensor:
-        """Remember that `x` was changed in place; a copy, so that the result is told from it."""
+        """Remember that `x` was changed in place; return a copy, which is not out of date."""
         memory, copied = x.untyped_storage(), x.clone()
         self._changed[id(memory)] = (memory, key, _part(x))
         return copied
