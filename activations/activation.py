@@ -30,14 +30,14 @@ def set_progress(model: nn.Module, progress: float) -> int:
 def fuse(model: nn.Module, on: bool = True) -> int:
     """Compute the activations in `model` by fused kernels, or plainly again with `on=False`.
 
-    Plain is the default: compiling takes about 4 s for each kind of function, which short runs
-    never win back. The choice belongs to these modules alone and is copied and pickled with them;
-    activations that are put into `model` later are plain. Fused or plain, values agree to the
-    rounding of the dtype.
+    Plain is the default: compiling takes about 4 s for each kind of function, more than a short run
+    saves. The choice belongs to these modules alone and is copied and pickled with them;
+    activations that are put into `model` later are plain. Fused and plain values differ only by
+    the rounding of the dtype.
 
-    Always plain are: whole-model `torch.compile`, `torch.export`, tracing, `torch.func`, tensor
-    subclasses, and devices other than CPU and CUDA. Without a compiler everything stays plain, and
-    a warning says so once.
+    The plain path is always used in whole-model `torch.compile`, `torch.export`, tracing and
+    `torch.func`, for tensor subclasses, and on devices other than CPU and CUDA. Without a compiler
+    everything stays plain, and a warning says so once.
 
     Returns:
         The number of activations in `model`.
@@ -51,7 +51,8 @@ def fuse(model: nn.Module, on: bool = True) -> int:
 def penalty(model: nn.Module) -> Tensor | float:
     """Sum of the terms that the activations of `model` add to the training loss; 0.0 if none does.
 
-    Added before the backward pass, it is right under loss scaling and gradient accumulation.
+    Add it to the loss before the backward pass: loss scaling and gradient accumulation then apply
+    to it too.
     """
     terms = (module.penalty() for module in model.modules() if isinstance(module, Activation))
     return sum((term for term in terms if term is not None), 0.0)
@@ -61,9 +62,9 @@ class Channels(TypedDict, total=False):
     """Constructor arguments of every activation that can learn one set of parameters a channel.
 
     Attributes:
-        num_parameters: 1 (shared by all channels) or C, the size of `channel_dim`.
-        channel_dim: axis of the channels: 1, or -1 for channels-last tokens.
-        inplace: accepted, so that the class fits where libraries pass it, and ignored.
+        num_parameters: 1 (shared by all channels) or C, the size of `channel_dim`; default 1.
+        channel_dim: axis of the channels: 1, or -1 for channels-last tokens; default 1.
+        inplace: ignored; accepted because libraries pass it to every activation; default False.
     """
 
     num_parameters: int
@@ -75,15 +76,15 @@ class Activation(nn.Module):
     r"""Base class: an elementwise function :math:`f(x)` with its own parameters.
 
     A subclass registers its parameters with :meth:`learned`, and names its formula and what the
-    formula is called with in :meth:`expression`; one that nothing can fuse writes :meth:`function`
-    instead. Its *direct* parameters are the shape of the function
+    formula is called with in :meth:`expression`; one that cannot be fused overrides
+    :meth:`function` instead. Its *direct* parameters are the shape of the function
     (`activations.parameter_groups` keeps them from weight decay); those of child modules, such as
     LSLU's convolution, are weights.
 
     Args:
         num_parameters: 1 (shared by all channels) or C, the size of `channel_dim`.
         channel_dim: axis of the channels: 1, or -1 for channels-last tokens.
-        inplace: accepted, so that the class fits where libraries pass it, and ignored.
+        inplace: ignored; accepted because libraries pass it to every activation.
 
     Shape:
         (N, C, \*) -> same; any shape when `num_parameters` is 1. Half precision is computed in
@@ -94,7 +95,7 @@ class Activation(nn.Module):
         size_arguments: of the class: constructor arguments that `replace_activations` may set from
             the input of a call: num_parameters, channel_dim, channels or dims.
         match_starts: of the class: values of the parameters from which `activations.match` also
-            starts, where least squares would not reach a known function from the defaults.
+            starts, if least squares does not reach a known function from the defaults.
         variants: of the class: constructor arguments under which the gallery shows it.
         gallery_step: of the class: how far the gallery moves a parameter.
 
@@ -143,7 +144,7 @@ class Activation(nn.Module):
         return None
 
     def __init_subclass__(cls) -> None:
-        """A class that writes its own function does not inherit another one's expression."""
+        """A class that overrides `function` alone does not inherit the expression of its parent."""
         if "function" in vars(cls) and "expression" not in vars(cls):
             cls.expression = Activation.expression
 
@@ -170,10 +171,10 @@ class Activation(nn.Module):
             y = evaluate(expression, x, self.num_parameters, self.channel_dim)
             if y is not None:
                 return y
-        return self.function(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
+        return self.function(precise(x)).to(x.dtype)
 
     def check_input(self, x: Tensor) -> None:
-        """Raise where `x` cannot be what this module was built for."""
+        """Raise if `x` has a wrong dtype or wrong channels."""
         name = type(self).__name__
         if not x.is_floating_point():
             raise TypeError(f"{name} needs a real floating-point tensor, got {x.dtype}")
@@ -213,10 +214,12 @@ class Activation(nn.Module):
         return ", ".join(parts)
 
 
-def finite(name: str, value: float) -> float:
-    """`value` as a float; ValueError, naming it, when it is not a finite number."""
+def finite(name: str, value: float, least: float = -math.inf) -> float:
+    """`value`, a finite number of at least `least`, as a float; else ValueError, naming it."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be >= {least:g}, got {value!r}")
     return float(value)
 
 
@@ -240,9 +243,9 @@ def at_least(parameter: Tensor, bound: float) -> Tensor:
     return fixed.clamp(min=bound) + (parameter - fixed)
 
 
-def precise(parameter: Tensor) -> Tensor:
-    """`parameter` in float32 or better, for what is made of it before a formula is called."""
-    return parameter.to(torch.promote_types(parameter.dtype, torch.float32))
+def precise(x: Tensor) -> Tensor:
+    """`x` in float32 or better, so that what is computed from it is rounded once, at the end."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def gate(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ COLUMNS = 6
 
 
 def curves(module: Activation) -> list[tuple[str, str, Tensor, Tensor]]:
-    """Label, line style, x and f(x): the module as it is, then how its values or time bend it."""
+    """Label, line style, x and f(x): the module as it is, then with other parameters or times."""
     x = torch.linspace(-4, 4, 801)
 
     def now(label: str, style: str) -> tuple[str, str, Tensor, Tensor]:
@@ -55,7 +55,7 @@ def samples() -> list[tuple[str, Activation]]:
 
 
 def draw(path: Path) -> None:
-    """Draw each function in black, its derivative dotted, and in colour how it bends."""
+    """Draw each function in black, its derivative dotted, other parameters or times in colour."""
     entries = samples()
     rows = -(-len(entries) // COLUMNS)
     figure = new_figure(2.9 * COLUMNS, 2.5 * rows, dpi=70, layout="constrained")

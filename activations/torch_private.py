@@ -7,7 +7,6 @@ fails there by name. `fusion/lowering.py` holds what concerns Inductor's own pas
 
 import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -66,19 +65,9 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def leave_fast_path(owner: nn.Module) -> list[Callable[[], Any]]:
-    """Let torch's transformer encoder call its activation also where no gradient is needed.
-
-    Returns:
-        What puts `owner` back.
-    """
-    changes: dict[str, Any] = {}
+def leave_fast_path(owner: nn.Module) -> None:
+    """Let torch's transformer encoder call its activation also where no gradient is needed."""
     if isinstance(owner, nn.TransformerEncoderLayer):
-        changes = {"activation_relu_or_gelu": 0}
+        owner.activation_relu_or_gelu = 0
     elif isinstance(owner, nn.TransformerEncoder):
-        changes = {"use_nested_tensor": False}
-    undo = []
-    for name, value in changes.items():
-        undo.append(partial(setattr, owner, name, getattr(owner, name)))
-        setattr(owner, name, value)
-    return undo
+        owner.use_nested_tensor = False

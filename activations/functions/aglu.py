@@ -21,10 +21,10 @@ def aglu(x: Tensor, lambd: Tensor, kappa: Tensor) -> Tensor:
     return x * apa(x, lambd, kappa)
 
 
-# a kernel would take the logarithm and the inverse once an element
+# called with the logarithm and the inverse: a kernel would compute them for every element
 def _apa(x: Tensor, log_lambd: Tensor, inverse: Tensor, kappa: Tensor) -> Tensor:
     softplus = _softplus(log_lambd - kappa * x)
-    # exp(-1000) is 0 in every dtype: beyond it no gradient passes, whatever comes back
+    # exp(-1000) is 0 in every dtype; the clamp stops the gradient beyond it
     return torch.exp((-inverse * softplus).clamp(min=-1000))
 
 

@@ -52,7 +52,7 @@ def linear_spline(
     channel_dim: int = 1,
     take: Take = operator.getitem,
 ) -> Tensor:
-    """Interpolate `values` (P, K + 1) linearly, going on along the end pieces outside."""
+    """Interpolate `values` (P, K + 1) linearly; outside, continue the first and the last piece."""
     inside = x.clamp(low, high)
     inner, slope = interpolate(inside, values, low, high, channel_dim, take)
     return inner + slope * (x - inside)
@@ -64,7 +64,7 @@ class BSpline(Activation):
     .. math:: f(x) = \sum_{k=0}^{K} c_k B\left(\frac{x - l}{h} - k\right), \quad
         B(u) = \max(0, 1 - |u|), \quad h = (r - l) / K
 
-    on [l, r]; outside, the end pieces go on as lines.
+    on [l, r]; outside, the first and the last piece continue as lines.
 
     Attributes:
         values: (num_parameters, pieces + 1), f at the knots, learned, not decayed.

@@ -1,4 +1,4 @@
-"""CosLU and SinLU: a wave riding on a gated identity."""
+"""CosLU and SinLU: the input plus a cosine or sine wave, times a sigmoid gate."""
 
 from typing import Unpack
 
@@ -29,7 +29,7 @@ class CosLU(Activation):
         beta: (num_parameters,), learned, not decayed.
 
     Args:
-        alpha: initial amplitude of the cosine.
+        alpha: initial amplitude of the wave.
         beta: initial angular frequency, in radians per unit of `x`.
         channels: see :class:`activations.Channels`.
 
@@ -59,7 +59,7 @@ class CosLU(Activation):
         return Expression(coslu, (self.alpha, self.beta))
 
 
-class SinLU(Activation):
+class SinLU(CosLU):
     r"""Sine linear unit. Learned.
 
     .. math:: f(x) = (x + \alpha \sin(\beta x))\, \sigma(x)
@@ -69,7 +69,7 @@ class SinLU(Activation):
         beta: (num_parameters,), learned, not decayed.
 
     Args:
-        alpha: initial amplitude of the sine.
+        alpha: initial amplitude of the wave.
         beta: initial angular frequency, in radians per unit of `x`.
         channels: see :class:`activations.Channels`.
 
@@ -86,13 +86,6 @@ class SinLU(Activation):
         Paul et al., "SinLU: sinu-sigmoidal linear unit", Mathematics 10(3), 2022; Pishchik 2023,
         preprints 202301.0463. Deviation from it: none.
     """
-
-    match_starts = ({"alpha": 0.0},)  # SiLU
-
-    def __init__(self, alpha: float = 1.0, beta: float = 1.0, **channels: Unpack[Channels]) -> None:
-        super().__init__(**channels)
-        self.alpha = self.learned("alpha", alpha)
-        self.beta = self.learned("beta", beta)
 
     def expression(self) -> Expression:
         """The formula with this module's parameters."""

@@ -3,13 +3,13 @@
 import functools
 import operator
 from collections.abc import Sequence
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from activations.activation import Activation, Channels, finite, inside, integer, positive
+from activations.activation import Activation, Channels, finite, inside, integer, positive, precise
 from activations.fusion.kernel import Expression
 from activations.torch_private import is_intercepted
 
@@ -44,10 +44,8 @@ def covariance(cells: int, length: float, variance: float) -> Tensor:
     """
     centres = torch.arange(cells, dtype=torch.float64, device="cpu") * 2 / cells
     between = torch.exp(-(centres[:, None] - centres).abs() / length) ** 2
-    full = (
-        torch.kron(between, torch.eye(2, dtype=torch.float64, device="cpu"))
-        * (variance * 2 * cells) ** 2
-    )
+    identity = torch.eye(2, dtype=torch.float64, device="cpu")
+    full = torch.kron(between, identity) * (variance * 2 * cells) ** 2
     return basis(cells).T @ full @ basis(cells)
 
 
@@ -137,16 +135,16 @@ def ditac(
     a: float,
     b: float,
     variant: Variant,
-    channel_dim: int = 1,
-    take: Take = operator.getitem,
+    **how: Any,
 ) -> Tensor:
-    """The variant's formula, of T as in `transform`."""
-    moved = transform(x, ends, table, a, b, variant, channel_dim, take)
+    """The variant's formula; the arguments are those of `transform`, which computes T(x)."""
+    moved = transform(x, ends, table, a, b, variant, **how)
     if variant == "ge":
         return torch.where(x >= 0, moved, F.gelu(x))
     if variant == "leaky":
         return F.leaky_relu(moved, 0.01)
-    return inside(moved) * _normal_cdf(x)
+    normal_cdf = 0.5 * torch.erfc(x * -(0.5**0.5))
+    return inside(moved) * normal_cdf
 
 
 class DiTAC(Activation):
@@ -174,15 +172,15 @@ class DiTAC(Activation):
         penalty_weight: of theta' Sigma^-1 theta, which `activations.penalty` adds to the loss.
         table: intervals of the look-up table.
         variant: our readings of the paper's others: `leaky` LeakyReLU(T(x)), slope 0.01; `ge` T(x)
-            for x >= 0, GELU(x) for x < 0; `inf` DiTAC whose T goes on outside along its tangents
-            at a and b.
+            for x >= 0, GELU(x) for x < 0; `inf` DiTAC whose T continues outside as its
+            tangents at a and b.
         channels: see :class:`activations.Channels`.
 
     Shape:
         (N, C, \*) -> same.
 
     Initialisation:
-        GELU, but for the rounding of the table.
+        GELU, up to the rounding of the table.
 
     Raises:
         ValueError: cells < 2, a >= b, a number out of range, or the channels do not match.
@@ -190,7 +188,7 @@ class DiTAC(Activation):
     Reference:
         Chelly et al., "Trainable highly-expressive activation functions", ECCV 2024, arXiv
         2407.07564. Deviation from it: theta starts at 0, not from the prior, whose released
-        constants move points by several interval widths a unit time, so that T is all but a step;
+        constants move points by several interval widths a unit time, so that T is almost a step;
         interpolation instead of rounding in the table; the penalty is a loss term; the released
         gradient of theta is 9 times too large.
     """
@@ -226,9 +224,7 @@ class DiTAC(Activation):
         self.a, self.b = finite("a", start if a is None else a), finite("b", b)
         if self.a >= self.b:
             raise ValueError(f"a must be < b, got {self.a!r} and {b!r}")
-        if finite("penalty_weight", penalty_weight) < 0:
-            raise ValueError(f"penalty_weight must be >= 0, got {penalty_weight!r}")
-        self.penalty_weight = penalty_weight
+        self.penalty_weight = finite("penalty_weight", penalty_weight, least=0)
         prior = covariance(
             integer("cells", cells, 2), positive("length", length), positive("variance", variance)
         )
@@ -243,7 +239,7 @@ class DiTAC(Activation):
         """`penalty_weight theta' Sigma^-1 theta`, summed over the channels."""
         if self.penalty_weight == 0:
             return None
-        theta = self.theta.to(torch.promote_types(self.theta.dtype, torch.float32))
+        theta = precise(self.theta)
         return self.penalty_weight * ((theta @ self.precision.to(theta)) * theta).sum()
 
     def table_and_ends(self) -> tuple[Tensor, Tensor]:
@@ -254,7 +250,7 @@ class DiTAC(Activation):
         flowed = self.a + (self.b - self.a) * cpab(grid, velocities)
         # the flow's slope at an end is exp of the field's slope there
         ends = (velocities.diff(dim=1) * (velocities.shape[1] - 1)).exp()[:, [0, -1]]
-        dtype = torch.promote_types(self.theta.dtype, torch.float32)
+        dtype = precise(self.theta).dtype
         return flowed.to(dtype), ends.to(dtype)
 
     def transform(self, x: Tensor) -> Tensor:
@@ -267,7 +263,3 @@ class DiTAC(Activation):
         """The variant's formula."""
         table, ends = self.table_and_ends()
         return Expression(ditac, (ends,), (self.a, self.b, self.variant), (table,))
-
-
-def _normal_cdf(x: Tensor) -> Tensor:
-    return 0.5 * torch.erfc(x * -(0.5**0.5))

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from activations.activation import Activation, finite
+from activations.activation import Activation, finite, positive
 from activations.fusion.kernel import Expression
 
 
@@ -64,9 +64,7 @@ class DSReLU(Activation):
         inplace: bool = False,
     ) -> None:
         super().__init__(inplace=inplace)
-        self.a, self.b, self.k = finite("a", a), finite("b", b), finite("k", k)
-        if self.k <= 0:
-            raise ValueError(f"k must be > 0, got {k!r}")
+        self.a, self.b, self.k = finite("a", a), finite("b", b), positive("k", k)
         self.normalized = normalized
         self.negative_slope = finite("negative_slope", negative_slope)
         self.register_buffer("slope", torch.tensor(self.slope_at(0.0)))

@@ -5,7 +5,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from activations.activation import Activation, integer
+from activations.activation import Activation, integer, precise
 
 
 def dynamic_relu(x: Tensor, slopes: list[Tensor], offsets: list[Tensor]) -> Tensor:
@@ -22,8 +22,8 @@ class DynamicReLU(Activation):
         a_k^c = \alpha_k + \lambda_a\, \Delta a_k^c(x), \quad
         b_k^c = \beta_k + \lambda_b\, \Delta b_k^c(x)
 
-    where the residuals in (-1, 1) are 2 sigmoid(.) - 1 of global average pooling, a linear layer to
-    C / reduction, ReLU and a linear layer to 4 C.
+    where the residuals in (-1, 1) are 2 sigmoid(z) - 1, and z comes from global average pooling, a
+    linear layer to C / reduction, ReLU and a linear layer to 4 C.
 
     Attributes:
         squeeze: linear layers, ordinary weights.
@@ -31,7 +31,7 @@ class DynamicReLU(Activation):
 
     Args:
         channels: C of the input; `replace_activations` passes it.
-        reduction: of the hidden layer.
+        reduction: C divided by the width of the hidden layer.
         inplace: accepted and ignored.
 
     Shape:
@@ -69,13 +69,13 @@ class DynamicReLU(Activation):
             )
 
     def function(self, x: Tensor) -> Tensor:
-        """The lines of a pooled input of 0, the same for every element: the curve that is drawn."""
+        """The curve to draw: the lines for a pooled input of 0, averaged over the channels."""
         return self._lines(x, self._residuals(x.new_zeros(1, self.channels)).mean(1, keepdim=True))
 
     def forward(self, x: Tensor) -> Tensor:
         """The maximum of each sample's and channel's own lines."""
         self.check_input(x)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = precise(x)
         pooled = wide.flatten(2).mean(2) if x.dim() > 2 else wide
         residuals = self._residuals(pooled.to(x.dtype))
         return self._lines(wide, residuals.view(*x.shape[:2], *[1] * (x.dim() - 2), 4)).to(x.dtype)
@@ -83,7 +83,7 @@ class DynamicReLU(Activation):
     def _residuals(self, pooled: Tensor) -> Tensor:
         pooled = pooled.to(self.squeeze.weight.dtype)
         raw = self.excite(self.squeeze(pooled).relu()).view(-1, self.channels, 4)
-        return 2 * torch.sigmoid(raw.to(torch.promote_types(raw.dtype, torch.float32))) - 1
+        return 2 * torch.sigmoid(precise(raw)) - 1
 
     @staticmethod
     def _lines(x: Tensor, residuals: Tensor) -> Tensor:

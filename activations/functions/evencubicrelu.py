@@ -11,7 +11,8 @@ from activations.fusion.kernel import Expression
 def even_cubic_relu(x: Tensor, alpha: Tensor, beta: Tensor, gamma: float) -> Tensor:
     """`alpha relu(x) + gamma beta |x|^3`; alpha and beta broadcast against `x`."""
     size = x.abs()
-    return alpha * x.relu() + gamma * beta * size * size * size  # from the left: 0 stays 0
+    # multiplied from the left: beta = 0 gives 0 where |x|^3 overflows
+    return alpha * x.relu() + gamma * beta * size * size * size
 
 
 class EvenCubicReLU(Activation):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from activations.activation import Activation, Channels, finite
+from activations.activation import Activation, Channels, finite, precise
 from activations.fusion.kernel import Expression
 from activations.torch_private import has_hooks
 
@@ -20,7 +20,7 @@ def lincomb(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
 
 
 def _mixture(x: Tensor, weights: list[Tensor], *rest: Any) -> Tensor:
-    """The mixture of a recipe of (formula, number of its values, constants), the last of `rest`."""
+    """The mixture by a recipe, the last of `rest`: (formula, number of values, constants) each."""
     *given, recipe = rest
     outputs = []
     for formula, count, constants in recipe:
@@ -33,7 +33,7 @@ def _prelu(x: Tensor, weight: Tensor) -> Tensor:
     return torch.where(x > 0, x, weight * x)
 
 
-# torch's own, as formula and the attributes that are its arguments
+# torch's own activations: formula, and the attributes that are its arguments
 _TORCH: dict[type[nn.Module], tuple[Callable[..., Tensor], tuple[str, ...]]] = {
     nn.ELU: (F.elu, ("alpha",)),
     nn.GELU: (lambda x, kind: F.gelu(x, approximate=kind), ("approximate",)),
@@ -103,13 +103,12 @@ class LinComb(Activation):
         **channels: Unpack[Channels],
     ) -> None:
         super().__init__(**channels)
-        chosen: list[Any] = [nn.ReLU, nn.Sigmoid, nn.Tanh, nn.Softsign]
-        if members is not None:
-            chosen = list(members)
-        if not chosen:
+        if members is None:
+            members = [nn.ReLU, nn.Sigmoid, nn.Tanh, nn.Softsign]
+        if not members:
             raise ValueError("members must name at least one activation, got []")
         modules = []
-        for member in chosen:
+        for member in members:
             made = None if isinstance(member, nn.Module) or not callable(member) else member()
             if not isinstance(made, nn.Module):
                 raise TypeError(f"a member must be a factory such as torch.nn.ReLU, got {member!r}")
@@ -199,7 +198,7 @@ class NormLinComb(LinComb):
         if expression is None:
             return None
         weights, *mixed = expression.values
-        weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+        weights = precise(weights)
         total = weights.sum(1, keepdim=True) + self.eps
         return Expression(expression.formula, (weights / total, *mixed), expression.constants)
 

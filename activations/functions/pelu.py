@@ -14,7 +14,7 @@ def pelu(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return _pelu(x, a, 1 / b)
 
 
-# a kernel would divide once an element
+# called with the inverse: a kernel would divide for every element
 def _pelu(x: Tensor, a: Tensor, inverse: Tensor) -> Tensor:
     u = inverse * x
     right = u > 0
@@ -52,10 +52,8 @@ class PELU(Activation):
 
     def __init__(self, a: float = 1.0, b: float = 1.0, **channels: Unpack[Channels]) -> None:
         super().__init__(**channels)
-        for name, value in (("a", a), ("b", b)):
-            if finite(name, value) < 0.1:
-                raise ValueError(f"{name} must be >= 0.1, got {value!r}")
-        self.a, self.b = self.learned("a", a), self.learned("b", b)
+        self.a = self.learned("a", finite("a", a, least=0.1))
+        self.b = self.learned("b", finite("b", b, least=0.1))
 
     def expression(self) -> Expression:
         """The formula with this module's parameters."""

@@ -5,7 +5,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from activations.activation import Activation, Channels, at_least
+from activations.activation import Activation, Channels, at_least, finite
 from activations.fusion.kernel import Expression
 
 
@@ -45,9 +45,7 @@ class ReLUN(Activation):
 
     def __init__(self, n: float = 1.0, **channels: Unpack[Channels]) -> None:
         super().__init__(**channels)
-        if n < 0:
-            raise ValueError(f"n must be >= 0, got {n!r}")
-        self.n = self.learned("n", n)
+        self.n = self.learned("n", finite("n", n, least=0))
 
     def expression(self) -> Expression:
         """The formula with this module's parameters."""

@@ -62,10 +62,7 @@ class SeriesReLU(Activation):
         self.norm = norm(channels, eps=1e-6)
 
     def fuse(self) -> Self:
-        """A copy for deployment, equal to evaluation mode: the normalisation is in the convolution.
-
-        The elementwise part stays: no scaling of the kernel can stand in for LSLU's repeats.
-        """
+        """A copy in evaluation mode with the normalisation folded into the convolution."""
         fused = copy.deepcopy(self).eval()
         if not isinstance(fused.norm, nn.Identity):
             fused.conv = fuse_conv_bn_eval(fused.conv, fused.norm)
