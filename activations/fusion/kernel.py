@@ -21,7 +21,7 @@ from activations.torch_private import (
     take_unchecked,
 )
 
-from .layout import View, view_of
+from .layout import View, packed, view_of
 
 _BACKEND = "inductor"
 _PLAIN: set[Hashable] = set()  # devices without a compiler, formulas that did not compile
@@ -30,14 +30,12 @@ _REMEDIES = {
     "cuda": "Install triton (pip install triton). ",
 }
 
-# Inductor would store what two results share, as large as the input; here it is computed again
+# Inductor would store intermediate results as large as the input; computing them again is faster
 _KEEP_NOTHING = {
     "realize_reads_threshold": 10**6,
     "realize_opcount_threshold": 10**6,
     "realize_acc_reads_threshold": 10**6,
 }
-# and the gradients of `x` and of the parameters come from one walk over (groups, channels, block)
-_ONE_WALK = _KEEP_NOTHING | {"pick_loop_orders": False}
 
 
 class Expression(NamedTuple):
@@ -59,7 +57,7 @@ class Expression(NamedTuple):
 
 
 def fusible(x: Tensor) -> bool:
-    """Whether `x` can go through a kernel: nothing looks at single operations on it."""
+    """Whether a kernel can compute `x`: nothing traces or intercepts the single operations."""
     if torch.compiler.is_compiling() or type(x) is not Tensor or x.numel() == 0:
         return False
     if x.device.type not in ("cpu", "cuda") or x.device.type in _PLAIN:
@@ -74,20 +72,16 @@ def fusible(x: Tensor) -> bool:
 def evaluate(
     expression: Expression, x: Tensor, num_parameters: int, channel_dim: int
 ) -> Tensor | None:
-    """`expression` of `x` by its kernels; dtype, shape and memory order of `x` are kept.
+    """Compute `expression` for `x` by its kernels; keep dtype, shape and memory order of `x`.
 
     Returns:
-        The result, or None where no kernel could be compiled, which a warning has said once.
+        The result, or None if no kernel could be compiled; a warning says so once.
     """
     formula, values, constants, tables = expression
     if formula in _PLAIN:
         return None
-    axis = channel_dim if num_parameters > 1 else None
-    view = view_of(x, axis, bool(tables))
-    if view is None:
-        x = x.contiguous()
-        view = view_of(x, axis, bool(tables))
-    assert view is not None
+    x = packed(x)
+    view = view_of(x, channel_dim if num_parameters > 1 else None, bool(tables))
     half = x.dtype in (torch.bfloat16, torch.float16)
     sizes = len(values), len(tables), len(view.sizes)
     kernel = functools.partial(_kernel, formula, constants, *sizes, x.device.type, half)
@@ -137,20 +131,19 @@ class _Fused(torch.autograd.Function):
         needed = ctx.needs_input_grad[3:]
         if grad.stride() != x.stride():
             grad = torch.empty_like(x).copy_(grad)
-        view, number = ctx.view, ctx.number
-        inputs = view.of(x), view.of(grad), *_arguments(view, number, values)
+        view = ctx.view
+        inputs = view.of(x), view.of(grad), *_arguments(view, ctx.number, values)
         found = iter(ctx.kernel(needed)(*inputs))
-        of_x, *rest = (next(found) if need else None for need in needed)
-        if of_x is not None:
-            of_x = of_x.as_strided(x.shape, x.stride()).data
-        for k, value in enumerate(values[:number]):
-            if rest[k] is not None:
-                rest[k] = view.gather(rest[k], value)
-        return None, None, None, of_x, *rest
+        of_x = next(found).as_strided(x.shape, x.stride()).data if needed[0] else None
+        of_values = [
+            view.gather(next(found), value) if need else None
+            for value, need in zip(values, needed[1:], strict=True)
+        ]
+        return None, None, None, of_x, *of_values
 
 
 def _arguments(view: View, number: int, values: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The first `number` tensors as `view` wants them, and the tables as they are."""
+    """The first `number` tensors (values) as `view` needs them; the tables as they are."""
     for k, value in enumerate(values):
         yield view.broadcast(value) if k < number else value.data
 
@@ -168,58 +161,20 @@ def _kernel(
 ) -> Callable[..., Any]:
     """The forward (needed is None) or the backward of `formula`, compiled at its first call."""
     options: dict[str, Any] = {"channel_dim": 1, "take": take_unchecked} if number_of_tables else {}
-    mask = needed or ()
-    is_value = [True] * number_of_values + [False] * number_of_tables
 
-    def broadcast(tensors: Sequence[Tensor], x: Tensor, copies: bool) -> list[Tensor]:
-        """Each value once for every partial sum of its gradient, in float32 or better."""
-        found = []
-        for tensor, value in zip(map(_wide, tensors), is_value, strict=True):
-            if value and tensor.dim() and x.dim() == 1:
-                tensor = tensor.view(tensor.shape[1:])
-            elif value and tensor.dim() and x.dim() == 2:
-                tensor = tensor[:, None]
-            elif value and tensor.dim():
-                groups, _, pieces, _ = x.shape if copies else (1, 1, 1, 1)
-                channels = tensor[None, :, None, None]
-                tensor = channels.expand(groups, -1, pieces, 1, *tensor.shape[1:])
-            found.append(tensor)
-        return found
-
-    def call(x: Tensor, wide_tensors: Sequence[Tensor], tensors: Sequence[Tensor]) -> Tensor:
-        arguments = [
-            wide.unbind(-1) if value and tensor.dim() == 2 else wide
-            for wide, tensor, value in zip(wide_tensors, tensors, is_value, strict=True)
-        ]
-        return formula(_wide(x), *arguments, *constants, **options).to(x.dtype)
+    def call(x: Tensor, *tensors: Tensor) -> Tensor:
+        values = [_shaped(value, x) for value in tensors[:number_of_values]]
+        tables = tensors[number_of_values:]
+        return formula(_wide(x), *values, *tables, *constants, **options).to(x.dtype)
 
     def forward(x: Tensor, *tensors: Tensor) -> Tensor:
-        return _laid_out(call(x, broadcast(tensors, x, False), tensors), x)
+        return _laid_out(call(x, *map(_wide, tensors)), x)
 
     def backward(x: Tensor, grad: Tensor, *tensors: Tensor) -> list[Tensor]:
-        inputs = [x, *broadcast(tensors, x, True)]
-
-        def function(*chosen: Tensor) -> Tensor:
-            rest = iter(chosen)
-            now = [next(rest) if need else i for i, need in zip(inputs, mask, strict=True)]
-            return call(now[0], now[1:], tensors)
-
-        wanted = [i for i, need in zip(inputs, mask, strict=True) if need]
-        of_wanted = iter(torch.func.vjp(function, *wanted)[1](grad))
-        found = []
-        for k, need in enumerate(mask):
-            if not need:
-                continue
-            grad = next(of_wanted)
-            if k == 0:
-                found.append(_laid_out(grad, x))
-                continue
-            tensor, value = tensors[k - 1], is_value[k - 1] and tensors[k - 1].dim() > 0
-            if value and x.dim() == 4:
-                grad = grad.sum((0, 2, 3))
-            grad = grad.view(tensor.shape)
-            found.append(grad if value and x.dim() == 2 else grad.to(tensor.dtype))
-        return found
+        # what is not needed is not computed: the compiler leaves it out
+        of_x, *of_tensors = torch.func.vjp(call, x, *map(_wide, tensors))[1](grad)
+        found = [_laid_out(of_x, x), *of_tensors]
+        return [each for each, need in zip(found, needed or (), strict=True) if need]
 
     chosen: Any = forward if needed is None else backward
     name = f"{getattr(formula, '__name__', 'activation')}_{chosen.__name__}"
@@ -236,13 +191,29 @@ def _options(device: str, half: bool, forward: bool) -> dict[str, Any]:
         return _KEEP_NOTHING
     from .lowering import Shortcuts  # imports the compiler
 
-    options = _KEEP_NOTHING if forward else _ONE_WALK
-    contract = {"cpp.enable_floating_point_contract_flag": "fast"}  # a x + b is rounded once
-    return options | contract | {"post_grad_custom_post_pass": Shortcuts(half)}
+    return _KEEP_NOTHING | {
+        "cpp.enable_floating_point_contract_flag": "fast",  # a x + b is rounded once
+        # the gradients of x and of the parameters in one loop over (groups, channels, block)
+        "pick_loop_orders": forward,
+        "post_grad_custom_post_pass": Shortcuts(half),
+    }
+
+
+def _shaped(value: Tensor, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+    """A value as the formula takes it, once for each partial sum of its gradient."""
+    shaped = value
+    if value.dim() and x.dim() == 1:
+        shaped = value.squeeze(0)
+    elif value.dim() and x.dim() == 2:
+        shaped = value[:, None]
+    elif value.dim():
+        groups, _, pieces, _ = x.shape
+        shaped = value[None, :, None, None].expand(groups, -1, pieces, 1, *value.shape[1:])
+    return shaped.unbind(-1) if value.dim() == 2 else shaped
 
 
 def _laid_out(y: Tensor, x: Tensor) -> Tensor:
-    """`y` in the memory order of `x`, which a look-up, for one, does not keep."""
+    """`y` in the memory order of `x`; a look-up in a table does not keep it."""
     return torch.empty_like(x).copy_(y)
 
 

@@ -3,18 +3,19 @@
 import functools
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-_BLOCK, _ROW = 256, 4096  # elements that one partial sum takes in, channels last and first
-_LEAST_ROW = 16  # shorter ones would be outweighed by their copies of the values
+_BLOCK, _ROW = 256, 4096  # elements in one partial sum, with channels last and first
+_LEAST_ROW = 16  # for a shorter row, its own copy of the values would cost too much
 
 
 class View(NamedTuple):
     """Sizes and strides of a view of all of a tensor.
 
-    (numel,) without channels. Else (rows, block), where each row has its own copy of the values
-    and `copies` are those of each channel, (outer, inner); or (groups, C, pieces, block). A
-    parameter's gradient is summed over a block within the kernel's loop, then over the rest.
+    The sizes are (numel,) without channels. With channels they are (groups, C, pieces, block), or
+    (rows, block) where each row has its own copy of the values and each channel has outer * inner
+    rows (`copies`). The gradient of a parameter is summed over each block, then over the rest.
     """
 
     sizes: tuple[int, ...]
@@ -22,11 +23,11 @@ class View(NamedTuple):
     copies: tuple[int, int] | None = None
 
     def of(self, x: Tensor) -> Tensor:
-        """The view of `x`, without a base, whose layout Dynamo would compile in."""
+        """The view of `x`, detached from it: Dynamo would specialise on the layout of `x`."""
         return x.as_strided(self.sizes, self.strides, x.storage_offset()).data
 
     def broadcast(self, value: Tensor) -> Tensor:
-        """A value for every row; without rows, the values of one term side by side."""
+        """One copy of `value` for each row; without rows, each term is contiguous in memory."""
         if self.copies is None or not value.dim():
             several = len(self.sizes) == 4 and value.dim() == 2
             return value.detach().t().contiguous().t() if several else value.data
@@ -36,34 +37,31 @@ class View(NamedTuple):
         return rows.reshape(-1, *value.shape[1:]).contiguous()
 
     def gather(self, grad: Tensor, value: Tensor) -> Tensor:
-        """The gradient of `value` from that of its copies."""
-        if self.copies is None or not value.dim():
-            return grad
-        outer, inner = self.copies
-        of_channels = grad.view(outer, -1, inner, *value.shape[1:]).sum((0, 2))
-        return of_channels.sum_to_size(value.shape).to(value.dtype)
+        """The gradient of `value`, from the gradients of its copies."""
+        if self.copies is not None and value.dim():
+            outer, inner = self.copies
+            grad = grad.view(outer, -1, inner, *value.shape[1:]).sum((0, 2))
+        return grad.sum_to_size(value.shape).to(value.dtype)
 
 
-def view_of(x: Tensor, channel_dim: int | None, tables: bool) -> View | None:
-    """How the kernels see `x`, whatever its layout; None where its elements are not packed."""
-    if not x.is_contiguous():
-        packed = 1
-        for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
-            if size > 1 and stride != packed:
-                return None
-            packed *= size
+def packed(x: Tensor) -> Tensor:
+    """`x`, or a copy of it if its elements have gaps between them or share memory."""
+    fits = x.is_contiguous() or x.stride() == torch.empty_like(x, device="meta").stride()
+    return x if fits else x.clone()
+
+
+def view_of(x: Tensor, channel_dim: int | None, tables: bool) -> View:
+    """How the kernels see a packed `x`, whatever its layout."""
     if channel_dim is None:
         return View((x.numel(),), (1,))
     channels, inner = x.shape[channel_dim], x.stride(channel_dim)
     outer = x.numel() // (channels * inner)
     if inner == 1:
         block = _divisor(outer, _BLOCK)
-        sizes, strides = (outer // block, channels, 1, block), (block * channels, 1, 1, channels)
-        return View(sizes, strides)
+        return View((outer // block, channels, 1, block), (block * channels, 1, 1, channels))
     row = inner if inner <= _ROW else _divisor(inner, _ROW)
     if tables or row < _LEAST_ROW:
-        sizes, strides = (outer, channels, inner // row, row), (channels * inner, inner, row, 1)
-        return View(sizes, strides)
+        return View((outer, channels, inner // row, row), (channels * inner, inner, row, 1))
     return View((x.numel() // row, row), (row, 1), (outer, inner // row))
 
 

@@ -20,6 +20,7 @@ aten = torch.ops.aten
 Shortcut = Callable[..., Tensor]
 # x + _WHOLE is rounded to a whole number, which its lowest bits hold, for |x| < 2^22
 _WHOLE = 1.5 * 2.0**23
+_SIGN = -(2**31)  # the highest bit of 32
 
 
 def sine(x: Tensor) -> Tensor:
@@ -51,10 +52,6 @@ def _half_wave(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _bits(x: Tensor) -> Tensor:
     return x.view(torch.int32)
-
-
-def _sign(x: Tensor) -> Tensor:
-    return _bits(x) & -(2**31)
 
 
 def _flipped(x: Tensor, sign: Tensor) -> Tensor:
@@ -118,7 +115,7 @@ def sigmoid(x: Tensor, exp: Shortcut = decay) -> Tensor:
 def tanh(x: Tensor) -> Tensor:
     """-m / (2 + m), m = exp(-2 |x|) - 1, with the sign of `x`."""
     m = decay_m1(-2 * x.abs())
-    return _flipped(-m / (2 + m), _sign(x))
+    return _flipped(-m / (2 + m), _bits(x) & _SIGN)
 
 
 def log1p(x: Tensor) -> Tensor:
@@ -131,14 +128,19 @@ def log1p(x: Tensor) -> Tensor:
 
 
 def erfc(x: Tensor, exp: Shortcut = decay) -> Tensor:
-    """1 - erf(x)."""
-    tail = _normal_tail(x, exp)
+    """By its value for |x|, exp(-x^2) t p(t), with a minimax p, relative error 2^-22."""
+    t = 1 / (1 + 0.4 * x.abs())
+    p = (
+        *(0.22567586185747, 0.22566960736336, 0.20784245719675, 0.16854436019365, 0.14142014274226),
+        *(-0.00557902194131, 0.16904618210483, -0.18287372158117, 0.05025425220188),
+    )
+    tail = exp(-(x * x)) * (t * _polynomial(t, p))
     return torch.where(x > 0, tail, 2 - tail)
 
 
 def erf(x: Tensor) -> Tensor:
     """By its value for |x|, with the sign of `x`."""
-    return _flipped(positive_erf(x.abs()), _sign(x))
+    return _flipped(positive_erf(x.abs()), _bits(x) & _SIGN)
 
 
 def positive_erf(x: Tensor) -> Tensor:
@@ -158,16 +160,6 @@ def _rest_of_eighth(x: Tensor, end: float, q: tuple[float, ...]) -> Tensor:
     square = eighth * eighth
     fourth = square * square
     return 1 - fourth * fourth
-
-
-def _normal_tail(x: Tensor, exp: Shortcut) -> Tensor:
-    """erfc(|x|) = exp(-x^2) t p(t), with a minimax polynomial, relative error 2^-22."""
-    t = 1 / (1 + 0.4 * x.abs())
-    p = (
-        *(0.22567586185747, 0.22566960736336, 0.20784245719675, 0.16854436019365, 0.14142014274226),
-        *(-0.00557902194131, 0.16904618210483, -0.18287372158117, 0.05025425220188),
-    )
-    return exp(-(x * x)) * (t * _polynomial(t, p))
 
 
 def rough_exp(x: Tensor) -> Tensor:
@@ -245,36 +237,21 @@ def rough_positive_erf(x: Tensor) -> Tensor:
     return torch.where(x < 0.6, x * _polynomial(x * x, p), _rest_of_eighth(x, 3.2, q))
 
 
-EXACT: dict[Any, Shortcut] = {
-    aten.sin.default: sine,
-    aten.cos.default: cosine,
-    aten.sigmoid.default: sigmoid,
-    aten.expm1.default: expm1,
-    aten.tanh.default: tanh,
-    aten.erf.default: erf,
-    aten.erfc.default: erfc,
-    aten.exp.default: exp,
+# of float32, for a result in float32 and in half precision
+WIDE: dict[Any, tuple[Shortcut, Shortcut]] = {
+    aten.sin.default: (sine, rough_sine),
+    aten.cos.default: (cosine, rough_cosine),
+    aten.sigmoid.default: (sigmoid, functools.partial(sigmoid, exp=rough_decay)),
+    aten.expm1.default: (expm1, rough_expm1),
+    aten.tanh.default: (tanh, rough_tanh),
+    aten.erf.default: (erf, rough_erf),
+    aten.erfc.default: (erfc, functools.partial(erfc, exp=rough_decay)),
+    aten.exp.default: (exp, rough_exp),
 }
-ROUGH: dict[Any, Shortcut] = {
-    aten.sin.default: rough_sine,
-    aten.cos.default: rough_cosine,
-    aten.sigmoid.default: functools.partial(sigmoid, exp=rough_decay),
-    aten.expm1.default: rough_expm1,
-    aten.tanh.default: rough_tanh,
-    aten.erf.default: rough_erf,
-    aten.erfc.default: functools.partial(erfc, exp=rough_decay),
-    aten.exp.default: rough_exp,
-}
-# of -|x| or -x^2; log1p of such an exponential, erf of any
-NARROW_EXACT: dict[Any, Shortcut] = {
-    aten.exp.default: decay,
-    aten.expm1.default: decay_m1,
-    aten.log1p.default: log1p,
-    aten.erf.default: positive_erf,
-}
-NARROW_ROUGH: dict[Any, Shortcut] = {
-    aten.exp.default: rough_decay,
-    aten.expm1.default: functools.partial(rough_expm1, exp=rough_decay),
-    aten.log1p.default: rough_log1p,
-    aten.erf.default: rough_positive_erf,
+# the exponentials of -|x| and -x^2; log1p of such an exponential; erf of any exponential
+NARROW: dict[Any, tuple[Shortcut, Shortcut]] = {
+    aten.log1p.default: (log1p, rough_log1p),
+    aten.erf.default: (positive_erf, rough_positive_erf),
+    aten.exp.default: (decay, rough_decay),
+    aten.expm1.default: (decay_m1, functools.partial(rough_expm1, exp=rough_decay)),
 }
