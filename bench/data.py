@@ -14,6 +14,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +103,12 @@ def rates(ours: ImageLoader, folder: Path | None = None) -> dict[str, float]:
 
 def _rate(loader: Iterable[Any]) -> dict[str, float]:
     """Samples a second, after one batch that does not count."""
-    count, start = -1, 0.0
-    while True:
-        for batch in loader:
-            if count < 0:
-                start, count = time.perf_counter(), 0
-                continue
-            count += len(batch[0])
-            if (passed := time.perf_counter() - start) > SECONDS:
-                return {"rate": count / passed}
+    batches, count = chain.from_iterable(repeat(loader)), 0
+    next(batches)
+    start = time.perf_counter()
+    while (passed := time.perf_counter() - start) <= SECONDS:
+        count += len(next(batches)[0])
+    return {"rate": count / passed}
 
 
 def _torchvision(ours: ImageLoader, folder: Path | None) -> DataLoader | None:
@@ -126,10 +124,8 @@ def _torchvision(ours: ImageLoader, folder: Path | None) -> DataLoader | None:
         transforms.Normalize((0.5,) * 3, (0.25,) * 3),
     ]
     if isinstance(images, Tensor) and images.shape[1:] == (3, 32, 32):
-        pixels, transform = (
-            images.permute(0, 2, 3, 1).contiguous().numpy(),
-            transforms.Compose(usual),
-        )
+        pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
+        transform = transforms.Compose(usual)
 
         def collate(chosen: list[int]) -> Any:
             return default_collate([(transform(Image.fromarray(pixels[i])), i) for i in chosen])
