@@ -55,9 +55,8 @@ def summarize(
         median = each.median()
         columns[f"{name}_{unit}"] = scale * median
         columns[f"{name}_least_{unit}"] = scale * each.min()
-        columns[f"{name}_spread_percent"] = (
-            50 * (each.quantile(0.75) - each.quantile(0.25)) / median
-        )
+        between = each.quantile(0.75) - each.quantile(0.25)
+        columns[f"{name}_spread_percent"] = 50 * between / median
         for other, of in references.items():
             columns[f"{name}_to_{other}"] = median / [median[of(key)] for key in each]
     return DataFrame(columns)

@@ -7,6 +7,7 @@ optimizer step is done, or the imports (step). Processor time includes that of t
 """
 
 import json
+import math
 import os
 import resource
 import subprocess
@@ -75,10 +76,8 @@ def run(code: list[str], threads: int, cache: str | None = None) -> dict[str, fl
     if done.returncode:
         raise RuntimeError(f"{' '.join(code)} failed: {done.stderr[-1000:]}")
     reached = json.loads(done.stdout.splitlines()[-1])
-    phases = {
-        name: reached.get(name, float("nan")) - start for name in ("parse", "prepare", "step")
-    }
-    return {**phases, "processor": processor}
+    phases = ("parse", "prepare", "step")
+    return {name: reached.get(name, math.nan) - start for name in phases} | {"processor": processor}
 
 
 def _processor() -> float:
