@@ -13,7 +13,7 @@ from torch import nn
 
 from activations.torch_private import has_hooks
 
-from .find import Found
+from .calls import Found
 from .kinds import is_activation, plain
 from .make import Factory
 from .trace import Call

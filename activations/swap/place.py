@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from activations.torch_private import leave_fast_path
 
-from .find import Found
+from .calls import Found
 from .locate import End
 from .rewrite import rewrite
 from .trace import Call, Key

@@ -1,6 +1,6 @@
 """Swap the activations of a network: `replace_activations`, which runs all steps in order.
 
-`find` the calls, `choose` among them, `make` the new modules, `place` them into a trial copy,
+Find the `calls`, `choose` among them, `make` the new modules, `place` them into a trial copy,
 verify and `match` them there, and at last place them into the network itself.
 """
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from activations.torch_private import is_compiled
 
+from .calls import find_calls, verify
 from .choose import Left, choose
 from .fade import Fade
-from .find import find_calls, verify
 from .kinds import is_activation, plain
 from .make import Factory, Share, make_all
 from .match import match_calls

@@ -1,7 +1,7 @@
 """Find the calls of activations in a network, before the swap, and count them again after it.
 
 Copies of the network run in training and in evaluation mode (`trace`). The calls of both runs are
-merged, and each gets its name and its channel axis (`axes`).
+merged, and each gets its name and its channel axis.
 """
 
 import itertools
