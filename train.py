@@ -21,10 +21,12 @@ from torch import distributed, nn
 import activations
 import datamodules
 from callbacks import ActivationMonitor, ActivationSchedule, PredictionWriter, run_summary
-from models import Classifier
+from models import Classifier, DivergedError
 
 ROOT = Path(__file__).resolve().parent
 BASE = {"default_config_files": [str(ROOT / "configs/base.yaml")]}
+SLIP, DIVERGED = 2, 3  # exit codes; Python's own for a crash is 1
+MISTAKES = (ValueError, TypeError, OSError, RuntimeError, DivergedError, MisconfigurationException)
 # Lightning 2.6 calls what torch deprecates, and advertises litlogger; users can change neither.
 warnings.filterwarnings("ignore", message=".*LeafSpec")
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
@@ -64,7 +66,7 @@ class Parser(LightningArgumentParser):
             close = close or difflib.get_close_matches(option[1], known, n=3, cutoff=0.6)
             message += f"; the nearest: {', '.join(close)}" if close else ""
         sys.stderr.write(f"train.py: error: {message}\nOptions: python train.py fit --help\n")
-        sys.exit(2)
+        sys.exit(SLIP)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -178,8 +180,14 @@ def _is_choice(thing: Any) -> bool:
     return isinstance(thing, type) and issubclass(thing, bases) and thing not in bases
 
 
-def main() -> None:
-    """Run the command line; errors that this project raises are printed without traceback."""
+def main(args: list[str] | None = None) -> None:
+    """Run the command line `args`, by default this program's own; README lists the exit codes.
+
+    Errors that this project raises are printed without traceback.
+    """
+    own = sys.argv
+    if args is not None:
+        sys.argv = [str(ROOT / "train.py"), *args]  # processes of several GPUs start by it too
     try:
         CLI(
             Classifier,
@@ -190,12 +198,15 @@ def main() -> None:
             parser_class=Parser,
             parser_kwargs=dict.fromkeys(CLI.subcommands(), BASE),
         )
-    except (ValueError, TypeError, OSError, RuntimeError, MisconfigurationException) as error:
+    except MISTAKES as error:
         lightnings = error if isinstance(error, MisconfigurationException) else None
         mistake = next(_raised_here(error), lightnings)
         if mistake is None or os.environ.get("SUPPLE_TRACEBACK"):
             raise
-        sys.exit(f"train.py: error: {mistake} [SUPPLE_TRACEBACK=1 shows the traceback]")
+        sys.stderr.write(f"train.py: error: {mistake} [SUPPLE_TRACEBACK=1 shows the traceback]\n")
+        sys.exit(DIVERGED if isinstance(mistake, DivergedError) else SLIP)
+    finally:
+        sys.argv = own
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()  # else its threads may end the interpreter by abort
 

@@ -1,7 +1,7 @@
 """Networks by name, and the LightningModule that trains them."""
 
 from .backbones import build_backbone
-from .classifier import Classifier
+from .classifier import Classifier, DivergedError
 from .conv1d import to_1d
 from .resnet import CifarResNet
 from .vanillanet import VanillaNet
@@ -10,6 +10,7 @@ from .weights import kaiming_, load_weights, read_weights
 __all__ = [
     "CifarResNet",
     "Classifier",
+    "DivergedError",
     "VanillaNet",
     "build_backbone",
     "kaiming_",

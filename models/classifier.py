@@ -26,6 +26,10 @@ def _sgd(params: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=1e-4)
 
 
+class DivergedError(ArithmeticError):
+    """The training loss is not finite any more."""
+
+
 class Classifier(LightningModule):
     """Image classification with a backbone whose activations are swapped.
 
@@ -215,7 +219,7 @@ class Classifier(LightningModule):
         """Stop a run that has diverged: it learns nothing any more."""
         loss = self.trainer.callback_metrics["train/loss"].item()
         if not math.isfinite(loss):
-            raise ValueError(
+            raise DivergedError(
                 f"the training loss is {loss} at the end of epoch {self.current_epoch}: the run "
                 "has diverged. Lower the learning rate (--model.optimizer.lr) or the bound of the "
                 "gradients (--trainer.gradient_clip_val 1)"

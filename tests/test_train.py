@@ -30,10 +30,9 @@ OVERLAYS = [
 ]
 
 
-def command(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+def command(line: str) -> None:
     """Run `python train.py LINE` in this process."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *line.split()])
-    train.main()
+    train.main(line.split())
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch):
     def instantiate(line: str) -> Any:
         clis = []
         monkeypatch.setattr(train.CLI, "_run_subcommand", lambda cli, name: clis.append(cli))
-        command(monkeypatch, line)
+        command(line)
         return clis[0]
 
     return instantiate
@@ -125,12 +124,24 @@ def test_a_mistake_gets_one_message(
 ):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        command(monkeypatch, f"fit {line}")
-    assert stop.value.code not in (0, None)
-    text = capsys.readouterr().err if isinstance(stop.value.code, int) else str(stop.value.code)
+        command(f"fit {line}")
+    assert stop.value.code == 2
+    text = capsys.readouterr().err
     assert re.search(message, text, re.MULTILINE), text
     assert text.count("\n") <= 3
     assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+def test_a_diverged_run_has_an_exit_code_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        command("fit --data Digits --model.backbone resnet8 --trainer.limit_train_batches 2 "
+                "--trainer.logger false --trainer.limit_val_batches 1 "
+                "--model.optimizer SGD --model.optimizer.lr 1e30")  # fmt: skip
+    assert stop.value.code == 3
+    assert "the run has diverged" in capsys.readouterr().err
 
 
 TEXTS = {
@@ -156,7 +167,7 @@ def test_the_parser_still_writes_what_its_hints_look_for(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train.Parser, "error", error)
     with pytest.raises(SystemExit):
-        command(monkeypatch, f"fit {line}")
+        command(f"fit {line}")
     text = getattr(train, name)
     assert text in messages[0] if isinstance(text, str) else text.search(messages[0]), messages
 
@@ -191,15 +202,16 @@ def test_the_filter_of_an_advertisement_is_still_needed(
 
 
 @pytest.mark.parametrize("name", ["validate", "test", "predict"])
-def test_untrained_weights_are_not_judged(monkeypatch: pytest.MonkeyPatch, name: str):
-    with pytest.raises(SystemExit, match=f"{name} needs trained weights: --ckpt_path"):
-        command(monkeypatch, f"{name} --data Digits --model.backbone resnet8")
+def test_untrained_weights_are_not_judged(capsys: Any, name: str):
+    with pytest.raises(SystemExit, match="2"):
+        command(f"{name} --data Digits --model.backbone resnet8")
+    assert f"{name} needs trained weights: --ckpt_path" in capsys.readouterr().err
 
 
 def test_what_a_library_raises_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(train.CLI, "_run_subcommand", lambda cli, name: json.loads("{"))
     with pytest.raises(json.JSONDecodeError):  # a ValueError that is not one of our messages
-        command(monkeypatch, "fit --data Digits --model.backbone resnet8")
+        command("fit --data Digits --model.backbone resnet8")
 
 
 def test_one_setting_shows_the_traceback(monkeypatch: pytest.MonkeyPatch):
@@ -209,7 +221,7 @@ def test_one_setting_shows_the_traceback(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(train.CLI, "_run_subcommand", bug)
     monkeypatch.setenv("SUPPLE_TRACEBACK", "1")
     with pytest.raises(RuntimeError):
-        command(monkeypatch, "fit --data Digits --model.backbone resnet8")
+        command("fit --data Digits --model.backbone resnet8")
 
 
 def test_fit_then_test_then_validate_then_predict(
@@ -223,7 +235,7 @@ def test_fit_then_test_then_validate_then_predict(
     line = (f"fit {data} {quiet} --data.batch_size 10 --trainer.max_epochs 2 --test_after_fit true "
             "--model.backbone resnet8 --model.activation LSLU")  # fmt: skip
     for version in (0, 1):  # a second run does not clash with the first
-        command(monkeypatch, line)
+        command(line)
         printed = capsys.readouterr().out
         run = tmp_path / "runs" / "CIFAR10-resnet8-LSLU" / f"version_{version}"
         for expected in ("layer3.0.act2  theta", "macro-F1", "runs/CIFAR10-resnet8-LSLU/version_",
@@ -245,22 +257,20 @@ def test_fit_then_test_then_validate_then_predict(
     accuracy = re.search(r"test +accuracy ([\d.]+)", printed)
     assert accuracy
     # the checkpoint knows its network: backbone and activation need not be said again
-    command(monkeypatch, f"test {data} {quiet} --ckpt_path {best} --trainer.logger false")
+    command(f"test {data} {quiet} --ckpt_path {best} --trainer.logger false")
     assert f"{float(accuracy[1]):.4g}"[:4] in capsys.readouterr().out
-    command(
-        monkeypatch, f"validate -c {run / 'config.yaml'} --ckpt_path {best} --trainer.logger false"
-    )
+    command(f"validate -c {run / 'config.yaml'} --ckpt_path {best} --trainer.logger false")
     assert "val/acc" in capsys.readouterr().out
-    command(monkeypatch, f"predict {data} {quiet} --ckpt_path {best} --predictions.path out.csv")
+    command(f"predict {data} {quiet} --ckpt_path {best} --predictions.path out.csv")
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 31
 
 
 def test_runs_without_logger_and_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    command(monkeypatch, "fit --data Digits --model.backbone resnet8 --model.activation CosLU "
+    command("fit --data Digits --model.backbone resnet8 --model.activation CosLU "
             "--trainer.logger false --trainer.enable_checkpointing false --trainer.max_steps 1 "
             "--trainer.limit_val_batches 1")  # fmt: skip
-    command(monkeypatch, "fit --data Digits --model.backbone resnet8 --trainer.fast_dev_run true "
+    command("fit --data Digits --model.backbone resnet8 --trainer.fast_dev_run true "
             "--test_after_fit true")  # fmt: skip
     # what activations learned is kept in any case; a run for development leaves nothing
     assert list(tmp_path.iterdir()) == [tmp_path / "monitor"]
@@ -291,9 +301,7 @@ def test_two_processes_test_every_sample_once(
     # the same weights give the same numbers in one process
     monkeypatch.chdir(tmp_path)
     best = run / "checkpoints/best.ckpt"
-    command(
-        monkeypatch, f"test {data} --ckpt_path {best} --trainer.logger false --trainer.devices 1"
-    )
+    command(f"test {data} --ckpt_path {best} --trainer.logger false --trainer.devices 1")
     printed = dict(re.findall(r"(test/\w+) +([\d.]+)", capsys.readouterr().out))
     assert [float(printed[name]) for name in names] == pytest.approx(two, rel=1e-6)
 
@@ -306,17 +314,17 @@ def test_progress_is_a_line_an_epoch_without_a_terminal(
             "--trainer.limit_train_batches 5 --trainer.logger false --trainer.enable_checkpointing false "
             "--trainer.enable_model_summary false --trainer.log_every_n_steps 3 "
             "--monitor.figure false")  # fmt: skip
-    command(monkeypatch, line)
+    command(line)
     printed = capsys.readouterr()
     lines = re.findall(r"^epoch .*", printed.out, re.MULTILINE)
     assert [re.sub(r"\d\.\d+|\d", "#", each) for each in lines] == [
         "epoch #: train/loss #, val/acc #, val/acc_top# #, val/auroc #, val/f# #"
     ] * 2
     assert "it/s" not in printed.out + printed.err
-    command(monkeypatch, line + " --trainer.enable_progress_bar false")
+    command(line + " --trainer.enable_progress_bar false")
     assert "epoch 0" not in capsys.readouterr().out
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    command(monkeypatch, line + " --progress.refresh_rate 2")
+    command(line + " --progress.refresh_rate 2")
     bars = [each for each in capsys.readouterr().out.split("\r") if each.startswith("Epoch 1")]
     assert {re.findall(r"(\d)/5 ", each)[0] for each in bars} == {"0", "2", "4", "5"}
     assert "train/loss=" in bars[-1]
@@ -348,7 +356,7 @@ def test_steps_between_two_logs_read_no_number(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.chdir(tmp_path)
     with Count():
-        command(monkeypatch, "fit --data Digits --model.backbone resnet8 --model.activation CosLU "
+        command("fit --data Digits --model.backbone resnet8 --model.activation CosLU "
                 "--data.batch_size 64 --trainer.limit_train_batches 13 --trainer.max_epochs 1 "
                 "--trainer.limit_val_batches 0 --trainer.enable_checkpointing false "
                 "--trainer.log_every_n_steps 5 --progress.refresh_rate 5 --monitor.figure false")  # fmt: skip
@@ -358,10 +366,10 @@ def test_steps_between_two_logs_read_no_number(
     assert 0 < logs[9]["lr/weights"] < logs[4]["lr/weights"] < 0.1
 
 
-def test_the_command_line_knows_all_commands(monkeypatch: pytest.MonkeyPatch, capsys: Any):
+def test_the_command_line_knows_all_commands(capsys: Any):
     for line in ("--help", "fitt"):
         with pytest.raises(SystemExit):
-            command(monkeypatch, line)
+            command(line)
         text = "".join(capsys.readouterr())
         for name in ("fit", "validate", "test", "predict"):
             assert re.search(rf"\b{name}\b", text), text

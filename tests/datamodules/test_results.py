@@ -1,7 +1,6 @@
 """What a test and a prediction tell of each class and each sample."""
 
 import csv
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +89,7 @@ def test_beats_are_tested_and_predicted_from_the_command_line(
     monkeypatch.chdir(tmp_path)
 
     def command(line: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["train.py", *line.split()])
-        train.main()
+        train.main(line.split())
         return capsys.readouterr().out
 
     data = "--data MITBIH --data.root mitdb --data.representation spectrogram"
