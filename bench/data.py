@@ -30,7 +30,7 @@ from datamodules.base import stratified_split
 from datamodules.images import class_folders
 from datamodules.loader import ImageLoader
 
-from .measure import in_turns
+from .measure import generated, in_turns
 
 OFFERED = {name: getattr(datamodules, name) for name in datamodules.__all__}
 KINDS = {n: kind for n, kind in OFFERED.items() if kind is not ImageDataModule and kind.reads_files}
@@ -45,10 +45,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 def measure(options: Namespace) -> DataFrame:
     """One row for generated CIFAR images, and one for each data set whose folder is given."""
-    pixels, every = torch.randint(0, 256, (50_000, 3, 32, 32)).byte(), torch.arange(50_000)
-    ours = ImageLoader(pixels, every % 10, every, BATCH, mean=(0.5,) * 3, std=(0.25,) * 3,
-                       training=True, crop_padding=4, flip=True)  # fmt: skip
-    rows = [{"data": "CIFAR, generated", **rates(ours)}]
+    rows = [{"data": "CIFAR, generated", **rates(generated(50_000, BATCH))}]
     with tempfile.TemporaryDirectory() as cache:
         for name in KINDS:
             if root := getattr(options, name):

@@ -29,10 +29,9 @@ from torch.nn import functional as F
 
 from activations import parameter_groups
 from callbacks import ActivationMonitor, ActivationSchedule
-from datamodules.loader import ImageLoader
 from models import Classifier
 
-from .measure import Turns, in_turns, summarize
+from .measure import Turns, generated, in_turns, summarize
 from .report import ROOT, at_least
 from .step import MODES, NAMING, activation, factory
 
@@ -85,7 +84,6 @@ def train(
 ) -> tuple[dict[str, DataFrame], dict[str, tuple[Classifier, SimpleProfiler]]]:
     """The times of all turns, and the network and the profiler of each variant."""
     count, epochs = options.batch_size * options.steps, options.epochs + 1
-    pixels, every = torch.randint(0, 256, (count, 3, 32, 32)).byte(), torch.arange(count)
     steps, found = {}, {}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         for parts, name in enumerate(("bare loop", *PARTS)):
@@ -93,10 +91,7 @@ def train(
             make, profiler = factory(options.activation), SimpleProfiler()
             model = Classifier(options.backbone, activation=make, compile=options.compile)
             # a loader on the device: with and without a Trainer the batches are made there
-            loader = ImageLoader(
-                pixels, every % 10, every, options.batch_size, mean=(0.5,) * 3, std=(0.25,) * 3,
-                training=True, crop_padding=4, flip=True, device=options.device,
-            )  # fmt: skip
+            loader = generated(count, options.batch_size, options.device)
             batches, have = Turns(loader, options.device), list(PARTS)[:parts]
             logger = TensorBoardLogger(folder, default_hp_metric=False)
             run = partial(bare, batches, model, options)

@@ -1,4 +1,4 @@
-"""Clocks, turns and statistics that the measurements share."""
+"""Clocks, turns, statistics and generated images that the measurements share."""
 
 import random
 import threading
@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from pandas import DataFrame
 from torch import Tensor
+
+from datamodules.loader import ImageLoader
 
 
 def now(device: torch.device | str = "cpu") -> float:
@@ -36,11 +38,9 @@ def in_turns(
     for k in range(rounds):
         for key in random.Random(k).sample(list(things), len(things)):
             found[key].append(things[key]())
-    quantities = next(iter(found.values()))[0]
-    return {
-        name: DataFrame({key: [one[name] for one in results] for key, results in found.items()})
-        for name in quantities
-    }
+    tables = {key: DataFrame(results) for key, results in found.items()}
+    quantities = next(iter(tables.values()))
+    return {name: DataFrame({key: tables[key][name] for key in tables}) for name in quantities}
 
 
 def summarize(
@@ -77,6 +77,14 @@ def saved_bytes(forward: Callable[[], Any], own: Iterable[Tensor] = ()) -> int:
         kept = forward()
     del kept
     return sum(found.values())
+
+
+def generated(count: int, batch_size: int, device: str = "cpu") -> ImageLoader:
+    """Training batches of `count` random images of CIFAR's shape, made on `device`."""
+    every, generator = torch.arange(count), torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return ImageLoader(pixels, every % 10, every, batch_size, mean=(0.5,) * 3, std=(0.25,) * 3,
+                       training=True, crop_padding=4, flip=True, device=device)  # fmt: skip
 
 
 class Turns:

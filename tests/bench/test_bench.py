@@ -20,7 +20,6 @@ from pandas import DataFrame
 from torch.utils.data import DataLoader
 
 from bench import __main__, activations, data, loop, measure, report, start, step
-from datamodules.loader import ImageLoader
 from models import Classifier
 from tests.data import Tiny, write_tree
 
@@ -329,12 +328,7 @@ def test_phases_of_a_real_run(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_
 
 def test_rates_against_torchvision(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(data, "SECONDS", 0.01)
-    pixels, every = torch.randint(0, 256, (256, 3, 32, 32)).byte(), torch.arange(256)
-    ours = ImageLoader(
-        pixels, every % 10, every, 128, mean=(0.5,) * 3, std=(0.25,) * 3, training=True,
-        crop_padding=4, flip=True,
-    )  # fmt: skip
-    rates = data.rates(ours)
+    rates = data.rates(measure.generated(256, 128))
     theirs = rates["torchvision_samples_a_second"]
     assert rates["ours_to_torchvision"] == rates["ours_samples_a_second"] / theirs
 
