@@ -9,5 +9,5 @@
 Each has its own --help. What is compared takes turns, in a new random order in each round, so that
 other jobs on the machine disturb all of it alike. Times are medians, `least` is the shortest, and
 `spread_percent` is half the interquartile range in % of the median. `processor` is processor time,
-which other jobs disturb less than elapsed time. `a_to_b` is a, divided by that of b.
+which other jobs disturb less than elapsed time. `a_to_b` is the quantity a, divided by that of b.
 """

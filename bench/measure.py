@@ -32,7 +32,7 @@ def in_turns(
 ) -> dict[str, DataFrame]:
     """Measure each of `things` once a round, in a new random order in each round.
 
-    Returned is for each quantity a table with a row for each round and a column for each thing.
+    Returns for each quantity a table with a row for each round and a column for each thing.
     """
     found: dict[Any, list[Mapping[str, float]]] = {key: [] for key in things}
     for k in range(rounds):

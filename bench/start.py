@@ -60,8 +60,7 @@ class Phases(Callback):
 def run(code: list[str], threads: int, cache: str | None = None) -> dict[str, float]:
     """Run Python with the arguments `code`; what is compiled is kept in `cache`, if given.
 
-    Returned are the seconds to each phase, which the last line of its output tells, and its
-    processor time.
+    Returns the seconds to each phase, from the last line of its output, and its processor time.
 
     Raises:
         RuntimeError: it failed.

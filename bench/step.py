@@ -3,9 +3,9 @@
 A step is forward, cross-entropy, backward and SGD. The modes are those of `--model.compile` in
 train.py. A row in mode model is compared with ReLU and SiLU in mode model, the others with the
 plain ones. `saved_mb` is kept for the backward pass, without parameters and buffers. `first_step_s`
-includes the compilation, unless a row above has compiled the same; after `even_steps` steps the
-mode has won this time back against mode off. A rival is one line in RIVALS, or a class's full path
-after `--activations`.
+includes the compilation, unless a row above has compiled the same. `even_steps` is the number of
+steps after which the mode has taken less time in all than mode off. A rival is one line
+in RIVALS, or a class's full path after `--activations`.
 """
 
 import os
@@ -62,13 +62,13 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def factory(name: str) -> Callable[[], nn.Module]:
-    """What makes the activation `name`: a rival, one of ours, or a class by its full path."""
+    """The factory of the activation `name`: a rival, one of ours, or a class by its full path."""
     path = name if "." in name else f"activations.{name}"
     return RIVALS.get(name) or pkgutil.resolve_name(path)
 
 
 def activation(name: str) -> str:
-    """A type for options: a name from which :func:`factory` makes an activation."""
+    """A type for options: a name that :func:`factory` knows."""
     try:
         factory(name)()
     except (ImportError, AttributeError, TypeError, ValueError) as error:
