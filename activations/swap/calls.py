@@ -8,11 +8,13 @@ import itertools
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .kinds import CONVOLUTIONS
+from .locate import Location
 from .trace import Call, Key, Run, run
 
 _SIZES = (224, 299, 384, 64, 32, 28)  # tried in turn where no example input is given
@@ -133,29 +135,76 @@ def _total(runs: dict[bool, Run]) -> Counter[str]:
 
 
 def _merge(model: nn.Module, runs: dict[bool, Run], at_twice: dict[bool, Run]) -> list[Call]:
-    """The calls of both modes, in the order of training and then of evaluation."""
-    found: dict[tuple[Key, int], list[Call]] = {}
-    stacks: dict[Key, list[tuple[str, ...]]] = {}
-    for call in (call for seen in runs.values() for call in seen.calls):
-        found.setdefault((call.key, call.index), []).append(call)
-        stacks.setdefault(call.key, []).append(call.stack)
-    larger = {(c.key, c.index): c.shape for seen in at_twice.values() for c in seen.calls}
-    counts = Counter(key for key, _ in found)
+    """The calls of both modes, in the order of training and then of evaluation.
+
+    The evaluations of an expression within one call of its method (a loop) have an activation each,
+    if their number is always the same and each follows a layer of its own. Otherwise, and where
+    the method itself is called several times, they share one.
+    """
+    all_runs = [*runs.values(), *at_twice.values()]
+    groups: dict[Key, list[Call]] = {}
+    called: dict[Location, set[Key]] = {}
+    for call in (call for seen in all_runs for call in seen.calls):
+        groups.setdefault(call.key, []).append(call)
+        called.setdefault(call.place, set()).add(call.key)
+    alone = {key for key, calls in groups.items() if not _distinct(calls, called)}
+
+    def instance(call: Call) -> tuple[Key, Location | None, int]:
+        if call.key in alone:
+            return call.key, None, 0
+        same = [other for other in groups[call.key] if other.place == call.place]
+        return call.key, call.place, call.step if _is_fixed_loop(same) else 0
+
+    found: dict[Any, list[list[Call]]] = {}
+    for seen in runs.values():
+        once: dict[Any, list[Call]] = {}
+        for call in seen.calls:
+            once.setdefault(instance(call), []).append(call)
+        for key, calls in once.items():
+            found.setdefault(key, []).append(calls)
+    larger: dict[Any, tuple[int, ...]] = {}
+    for call in (call for seen in at_twice.values() for call in seen.calls):
+        larger[instance(call)] = call.shape
+    counts = Counter(key for key, *_ in found)
     names: dict[Key, str] = {}
-    for (key, index), calls in found.items():
-        call = calls[-1]  # that in evaluation mode, if there is one
+    indices: Counter[Key] = Counter()
+    for (key, place, step), by_run in found.items():
+        call = by_run[-1][-1]  # that in evaluation mode, if there is one
+        same = [other for calls in by_run for other in calls]
         if key not in names:
             names[key] = _name(model, call, names.values())
-        call.name = names[key] if counts[key] == 1 else f"{names[key]}.{index}"
-        call.axis = _channel_axis(call.shape, larger.get((key, index)), call.axis)
-        call.count, call.runs = counts[key], len(calls)
-        # the innermost module that makes all calls with this key and is called once at most
-        outer = itertools.takewhile(
-            lambda names: len(set(names)) == 1, zip(*stacks[key], strict=False)
-        )
-        once = (n for n, *_ in outer if all(seen.counts[n] <= 1 for seen in runs.values()))
-        call.home = list(once)[-1]
-    return [calls[-1] for calls in found.values()]
+        call.index, call.count = indices[key], counts[key]
+        indices[key] += 1
+        call.name = names[key] if call.count == 1 else f"{names[key]}.{call.index}"
+        axis = _channel_axis(call.shape, larger.get((key, place, step)), call.axis)
+        if axis is not None and len({c.shape[axis] for c in same if len(c.shape) > axis}) > 1:
+            axis = None  # they share an activation and differ in their number of channels
+        call.axis, call.runs, call.times = axis, len(same), max(map(len, by_run))
+        if not call.why_not and len({(c.old, repr(c.function)) for c in same}) > 1:
+            call.why_not = "the same line calls different functions"
+    return [by_run[-1][-1] for by_run in found.values()]
+
+
+def _distinct(calls: list[Call], called: Mapping[Location, set[Key]]) -> bool:
+    """Whether the calls with one key can be rewritten to differ, where that is needed."""
+    if len({call.place for call in calls}) == 1 and not any(call.step for call in calls):
+        return True
+    return all(not call.place.why and len(called[call.place]) == 1 for call in calls)
+
+
+def _is_fixed_loop(calls: list[Call]) -> bool:
+    """Whether a loop, in each of its passes, has the same number of `calls` after as many layers.
+
+    The same layer again makes it a recurrent loop, whose number of passes is that of time steps.
+    """
+    passes: list[list[Call]] = []
+    for call in calls:
+        if not call.step:
+            passes.append([])
+        passes[-1].append(call)
+    functions = {repr(call.function) for call in calls}
+    own = all(len({call.layer for call in each}) == len(each) for each in passes)
+    return len({len(each) for each in passes}) == 1 and (own or len(functions) > 1)
 
 
 def _name(model: nn.Module, call: Call, taken: Collection[str]) -> str:

@@ -1,7 +1,7 @@
-"""Where in the source code of a network a function such as `F.relu` is called.
+"""Where in the source code of a network an activation is called, a module or `F.relu`.
 
-`trace` asks this for every such call, and calls from different locations count as different calls.
-`rewrite` needs the location, to replace the expression there by the call of a module.
+`trace` asks this for every call, and calls from different locations count as different calls.
+`rewrite` needs the location, to change the expression there.
 """
 
 import ast
@@ -18,7 +18,7 @@ End = tuple[int, int]  # line and column where a call's expression ends
 
 
 class Location(NamedTuple):
-    """Where a function is called.
+    """Where an activation is called.
 
     Attributes:
         owner: the name of the module whose method makes the call.
@@ -31,21 +31,32 @@ class Location(NamedTuple):
     why: str = ""
 
 
-def locate(frame: types.FrameType, name: str, modules: dict[int, str], running: str) -> Location:
-    """The location from which `frame` and its callees called the activation function `name`.
+def locate(
+    frame: types.FrameType, called: str | nn.Module, modules: dict[int, str], running: str
+) -> tuple[Location, types.FrameType | None]:
+    """The location from which `frame` and its callees called the activation `called`.
 
     Args:
         frame: the innermost frame. Frames of torch are skipped, except those of its modules.
-        name: the function's name, such as relu.
+        called: a function's name, such as relu, or a module.
         modules: the names of the network's modules by id.
         running: the name of the module that is running.
+
+    Returns:
+        The location, and the frame of the method; None where the call cannot be rewritten.
     """
-    while _within_torch(frame) and frame.f_back:
+    # torch's functions call functions for the network; it calls a module itself
+    within = _within_torch if isinstance(called, str) else _calls_modules
+    while within(frame) and frame.f_back:
         frame = frame.f_back
     code = frame.f_code
     lines = linecache.getlines(code.co_filename, frame.f_globals)
     text = lines[frame.f_lineno - 1].strip() if lines else "(its source is not known)"
-    refused = functools.partial(Location, running, f"{code.co_filename}:{frame.f_lineno}: {text}")
+    point = f"{code.co_filename}:{frame.f_lineno}: {text}"
+
+    def refused(why: str) -> tuple[Location, None]:
+        return Location(running, point, why), None
+
     if not lines:
         return refused("its source is not known")
     method = method_around(tuple(lines), frame.f_lineno)
@@ -69,14 +80,18 @@ def locate(frame: types.FrameType, name: str, modules: dict[int, str], running: 
     _, end_line, _, end_column = next(positions)
     end = (end_line or 0, end_column or 0)
     call = next((c for c in ast.walk(method) if isinstance(c, ast.Call) and end_of(c) == end), None)
-    if call is None or not _calls(call, name, frame):
+    if call is None or not _calls(call, called, frame):
         return refused("the function is not called by its own name")
-    return Location(modules[id(owner)], (attribute, end))
+    return Location(modules[id(owner)], (attribute, end)), caller
 
 
 def _within_torch(frame: types.FrameType) -> bool:
     module = f"{frame.f_globals.get('__name__')}."
     return module.startswith("torch.") and not module.startswith("torch.nn.modules.")
+
+
+def _calls_modules(frame: types.FrameType) -> bool:
+    return frame.f_globals.get("__name__") == nn.Module.__module__
 
 
 @functools.lru_cache(maxsize=64)
@@ -122,8 +137,10 @@ def _unchanged(code: types.CodeType, lines: tuple[str, ...]) -> bool:
     return any(content(part) == content(code) for part in _codes(whole))
 
 
-def _calls(call: ast.Call, name: str, frame: types.FrameType) -> bool:
-    """Whether `call` is a plain call of the activation function `name`."""
+def _calls(call: ast.Call, called: str | nn.Module, frame: types.FrameType) -> bool:
+    """Whether `call` is a plain call of `called`, a module or an activation function's name."""
+    if isinstance(called, nn.Module):
+        return _value(call.func, frame) is called
     if any(isinstance(argument, ast.Starred) for argument in call.args):
         return False
     function = _value(call.func, frame)
@@ -131,11 +148,11 @@ def _calls(call: ast.Call, name: str, frame: types.FrameType) -> bool:
         # x.relu(), or self.conv(x).relu()
         return (
             isinstance(call.func, ast.Attribute)
-            and call.func.attr.rstrip("_") == name
+            and call.func.attr.rstrip("_") == called
             and not call.args
         )
     function = function.func if isinstance(function, functools.partial) else function
-    return getattr(function, "__name__", "").rstrip("_") == name
+    return getattr(function, "__name__", "").rstrip("_") == called
 
 
 def _value(node: ast.expr, frame: types.FrameType) -> Any:

@@ -1,11 +1,11 @@
 """Put the new activations into the network, each at its call.
 
 The new module replaces the old one under all its names; a function call is rewritten (`rewrite`).
-Where one module is called several times, a `PerCall` holds one activation for each call.
+Where one module is called several times, a `PerCall` holds one activation for each call, and the
+calls are rewritten to name theirs.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -13,31 +13,22 @@ from activations.torch_private import leave_fast_path
 
 from .calls import Found
 from .locate import End
-from .rewrite import rewrite
+from .rewrite import Edit, rewrite
 from .trace import Call, Key
 
 
 class PerCall(nn.ModuleList):
-    """Replaces a module that is called several times in a forward pass; each call has its own.
+    """Replaces a module that is called several times: each call names the one that serves it."""
 
-    The calls are distinguished by their order, counted anew in each forward pass of the module that
-    they belong to. Recomputing a part of that pass (`torch.utils.checkpoint`) would miscount:
-    checkpoint the whole of it.
-    """
-
-    def __init__(self, activations: Iterable[nn.Module]) -> None:
-        super().__init__(activations)
-        self.next = 0
-
-    def restart(self, module: nn.Module, inputs: Any) -> None:
-        """Forward pre-hook of the module that the calls belong to."""
-        self.next = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The next activation's output."""
-        activation = self[self.next]
-        self.next = (self.next + 1) % len(self)
-        return activation(x)
+    def forward(self, x: Tensor, call: int | None = None) -> Tensor:
+        """The output of activation number `call`."""
+        if call is None:
+            raise RuntimeError(
+                f"a call of {type(self[0]).__name__} was not seen when the activations were "
+                "swapped, or a loop made more calls than then: swap with an example_input that "
+                "takes this way through the network, or exclude the call"
+            )
+        return self[call](x)
 
 
 def place(model: nn.Module, found: Found, new: Mapping[str, nn.Module]) -> None:
@@ -46,7 +37,7 @@ def place(model: nn.Module, found: Found, new: Mapping[str, nn.Module]) -> None:
     groups: dict[Key, list[Call]] = {}
     for call in found.calls:
         groups.setdefault(call.key, []).append(call)
-    rewritten: dict[str, dict[str, dict[End, str]]] = {}
+    edits: dict[str, dict[str, dict[End, Edit]]] = {}
     for (name, point), calls in groups.items():
         if not any(call.name in new for call in calls):
             continue
@@ -58,11 +49,16 @@ def place(model: nn.Module, found: Found, new: Mapping[str, nn.Module]) -> None:
         replacement = members[0]
         if len(members) > 1:
             replacement = PerCall(members)
-            model.get_submodule(calls[0].home).register_forward_pre_hook(replacement.restart)
+        if point or len(members) > 1:
+            child = calls[0].site.rpartition(".")[2] if point else None
+            for call in calls:
+                assert not isinstance(call.place.point, str)
+                method, end = call.place.point
+                ends = edits.setdefault(call.place.owner, {}).setdefault(method, {})
+                earlier = ends[end].calls if end in ends else ()
+                numbers = (*earlier, call.index) if len(members) > 1 else ()
+                ends[end] = Edit(child, numbers)
         if point:
-            method, end = point
-            attribute = calls[0].site.rpartition(".")[2]
-            rewritten.setdefault(name, {}).setdefault(method, {})[end] = attribute
             targets = [calls[0].site]
         else:  # all its names, except those by which it is called separately
             same = [path for path, child in paths if child is old]
@@ -75,5 +71,5 @@ def place(model: nn.Module, found: Found, new: Mapping[str, nn.Module]) -> None:
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
             leave_fast_path(module)
-    for name, methods in rewritten.items():
+    for name, methods in edits.items():
         rewrite(model.get_submodule(name), methods)

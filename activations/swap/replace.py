@@ -53,6 +53,9 @@ class SwapReport(list[Call]):
             rows.append((call.name, call.old, call.new, size, axis, *error))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        shared = [f"{call.name} ({call.times})" for call in self if call.times > 1]
+        if shared:
+            lines.append(f"one activation for several calls in a pass: {', '.join(shared)}")
         groups: dict[tuple[str, str], list[str]] = {}
         for name, old, why in self.left:
             groups.setdefault((old, why), []).append(name)
@@ -77,9 +80,14 @@ def replace_activations(
 
     The calls are found by running copies of the network, in training and in evaluation mode: a
     module that is called several times, and functions such as `F.relu(x)` or `x.relu_()`, count
-    call by call. Weights, buffers and the random state of `model` are not touched, and all other
-    parameters keep their names. Gates (Sigmoid, Hardsigmoid, Softmax, GLU; tanh and softplus as
-    functions) are not activations; see `activations.swap.kinds.kind_of`.
+    call by call. Which instance serves a call follows from its place in the code, and in a loop
+    from the number of the pass. Calls that cannot be told apart in this way share one: those of a
+    block that is itself called several times, of a recurrent cell, of a method that is called
+    several times, of a loop whose length changes. The report lists them.
+
+    Weights, buffers and the random state of `model` are not touched, and all other parameters keep
+    their names. Gates (Sigmoid, Hardsigmoid, Softmax, GLU; tanh and softplus as functions) are not
+    activations; see `activations.swap.kinds.kind_of`.
 
     Args:
         model: the network, changed in place.

@@ -1,7 +1,9 @@
-"""Make `F.relu(x)` inside a module's method a call of a module, `self.relu(x)`.
+"""Change the calls of activations in a module's methods.
 
-The method is compiled again from its source with those calls replaced; all other code in it stays.
-The module gets a subclass of its class that holds the new method, and can be copied and pickled.
+`F.relu(x)` becomes the call of a module, `self.relu(x)`. Where a module holds one activation for
+each call, `self.relu(x)` becomes `self.relu(x, call=1)`. The method is compiled again from its
+source with those calls changed; all other code in it stays. The module gets a subclass of its class
+that holds the new method, and can be copied and pickled.
 """
 
 import ast
@@ -10,33 +12,53 @@ import functools
 import linecache
 import types
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from .locate import End, arguments, end_of, method_around
 
 
-def rewrite(module: nn.Module, calls: Mapping[str, Mapping[End, str]]) -> None:
-    """Let `module` call children of its own where its methods called functions.
+class Edit(NamedTuple):
+    """How one expression changes.
+
+    Attributes:
+        child: the child that is called in place of a function; None where a module is called.
+        calls: the numbers that the expression passes to it as `call`, in the order of its
+            evaluations within one call of the method; empty where it passes none.
+    """
+
+    child: str | None
+    calls: tuple[int, ...] = ()
+
+
+def rewrite(module: nn.Module, edits: Mapping[str, Mapping[End, Edit]]) -> None:
+    """Change expressions in the methods of `module`.
 
     Args:
         module: changed in place: its class becomes a subclass with the new methods.
-        calls: for each method, the child's name by the end of the call's expression.
+        edits: for each method, the changes by the end of the call's expression.
     """
     kind = type(module)
     base, sources = getattr(kind, "_rewritten", (kind, ()))
-    new = {method: _source(getattr(kind, method), ends) for method, ends in calls.items()}
+    new = {method: _source(getattr(kind, method), ends) for method, ends in edits.items()}
     module.__class__ = _subclass(base, tuple({**dict(sources), **new}.items()))
 
 
-def _source(function: types.FunctionType, attributes: Mapping[End, str]) -> str:
-    """Source of a class with the method `function`, its calls replaced."""
+def _source(function: types.FunctionType, edits: Mapping[End, Edit]) -> str:
+    """Source of a class with the method `function`, its calls changed."""
     lines = linecache.getlines(function.__code__.co_filename, function.__globals__)
-    method = copy.deepcopy(method_around(tuple(lines), next(iter(attributes))[0]))
+    method = copy.deepcopy(method_around(tuple(lines), next(iter(edits))[0]))
     assert method is not None
     method.decorator_list = []
-    method = _Replace(arguments(method)[0].arg, attributes).visit(method)
+    method = _Replace(arguments(method)[0].arg, edits).visit(method)
+    # each call of the method starts anew
+    start = int(ast.get_docstring(method) is not None)
+    method.body[start:start] = [
+        ast.Assign([ast.Name(_numbers(end))], ast.parse(f"iter({edit.calls})", mode="eval").body)
+        for end, edit in edits.items()
+        if len(edit.calls) > 1
+    ]
     names = [ast.arg(n) for n in function.__code__.co_freevars if n != "__class__"]
     outer = ast.arguments([], names, None, [], [], None, [])
     # A class of the same name gives self.__private its meaning. A function around it takes the
@@ -49,19 +71,31 @@ def _source(function: types.FunctionType, attributes: Mapping[End, str]) -> str:
     return ast.unparse(ast.fix_missing_locations(ast.Module([scope], [])))
 
 
+def _numbers(end: End) -> str:
+    """The variable with the numbers of the expression that ends there."""
+    return "_calls_{}_{}".format(*end)
+
+
 class _Replace(ast.NodeTransformer):
-    def __init__(self, owner: str, attributes: Mapping[End, str]) -> None:
-        self.owner, self.attributes = owner, attributes
+    def __init__(self, owner: str, edits: Mapping[End, Edit]) -> None:
+        self.owner, self.edits = owner, edits
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        """`F.relu(x)`, `F.relu(input=x)` and `x.relu()` become `self.relu(x)`."""
-        attribute = self.attributes.get(end_of(node))
+        """`F.relu(x)`, `F.relu(input=x)` and `x.relu()` become `self.relu(x)`; then the number."""
+        end = end_of(node)
         self.generic_visit(node)
-        if attribute is None:
+        if end not in self.edits:
             return node
-        named = [keyword.value for keyword in node.keywords if keyword.arg == "input"]
-        x = [*node.args, *named, node.func.value if isinstance(node.func, ast.Attribute) else None]
-        return ast.Call(ast.Attribute(ast.Name(self.owner), attribute), [x[0]], [])
+        child, calls = self.edits[end]
+        if child is not None:
+            named = [keyword.value for keyword in node.keywords if keyword.arg == "input"]
+            of = node.func.value if isinstance(node.func, ast.Attribute) else None
+            x = [*node.args, *named, of]
+            node = ast.Call(ast.Attribute(ast.Name(self.owner), child), [x[0]], [])
+        if calls:
+            number = f"next({_numbers(end)}, None)" if calls[1:] else str(calls[0])
+            node.keywords.append(ast.keyword("call", ast.parse(number, mode="eval").body))
+        return node
 
 
 def _function(function: types.FunctionType, source: str) -> types.FunctionType:

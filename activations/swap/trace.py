@@ -9,6 +9,7 @@ import copy
 import inspect
 import random
 import sys
+import types
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .kinds import CONVOLUTIONS, GATE_FUNCTIONS, NAME_OF, kind_of, plain
-from .locate import locate
+from .locate import Location, locate
 
 _LOOKS = {"__get__", "size", "dim", "numel", "stride", "is_contiguous"}  # they read no values
 Key = tuple[str, Any]
@@ -72,15 +73,17 @@ class Call:
     axis: int | None
     error: float | None = None
     reference: nn.Module = field(default_factory=nn.Identity, repr=False)
-    # For a module (its name, None). For a function the `owner` and `point` of its Location.
+    # For a module (its name, None). For a function the `owner` and `point` of its place.
     key: Key = field(repr=False)
-    index: int = field(repr=False)  # among the calls with this key
+    place: Location = field(repr=False)  # the expression that makes the call
+    step: int = field(repr=False)  # how often that expression was evaluated before, in one frame
+    layer: str = field(repr=False)  # the last linear or convolutional layer that ran before
+    index: int = field(default=0, repr=False)  # among the calls with this key
     count: int = field(default=1, repr=False)  # number of calls with this key
+    times: int = field(default=1, repr=False)  # evaluations in a forward pass that share it
     gate: bool = field(repr=False)  # rather than an activation
     dtype: torch.dtype = field(repr=False)
-    stack: tuple[str, ...] = field(repr=False)  # the modules that are running, the outermost first
-    home: str = field(default="", repr=False)  # the module whose forward pass counts the calls
-    runs: int = field(default=1, repr=False)  # in how many of the two modes the call is made
+    runs: int = field(default=1, repr=False)  # evaluations in the trial, in both modes together
     function: Function | None = field(default=None, repr=False)  # where no module is called
     why_not: str = field(default="", repr=False)  # the code of the call cannot be rewritten
 
@@ -126,6 +129,7 @@ def run(
     with random_state_kept(), torch.no_grad(), watch:
         twin(example.to(device))
     watch._changed.clear()  # frees the memory
+    watch._frames.clear()
     return watch
 
 
@@ -152,9 +156,11 @@ class Run(TorchFunctionMode):
         self.overwritten: set[Key] = set()
         self._names = {id(module): name for name, module in network.named_modules()}
         self._kinds = kinds
-        self._indices: Counter[Key] = Counter()
         self._stack: list[str] = []
-        self._layers: list[tuple[torch.Size, int]] = []  # shapes of outputs, their channel axes
+        # the last frame that made a call, by the call's key and place, and its number of calls
+        self._frames: dict[Any, tuple[types.FrameType | None, int]] = {}
+        # shapes of outputs, their channel axes, and the layers' names
+        self._layers: list[tuple[torch.Size, int, str]] = []
         self._inside = 0  # how many activations and gates are running, one within the other
         # the part that a call has changed, by the id of its memory, which is kept alive
         self._changed: dict[int, tuple[Any, Key, Any]] = {}
@@ -167,16 +173,18 @@ class Run(TorchFunctionMode):
         self.counts[name] += 1
         if kind and not self._inside:
             x = (*args, *kwargs.values())[0]
-            self._record(x, (name, None), type(module).__name__, kind == "gate")
+            running = self._stack[-1] if self._stack else ""
+            place = locate(_caller(), module, self._names, running)
+            self._record(x, (name, None), type(module).__name__, kind == "gate", place)
         self._inside += bool(kind)
         self._stack.append(name)
 
     def _leave(self, module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> Any:
         name, kind = self._stack.pop(), self._kind(module)
         if isinstance(module, nn.Linear):
-            self._layers.append((out.shape, out.dim() - 1))
+            self._layers.append((out.shape, out.dim() - 1, name))
         elif isinstance(module, CONVOLUTIONS):
-            self._layers.append((out.shape, 1))
+            self._layers.append((out.shape, 1, name))
         self._inside -= bool(kind)
         if kind and not self._inside and args and out is args[0]:
             return self._overwrite(out, (name, None))
@@ -193,13 +201,12 @@ class Run(TorchFunctionMode):
             return func(*args, **kwargs)
         x, rest = (args[0], args[1:]) if args else (kwargs["input"], ())
         options = {k: v for k, v in kwargs.items() if k not in ("input", "inplace")}
-        frame: Any = inspect.currentframe()
-        location = locate(frame.f_back, name, self._names, self._stack[-1])
-        key = (location.owner, location.point)
+        place = locate(_caller(), name, self._names, self._stack[-1])
+        key = (place[0].owner, place[0].point)
         # F.relu(weight) keeps a weight positive
         gate = name in GATE_FUNCTIONS or isinstance(x, nn.Parameter)
         function = Function(name, rest, options)
-        self._record(x, key, name, gate, function=function, why_not=location.why)
+        self._record(x, key, name, gate, place, function=function, why_not=place[0].why)
         out = func(*args, **kwargs)
         if called.endswith("_") or kwargs.get("inplace") is True:
             return self._overwrite(x, key)
@@ -209,24 +216,36 @@ class Run(TorchFunctionMode):
         other = "gate" if plain(type(module).__name__) in self._kinds else None
         return kind_of(module) or other
 
-    def _record(self, x: Tensor, key: Key, old: str, gate: bool, **details: Any) -> None:
+    def _record(
+        self,
+        x: Tensor,
+        key: Key,
+        old: str,
+        gate: bool,
+        located: tuple[Location, types.FrameType | None],
+        **details: Any,
+    ) -> None:
+        place, frame = located
+        last, step = self._frames.get((key, place), (None, 0))
+        step = step if frame and frame is last else 0
+        self._frames[key, place] = (frame, step + 1)
         call = Call(
             old=old,
             shape=tuple(x.shape),
             axis=self._axis(x.shape),
             key=key,
-            index=self._indices[key],
+            place=place,
+            step=step,
+            layer=self._layers[-1][2] if self._layers else "",
             gate=gate,
             dtype=x.dtype,
-            stack=tuple(self._stack),
             **details,
         )
-        self._indices[key] += 1
         self.calls.append(call)
 
     def _axis(self, shape: torch.Size) -> int | None:
         """The channel axis of the last layer whose output differs from `shape` at most there."""
-        for made, axis in reversed(self._layers):
+        for made, axis, _ in reversed(self._layers):
             if made[:axis] + made[axis + 1 :] == shape[:axis] + shape[axis + 1 :]:
                 return axis
         return None
@@ -243,6 +262,11 @@ class Run(TorchFunctionMode):
             return None
         _, key, part = self._changed.get(id(x.untyped_storage()), (None, None, None))
         return key if part is None or _part(x) in (None, part) else None
+
+
+def _caller() -> Any:
+    """The frame that called the function that calls this."""
+    return inspect.currentframe().f_back.f_back  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

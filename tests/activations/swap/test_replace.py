@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -185,7 +186,7 @@ class Looped(Net):
 
 
 class Shared(Net):
-    calls = 4
+    calls = 3  # the block is called twice: its calls share one, as they share the weights
 
     def __init__(self):
         super().__init__()
@@ -338,6 +339,115 @@ def test_swapped_idioms_compile_and_export(kind: type[Net]):
         torch.testing.assert_close(compiled(x), y)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), y)
+
+
+def test_threads_do_not_exchange_activations():
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=5).eval()
+    for index, call in enumerate(replace_activations(model, CosLU)):
+        model.get_submodule(call.name).alpha.data.fill_(0.2 * index)  # pyright: ignore[reportCallIssue]
+    inputs = [torch.randn(1, 3, 32, 32) for _ in range(8)]
+    with torch.no_grad():
+        expected = [model(x) for x in inputs]
+
+    def evaluate(x: torch.Tensor):
+        with torch.no_grad():
+            return model(x)
+
+    with ThreadPoolExecutor(4) as threads:
+        outputs = list(threads.map(evaluate, inputs * 5))
+    wrong = [not torch.equal(a, b) for a, b in zip(outputs, expected * 5, strict=True)]
+    assert sum(wrong) == 0
+
+
+class Parts(Net):
+    """A method that is called from outside, one that others call, and a decorated one."""
+
+    def features(self, x):
+        return self.act(self.more(self.act(self.conv(x))))
+
+    @torch.no_grad()
+    def decorated(self, x):
+        return self.drop(x)
+
+    def forward(self, x):
+        return self.act(self.features(x) - 0.1)
+
+
+class Deep(Parts):
+    """Its calls in the method of a parent cannot be rewritten, so that all share one."""
+
+    def forward(self, x):
+        return self.act(super().forward(x) - 0.1)
+
+
+class Helped(Net):
+    def act_of(self, layer, x):
+        return self.act(layer(x))
+
+    def forward(self, x):
+        return self.act_of(self.more, self.act_of(self.conv, x))
+
+
+class Recurrent(Net):
+    def __init__(self):
+        super().__init__()
+        self.cell, self.cells = nn.Linear(4, 4), 3
+
+    def forward(self, x):
+        x = self.conv(x).movedim(1, -1)
+        for _ in range(self.cells):
+            x = self.act(self.cell(x))
+        return x.movedim(-1, 1)
+
+
+class LongerInTraining(Net):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(3))
+
+    def forward(self, x):
+        x = self.conv(x)
+        for layer in self.layers if self.training else self.layers[1:]:
+            x = self.act(layer(x))
+        return x
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "shared"),
+    [
+        (Parts, ["act.0", "act.1", "act.2"], {}),
+        (Deep, ["act"], {"act": 4}),
+        (Helped, ["act"], {"act": 2}),
+        (Recurrent, ["act"], {"act": 3}),
+        (LongerInTraining, ["act"], {"act": 3}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_the_place_in_the_code_decides(kind: type[Net], names: list[str], shared: dict[str, int]):
+    model, x = kind().eval(), torch.randn(2, 3, 6, 5)
+    report = replace_activations(model, CosLU, example_input=x)
+    assert [call.name for call in report] == names
+    assert {call.name: call.times for call in report if call.times > 1} == shared
+    assert ("one activation for several calls in a pass: act (" in str(report)) == bool(shared)
+    for index, call in enumerate(report):
+        model.get_submodule(call.name).alpha.data.fill_(1 + index)  # pyright: ignore[reportCallIssue]
+    expected = model(x)
+    if isinstance(model, Parts):
+        first = model.features(x)
+        assert torch.equal(model.features(x), first)
+        assert torch.equal(model(x), expected)
+    if isinstance(model, Recurrent):
+        model.cells = 5  # as many time steps as the data have
+        assert model(x).shape == expected.shape
+
+
+def test_a_call_that_no_trial_saw_is_an_error():
+    model, x = Looped().eval(), torch.randn(2, 3, 6, 5)
+    replace_activations(model, CosLU, example_input=x)
+    model.layers.append(nn.Conv2d(4, 4, 1))
+    with pytest.raises(RuntimeError, match="or a loop made more calls than then"):
+        model(x)
 
 
 @pytest.mark.parametrize(
