@@ -16,6 +16,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import distributed, nn
 
 import activations
@@ -141,6 +142,9 @@ class CLI(LightningCLI):
         if path not in (None, "best", "last", "hpc", "registry") and not Path(path).exists():
             raise FileNotFoundError(f"no checkpoint {str(path)!r} (--ckpt_path)")
         trainer, off = config.trainer, set[str]()
+        if trainer.barebones:  # takes none of these
+            trainer.logger, trainer.log_every_n_steps = False, 0
+            off |= {"checkpoint", "last_checkpoint", "progress", "monitor"}
         if trainer.enable_checkpointing is False or trainer.fast_dev_run:
             off |= {"checkpoint", "last_checkpoint"}
         own_bar = any("ProgressBar" in each.class_path for each in trainer.callbacks or [])
@@ -162,6 +166,16 @@ class CLI(LightningCLI):
                 f"--trainer.devices {asked}: no GPU is in use here, and the CPU has {cores} cores; "
                 f"ask for at most {cores}"
             )
+
+    def before_fit(self) -> None:
+        """With `--test_after_fit true`, check that there is something to test, before training."""
+        if self.config[str(self.subcommand)].test_after_fit:
+            if not is_overridden("test_dataloader", self.datamodule, LightningDataModule):
+                raise ValueError(
+                    f"--test_after_fit: {type(self.datamodule).__name__} has no test_dataloader; "
+                    "leave the option out, or add the method"
+                )
+            self.datamodule.will_test = True
 
     def after_fit(self) -> None:
         """Test the best checkpoint, if asked to, and print results and paths."""

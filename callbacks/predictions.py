@@ -1,6 +1,7 @@
 """Predictions as a CSV file."""
 
 import csv
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from activations.picture import replacing
 
 
 class PredictionWriter(Callback):
-    """Writes the results of `predict` to a CSV file: index, label, predicted class, probability.
+    """Writes the results of `predict` to a CSV file.
 
-    Columns between index and label say where a sample comes from: an image's file, or a heart
-    beat's record, time in seconds and lead.
+    Its columns are the index of the sample, its label (empty where it is unknown), the predicted
+    class and its probability, and the probability of each class. Columns between index and label
+    say where a sample comes from: an image's file, or a heart beat's record, time in seconds and
+    lead. Batches without positions are counted in their order.
 
     Args:
         path: the file; `predictions.csv` in the current folder by default. It appears when it is
@@ -23,7 +26,7 @@ class PredictionWriter(Callback):
 
     def __init__(self, path: str = "predictions.csv") -> None:
         self.path = Path(path)
-        self._rows: list[tuple[int, int, int, float]] = []
+        self._rows: list[tuple[int, int | None, list[float]]] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier run."""
@@ -33,9 +36,13 @@ class PredictionWriter(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Keep the batch's rows."""
-        best = outputs["probability"].max(1)
-        columns = (outputs["index"], outputs["label"], best.indices, best.values)
-        self._rows += zip(*(column.tolist() for column in columns), strict=True)
+        shares = outputs["probability"].tolist()
+        index, labels = outputs["index"], outputs["label"]
+        if index is None:  # Lightning deals the samples out to the processes in turn
+            start, step = len(self._rows), trainer.world_size
+            index = range(start * step + trainer.global_rank, (start + len(shares)) * step, step)
+        labels = [None] * len(shares) if labels is None else labels.tolist()
+        self._rows += zip([int(i) for i in index], labels, shares, strict=True)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the rows of all processes and write the file."""
@@ -43,17 +50,20 @@ class PredictionWriter(Callback):
         if trainer.world_size > 1:
             parts = [None] * trainer.world_size
             torch.distributed.all_gather_object(parts, self._rows)
-        if not trainer.is_global_zero:
+        rows = sorted((row for part in parts for row in part), key=itemgetter(0))
+        if not trainer.is_global_zero or not rows:
             return
         datamodule = getattr(trainer, "datamodule", None)
-        names = getattr(datamodule, "class_names", None)
+        numbers = [str(number) for number in range(len(rows[0][2]))]
+        names = getattr(datamodule, "class_names", numbers)
         describe = getattr(datamodule, "describe", lambda index: {})
-        rows = sorted(row for part in parts for row in part)
         with replacing(self.path) as unfinished, unfinished.open("w", newline="") as file:
             writer = csv.writer(file)
-            known = describe(rows[0][0]) if rows else {}
-            writer.writerow(["index", *known, "label", "predicted", "probability"])
-            for index, label, predicted, probability in rows:
-                named = (names[label], names[predicted]) if names else (label, predicted)
-                writer.writerow([index, *describe(index).values(), *named, f"{probability:.6f}"])
+            known = [*describe(rows[0][0]), "label", "predicted", "probability"]
+            writer.writerow(["index", *known, *(f"probability_{name}" for name in names)])
+            for index, label, shares in rows:
+                best = max(shares)
+                named = ["" if label is None else names[label], names[shares.index(best)]]
+                values = [f"{share:.6f}" for share in (best, *shares)]
+                writer.writerow([index, *describe(index).values(), *named, *values])
         print(f"Predictions: {self.path}")

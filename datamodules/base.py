@@ -1,6 +1,7 @@
 """The base class of all data sets: splits that share no sample, and their loaders."""
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +36,8 @@ class ImageDataModule(LightningDataModule):
         crop_padding: pixels of zero padding before the random crop; 0 turns the crop off.
         flip: mirror half of the training images, chosen at random.
         augment: more transforms of each training image, before it is normalised, such as
-            torchvision.transforms.v2.RandAugment.
+            torchvision.transforms.v2.RandAugment; no Normalize. They give uint8, or floats in
+            [0, 1].
         mix: torchvision.transforms.v2.MixUp or CutMix, applied to each training batch.
         balance: for classes of unequal size: `sampling` draws all classes equally often, `loss`
             weights the classes in the training loss.
@@ -45,6 +47,7 @@ class ImageDataModule(LightningDataModule):
     Attributes:
         dims: 2 for images, 1 for signals (N, C, L).
         image_size: side of the images, or length of the signals.
+        will_test: whether a test follows the training: then its data are read before, too.
         reads_files: of the class: whether it has an option `root`, the folder of its files.
 
     Raises:
@@ -59,6 +62,7 @@ class ImageDataModule(LightningDataModule):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     reads_files: bool = True
+    will_test: bool = False
 
     # Subclasses pass these options on as `**common: Any`: jsonargparse follows the call of
     # super().__init__ to the defaults here. The keys of an Unpack[TypedDict] have no defaults in
@@ -88,6 +92,11 @@ class ImageDataModule(LightningDataModule):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.crop_padding, self.flip = crop_padding, flip
         self.augment, self.mix, self.balance = augment or [], mix, balance
+        if any(type(each).__name__ == "Normalize" for each in _within(self.augment)):
+            raise ValueError(
+                "augment holds Normalize: leave it out. All images are normalised afterwards, with "
+                f"the mean {self.mean} and the standard deviation {self.std} of the data set"
+            )
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self._train: Data | None = None
         self._test: Data | None = None
@@ -121,10 +130,13 @@ class ImageDataModule(LightningDataModule):
             return
         if trainer.training or trainer.validating:
             self.setup("fit")
-        if trainer.testing or trainer.predicting:
+        if trainer.testing or trainer.predicting or self.will_test:
             self.setup("test")
         if trainer.training:
-            self.train_dataloader()  # refuses a batch that the data do not fill
+            loader = self.train_dataloader()  # refuses a batch that the data do not fill
+            if self.augment or self.mix:
+                next(iter(loader))  # refuses transforms that fail
+                loader.next_batch = 0
 
     def setup(self, stage: str) -> None:
         """Read what `stage` needs, once."""
@@ -194,6 +206,7 @@ class ImageDataModule(LightningDataModule):
             mix=self.mix,
             classes=self.num_classes,
             balanced=self.balance == "sampling",
+            fixed=bool(getattr(trainer, "overfit_batches", 0)),
             transform_batch=self.transform_batch,
             seed=self.seed,
             rank=trainer.global_rank if trainer else 0,
@@ -216,6 +229,14 @@ class ImageDataModule(LightningDataModule):
             classes = ", ".join(f"{name} {count}" for name, count in named)
         rank_zero_info(f"{name}: {len(indices)} ({classes})")
         return indices
+
+
+def _within(transforms: Iterable[Any]) -> Iterator[Any]:
+    """All transforms, also those that others hold."""
+    for transform in transforms:
+        yield transform
+        yield from _within(getattr(transform, "transforms", ()))
+        yield from _within(transform.children() if isinstance(transform, nn.Module) else ())
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,18 +38,27 @@ class EpochOrder(Sampler[int]):
         indices: (M,), the samples.
         seed: seed of the order.
         weights: (M,): draw samples with replacement, in proportion to them; None shuffles.
+        fixed: the same order in all epochs.
     """
 
-    def __init__(self, indices: Tensor, seed: int, weights: Tensor | None = None) -> None:
+    def __init__(
+        self, indices: Tensor, seed: int, weights: Tensor | None = None, *, fixed: bool = False
+    ) -> None:
         self.indices, self.seed, self.weights, self.epoch = indices, seed, weights, 0
+        self.fixed = fixed
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that comes next."""
         self.epoch = epoch
 
+    @property
+    def drawn(self) -> int:
+        """The epoch from which the order and the augmentation are drawn."""
+        return 0 if self.fixed else self.epoch
+
     def draw(self) -> Tensor:
         """The samples of the epoch, in order."""
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.drawn) % 2**63)
         if self.weights is None:
             return self.indices[torch.randperm(len(self), generator=generator)]
         return self.indices[torch.multinomial(self.weights, len(self), True, generator=generator)]
@@ -79,10 +89,11 @@ class ImageLoader:
         crop_padding: zero pixels added on each side before the random crop.
         flip: mirror half of the training images.
         augment: more transforms of a training image (C, H, W) in uint8, one image at a time. They
-            too draw from (seed, epoch, index).
+            too draw from (seed, epoch, index). They may give floats in [0, 1].
         mix: transform of a training batch (normalised images, one-hot labels), such as MixUp. It
             draws from (seed, epoch, batch).
         classes: number of classes, for `mix`.
+        fixed: all epochs are like the first.
         balanced: draw training images with replacement, so that all classes come equally often.
         transform_batch: the last step of every batch, such as a spectrogram.
         seed: seed of order and augmentation.
@@ -110,6 +121,7 @@ class ImageLoader:
         mix: nn.Module | None = None,
         classes: int = 0,
         balanced: bool = False,
+        fixed: bool = False,
         transform_batch: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
         rank: int = 0,
@@ -127,9 +139,10 @@ class ImageLoader:
         self.scale = 1 / (whole * torch.tensor(std, device=self.device).view(each))
         served = labels[indices]
         weights = 1 / served.bincount()[served].float() if balanced else None
-        self.sampler = EpochOrder(indices, seed, weights)
+        self.sampler = EpochOrder(indices, seed, weights, fixed=fixed)
         self.batch_sampler = None  # Lightning asks for it where there is a sampler
         self.next_batch = 0
+        self._checked = False
         self._resumed_epoch = -1
         if len(self) == 0 or len(indices) < world_size:
             raise ValueError(
@@ -181,7 +194,7 @@ class ImageLoader:
         if self.training:
             side = 2 * self.crop_padding + 1
             bounds = (side, side, 2, 2**31)
-            top, left, mirrored, seeds = uniform(self.seed, self.sampler.epoch, chosen, bounds)
+            top, left, mirrored, seeds = uniform(self.seed, self.sampler.drawn, chosen, bounds)
             if self.crop_padding:
                 images = crop(images, self.crop_padding, self._send(top), self._send(left))
             if self.flip:
@@ -189,7 +202,7 @@ class ImageLoader:
                 images = torch.where(mirrored, images.flip(3), images)
             if self.augment:
                 drawn = zip(images, seeds, strict=True)
-                images = torch.stack([self._augment(image, seed) for image, seed in drawn])
+                images = self._augmented([self._augment(image, seed) for image, seed in drawn])
         return (images.float() - self.shift) * self.scale
 
     def _send(self, tensor: Tensor) -> Tensor:
@@ -199,15 +212,46 @@ class ImageLoader:
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _augment(self, image: Tensor, seed: Tensor) -> Tensor:
+        new: Any = image
         with self._drawing(seed):
             for transform in self.augment:
-                image = transform(image)
-        return image
+                try:
+                    new = transform(new)
+                except Exception as error:
+                    raise ValueError(
+                        f"augment: {type(transform).__name__} fails on a training image, a tensor "
+                        f"{tuple(image.shape)} of {image.dtype}: {error}. Transforms of whole "
+                        "batches, such as MixUp, belong to mix"
+                    ) from error
+        if not isinstance(new, Tensor) or new.shape != image.shape:
+            found = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+            raise ValueError(
+                f"augment makes {found} of an image {tuple(image.shape)}: it must be a tensor of "
+                "the same shape"
+            )
+        return new.as_subclass(Tensor)
+
+    def _augmented(self, images: list[Tensor]) -> Tensor:
+        """One batch of augmented images, in the range of the images before."""
+        batch = torch.stack(images)
+        if self.images.dtype != torch.uint8 or batch.dtype == torch.uint8:
+            return batch
+        if not self._checked:  # once: the host waits for the numbers
+            mean, deviation = batch.float().mean().item(), batch.float().std().item()
+            if not (batch.is_floating_point() and 0 <= mean <= 1 and deviation <= 0.5):
+                raise ValueError(
+                    f"augment gives {batch.dtype} with mean {mean:.3g} and standard deviation "
+                    f"{deviation:.3g}: it must give uint8, or floats in [0, 1] "
+                    "(ToDtype(torch.float32, scale=True)) that are not normalised: leave out "
+                    "Normalize, the images are normalised afterwards"
+                )
+            self._checked = True
+        return batch * 255
 
     def _mix(self, images: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         assert self.mix is not None
         number = torch.tensor(batch * self.world_size + self.rank)
-        [seed] = uniform(self.seed, self.sampler.epoch, number, (2**31,))
+        [seed] = uniform(self.seed, self.sampler.drawn, number, (2**31,))
         with self._drawing(seed):
             return self.mix(images, F.one_hot(labels, self.classes).float())
 

@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, OneCycleLR
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
@@ -18,7 +19,7 @@ from activations.activation import positive
 from activations.torch_private import is_compiled
 
 from .backbones import Stem, build_backbone, check_input
-from .metrics import classification_metrics, log_classes
+from .metrics import classification_metrics, log_classes, warn_of_absent
 from .weights import kaiming_, load_weights, read_weights
 
 
@@ -33,9 +34,12 @@ class DivergedError(ArithmeticError):
 class Classifier(LightningModule):
     """Image classification with a backbone whose activations are swapped.
 
+    A batch is (images, labels) or, as our data give it, (images, labels, positions in the data
+    set); `predict` also takes images alone.
+
     Metrics under `val/` and `test/`: loss (cross-entropy without smoothing or weights), acc, f1 and
-    auroc (both macro), and acc_top5 for ten classes or more. Every sample counts once, for any
-    number of processes. For up to ten classes `test` also logs `test_sensitivity/`,
+    auroc (both macro, over the classes that have samples), and acc_top5 for ten classes or more.
+    Every sample counts once, for any number of processes. For up to ten classes `test` also logs `test_sensitivity/`,
     `test_predictivity/` and `test_f1/` of each class, and draws the confusion matrix, in
     TensorBoard and as `confusion.png` in the run's folder.
 
@@ -64,8 +68,10 @@ class Classifier(LightningModule):
             gain of the activation.
         optimizer: makes the optimizer of the parameter groups; by default SGD with learning rate
             0.1, momentum 0.9 and weight decay 1e-4.
-        lr_scheduler: makes the scheduler, stepped once an epoch; by default the learning rate falls
-            to 0 along a cosine, step by step over the planned training.
+        lr_scheduler: makes the scheduler; by default the learning rate falls to 0 along a cosine,
+            step by step over the planned training. OneCycleLR takes its `total_steps` from there.
+        lr_scheduler_interval: how often the scheduler moves: each step or each epoch; auto is each
+            step for OneCycleLR and CyclicLR, each epoch for others.
         loss: training loss: cross_entropy, or bce, the binary cross-entropy of each class.
         label_smoothing: smoothing of the labels in the training loss, from 0 to 1.
         class_weights: weight of each class in the training loss; wins over `--data.balance loss`.
@@ -73,6 +79,9 @@ class Classifier(LightningModule):
         activation_lr_scale: learning rate of these parameters, as a multiple of the weights'.
         compile: activations fuses each function into one kernel each way; model compiles the whole
             network. Both take half a minute at the start (docs/performance.md).
+
+    Attributes:
+        lr: learning rate that Lightning's LearningRateFinder has found; None: the optimizer's own.
 
     Raises:
         ValueError: the backbone is unknown, its activations cannot be swapped, the number of class
@@ -102,6 +111,7 @@ class Classifier(LightningModule):
         init: Literal["library", "kaiming"] = "library",
         optimizer: OptimizerCallable = _sgd,
         lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: Literal["auto", "step", "epoch"] = "auto",
         loss: Literal["cross_entropy", "bce"] = "cross_entropy",
         label_smoothing: float = 0.0,
         class_weights: list[float] | None = None,
@@ -151,6 +161,8 @@ class Classifier(LightningModule):
             state, new = read_weights(checkpoint_path), tuple(f"{c.name}." for c in self.swapped)
             load_weights(self.backbone, state, source=checkpoint_path, fresh=new)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.lr_scheduler_interval = lr_scheduler_interval
+        self.lr: float | None = None
         self.loss, self.label_smoothing = loss, label_smoothing
         self.activation_weight_decay = activation_weight_decay
         weights = None if class_weights is None else torch.tensor(class_weights)
@@ -188,13 +200,16 @@ class Classifier(LightningModule):
         return self.backbone(images)
 
     def on_train_start(self) -> None:
-        """Take the class weights from the data (`--data.balance loss`)."""
+        """Take the class weights of `--data.balance loss`, and a learning rate that was found."""
+        if self.lr is not None:
+            self._use_found_rate(self.lr)
         weights = getattr(self.trainer.datamodule, "class_weights", None)  # pyright: ignore[reportAttributeAccessIssue]
         self._balance = None if weights is None else weights.to(self.device)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """The training loss of one batch, plus the penalties of the activations."""
-        images, labels, *_ = batch
+        images, labels, _ = _parts(batch)
+        assert labels is not None
         scores = self(images)
         weights = self._balance if self.class_weights is None else self.class_weights
         smoothing = self.label_smoothing
@@ -217,7 +232,8 @@ class Classifier(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Stop a run that has diverged: it learns nothing any more."""
-        loss = self.trainer.callback_metrics["train/loss"].item()
+        # with Trainer(barebones=True) nothing is logged
+        loss = self.trainer.callback_metrics.get("train/loss", torch.tensor(0.0)).item()
         if not math.isfinite(loss):
             raise DivergedError(
                 f"the training loss is {loss} at the end of epoch {self.current_epoch}: the run "
@@ -235,21 +251,31 @@ class Classifier(LightningModule):
         if self.confusion is not None:
             self.confusion.update(scores, batch[1])
 
+    def on_validation_end(self) -> None:
+        """Say which classes have no sample."""
+        if not self.trainer.sanity_checking:
+            warn_of_absent(self, self.val_metrics)
+
     def on_test_epoch_end(self) -> None:
         """Log the measures of each class, and draw the confusion matrix."""
         if self.confusion is not None:
             log_classes(self, self.confusion.compute())
             self.confusion.reset()
 
-    def predict_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Tensor]:
-        """Index in the data set, label and class probabilities of each sample."""
-        images, labels, index = batch
+    def on_test_end(self) -> None:
+        """Say which classes have no sample."""
+        warn_of_absent(self, self.test_metrics)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
+        """Position in the data set, label (both None if unknown) and class probabilities."""
+        images, labels, index = _parts(batch)
         return {"index": index, "label": labels, "probability": self(images).softmax(1)}
 
     def _evaluate(
         self, batch: tuple[Tensor, ...], metrics: MetricCollection, mean_loss: MeanMetric
     ) -> Tensor:
-        images, labels, *_ = batch
+        images, labels, _ = _parts(batch)
+        assert labels is not None
         scores = self(images).float()
         # every sample counts once, however many each process has
         mean_loss.update(F.cross_entropy(scores, labels, reduction="none"))
@@ -268,18 +294,82 @@ class Classifier(LightningModule):
             if group["name"] == "activations":
                 group["lr"] *= self.activation_lr_scale
         if self.lr_scheduler is not None:
-            scheduler = self.lr_scheduler(optimizer)
+            scheduler = self._scheduler(optimizer)
+            by_step = isinstance(scheduler, OneCycleLR | CyclicLR)
+            interval = self.lr_scheduler_interval
+            interval = ("step" if by_step else "epoch") if interval == "auto" else interval
             plateau = isinstance(scheduler, ReduceLROnPlateau)
             monitor = {"monitor": scheduler.monitor} if plateau else {}
-            return [optimizer], [{"scheduler": scheduler, "interval": "epoch", **monitor}]
+            return [optimizer], [{"scheduler": scheduler, "interval": interval, **monitor}]
+        self._steps()
+
+        # from the step alone and the present plan: the plan of a resumed run may be longer, and
+        # BatchSizeFinder changes it after this
+        def cosine(step: int) -> float:
+            return (1 + math.cos(math.pi * min(step / self._steps(), 1))) / 2
+
+        return [optimizer], [{"scheduler": LambdaLR(optimizer, cosine), "interval": "step"}]
+
+    def _steps(self) -> int:
+        """Planned optimizer steps."""
         steps = self.trainer.estimated_stepping_batches
         if not 0 < steps < math.inf:
             raise ValueError(
-                "the default cosine needs a planned length: set trainer.max_epochs or "
-                "trainer.max_steps, or choose model.lr_scheduler"
+                "the learning rate's schedule needs a planned length: set trainer.max_epochs or "
+                "trainer.max_steps, or choose another model.lr_scheduler"
             )
-        # computed from the step alone, so that a resumed run with a new length follows its new plan
-        cosine = LambdaLR(
-            optimizer, lambda step: (1 + math.cos(math.pi * min(step / steps, 1))) / 2
+        return int(steps)
+
+    def _scheduler(self, optimizer: torch.optim.Optimizer) -> LRScheduler | ReduceLROnPlateau:
+        """The chosen scheduler, with the planned steps and with the activations' own scale."""
+        make: Any = self.lr_scheduler
+        try:
+            scheduler = make(optimizer)
+        except ValueError as error:
+            if "total_steps" not in str(error):  # OneCycleLR asks for it
+                raise
+            callbacks: list[Any] = getattr(self.trainer, "callbacks", [])
+            if any(isinstance(callback, BatchSizeFinder) for callback in callbacks):
+                raise ValueError(
+                    "BatchSizeFinder changes the number of steps after OneCycleLR was made for it: "
+                    "find the batch size in a run of its own, then set data.batch_size"
+                ) from error
+            scheduler = make(optimizer, total_steps=self._steps())
+        for number, group in enumerate(optimizer.param_groups):
+            # these set the same rates for all groups
+            if group["name"] == "activations" and isinstance(scheduler, OneCycleLR | CyclicLR):
+                for key in {"lr", "initial_lr", "max_lr", "min_lr"} & group.keys():
+                    group[key] *= self.activation_lr_scale
+                for rates in (scheduler.base_lrs, getattr(scheduler, "max_lrs", [])):
+                    rates[number : number + 1] = [
+                        rate * self.activation_lr_scale for rate in rates[number : number + 1]
+                    ]
+        return scheduler
+
+    def _use_found_rate(self, lr: float) -> None:
+        """Start from `lr`, with the activations' own scale."""
+        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        if any(isinstance(scheduler, OneCycleLR | CyclicLR) for scheduler in schedulers):
+            raise ValueError(
+                "LearningRateFinder sets the optimizer's rate, which OneCycleLR and CyclicLR do "
+                f"not use: leave it out, and give them the rate that it found, {lr:.3g}"
+            )
+        for group in self.trainer.optimizers[0].param_groups:
+            scale = self.activation_lr_scale if group["name"] == "activations" else 1
+            group["lr"] = group["initial_lr"] = lr * scale
+        for scheduler in schedulers:
+            if not isinstance(scheduler, ReduceLROnPlateau):
+                groups = scheduler.optimizer.param_groups
+                scheduler.base_lrs = [group["initial_lr"] for group in groups]
+
+
+def _parts(batch: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Images, labels and positions in the data set; None for what the batch does not hold."""
+    parts = [batch] if isinstance(batch, Tensor) else batch
+    if not isinstance(parts, list | tuple) or not 1 <= len(parts) <= 3:
+        raise ValueError(
+            f"a batch must be (images, labels), not {type(batch).__name__}: let the data set return "
+            "an image and the number of its class"
         )
-        return [optimizer], [{"scheduler": cosine, "interval": "step"}]
+    images, labels, index, *_ = (*parts, None, None)
+    return images, labels, index

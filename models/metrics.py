@@ -1,11 +1,14 @@
 """What tells how good a classifier is: metrics, numbers for each class, the confusion matrix."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassF1Score
@@ -17,15 +20,92 @@ def classification_metrics(num_classes: int) -> MetricCollection:
     """Accuracy, macro-F1, macro-AUROC and, for ten classes or more, top-5 accuracy."""
     metrics: dict[str, Metric | MetricCollection] = {
         "acc": MulticlassAccuracy(num_classes, average="micro"),
-        "f1": MulticlassF1Score(num_classes, average="macro"),
+        "f1": Macro(MulticlassF1Score(num_classes, average="none"), num_classes),
         # exact for up to 100 classes; above, with 200 thresholds, all scores need not be kept
-        "auroc": MulticlassAUROC(num_classes, thresholds=None if num_classes <= 100 else 200),
+        "auroc": Macro(
+            MulticlassAUROC(num_classes, "none", thresholds=None if num_classes <= 100 else 200),
+            num_classes,
+            compares=True,
+        ),
     }
     if num_classes >= 10:
         metrics["acc_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
     # With compute groups, metrics that agree after the first batch would share their counts from
     # then on. Top-5 accuracy and F1 agree on a batch of one class and differ later.
     return MetricCollection(metrics, compute_groups=False)
+
+
+class Macro(Metric):
+    """Mean of a measure over the classes that have samples: without samples there is no value.
+
+    It is scikit-learn's macro average with `labels` set to these classes.
+
+    Args:
+        measure: gives one value for each class.
+        num_classes: number of classes.
+        compares: whether it compares the samples of a class with those of the others.
+
+    Attributes:
+        samples: (C,), the number of samples of each class.
+        absent: classes without samples, over all processes, when it was last computed.
+    """
+
+    samples: Tensor
+
+    def __init__(self, measure: Metric, num_classes: int, compares: bool = False) -> None:
+        super().__init__()
+        self.measure, self.compares = measure, compares
+        self.absent: list[int] = []
+        self.told: list[int] = []
+        self.add_state("samples", torch.zeros(num_classes, dtype=torch.long), "sum")
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """Take a batch: scores (N, C) and labels (N,)."""
+        self.measure.update(scores, labels)
+        self.samples += labels.bincount(minlength=len(self.samples))
+
+    def compute(self) -> Tensor:
+        """The mean; NaN if nothing can be measured."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "No (positive|negative) samples in targets")
+            values = self.measure.compute()
+        measured = self.samples > 0
+        self.absent = (~measured).nonzero().flatten().tolist()
+        if self.compares:
+            measured &= self.samples < self.samples.sum()
+        return values[measured].mean()
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        super().reset()
+        self.measure.reset()
+
+
+def warn_of_absent(module: LightningModule, metrics: MetricCollection) -> None:
+    """Warn of classes without samples, at the end of the first validation or of a test.
+
+    Args:
+        module: what was evaluated.
+        metrics: made by :func:`classification_metrics`, and computed.
+    """
+    macro = metrics["f1"]
+    assert isinstance(macro, Macro)
+    new = macro.absent != macro.told
+    macro.told = macro.absent
+    if new and macro.absent and len(macro.absent) < len(macro.samples):
+        names = class_names(module, len(macro.samples))
+        shown = ", ".join(names[number] for number in macro.absent[:8])
+        more = f" and {len(macro.absent) - 8} more" if macro.absent[8:] else ""
+        rank_zero_warn(
+            f"{str(metrics.prefix).rstrip('/')}: no sample of {shown}{more}; "
+            "f1 and auroc are means over the other classes"
+        )
+
+
+def class_names(module: LightningModule, count: int) -> Sequence[str]:
+    """The names of the classes, or their numbers where the data have no names."""
+    datamodule = getattr(module.trainer, "datamodule", None)
+    return getattr(datamodule, "class_names", tuple(map(str, range(count))))
 
 
 def class_measures(matrix: Tensor) -> dict[str, Tensor]:
@@ -76,8 +156,7 @@ def log_classes(module: LightningModule, matrix: Tensor) -> None:
         matrix: (C, C) counts, a row for each true class.
     """
     trainer = module.trainer
-    datamodule = getattr(trainer, "datamodule", None)
-    names = getattr(datamodule, "class_names", tuple(map(str, range(len(matrix)))))
+    names = class_names(module, len(matrix))
     for measure, values in class_measures(matrix).items():
         found = zip(names, values, strict=True)
         known = {f"test_{measure}/{name}": value for name, value in found if value >= 0}
