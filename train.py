@@ -91,6 +91,11 @@ class Progress(TQDMProgressBar):
         if not sys.stdout.isatty():
             self.disable()
 
+    def enable(self) -> None:
+        """Show the bar in a terminal; Lightning's finders of a rate or a batch size call this."""
+        if sys.stdout.isatty():
+            super().enable()
+
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Add the training loss; logged with `prog_bar=True` it would be read at every step."""
         loss = trainer.callback_metrics.get("train/loss")

@@ -26,7 +26,8 @@ def run_summary(trainer: Trainer, stage: str) -> str:
         lines += ["", "What the activations learned", monitor.table()]
     results = {name: trainer.callback_metrics.get(f"{stage}/{name}") for name in _NAMES}
     found = [f"{_NAMES[name]} {value:.4f}" for name, value in results.items() if value is not None]
-    lines += ["", f"{stage:<12} {', '.join(found)}", *_classes(trainer.callback_metrics)]
+    shown = ", ".join(found) or "nothing was measured"
+    lines += ["", f"{stage:<12} {shown}", *_classes(trainer.callback_metrics)]
     paths: dict[str, object] = {}
     if trainer.loggers and trainer.log_dir:
         paths["run"] = folder = Path(trainer.log_dir)

@@ -34,14 +34,14 @@ class DivergedError(ArithmeticError):
 class Classifier(LightningModule):
     """Image classification with a backbone whose activations are swapped.
 
-    A batch is (images, labels) or, as our data give it, (images, labels, positions in the data
-    set); `predict` also takes images alone.
+    A batch is (images, labels) or, as in `datamodules`, (images, labels, positions in the data
+    set). `predict` also takes images alone.
 
     Metrics under `val/` and `test/`: loss (cross-entropy without smoothing or weights), acc, f1 and
     auroc (both macro, over the classes that have samples), and acc_top5 for ten classes or more.
-    Every sample counts once, for any number of processes. For up to ten classes `test` also logs `test_sensitivity/`,
-    `test_predictivity/` and `test_f1/` of each class, and draws the confusion matrix, in
-    TensorBoard and as `confusion.png` in the run's folder.
+    Every sample counts once, for any number of processes. For up to ten classes `test` also logs
+    `test_sensitivity/`, `test_predictivity/` and `test_f1/` of each class, and draws the confusion
+    matrix, in TensorBoard and as `confusion.png` in the run's folder.
 
     Args:
         backbone: name of the network, such as resnet20, timm/resnet50 or torchvision/vgg11.
@@ -368,8 +368,8 @@ def _parts(batch: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
     parts = [batch] if isinstance(batch, Tensor) else batch
     if not isinstance(parts, list | tuple) or not 1 <= len(parts) <= 3:
         raise ValueError(
-            f"a batch must be (images, labels), not {type(batch).__name__}: let the data set return "
-            "an image and the number of its class"
+            f"a batch must be (images, labels), not {type(batch).__name__}: let the data set "
+            "return an image and the number of its class"
         )
     images, labels, index, *_ = (*parts, None, None)
     return images, labels, index
