@@ -4,29 +4,43 @@ import difflib
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import distributed, nn
 
 import activations
 import datamodules
-from callbacks import ActivationMonitor, ActivationSchedule, PredictionWriter, run_summary
+from activations.files import FullDiskError, check_writable, replacing
+from callbacks import (
+    ActivationMonitor,
+    ActivationSchedule,
+    BestCheckpoint,
+    LastCheckpoint,
+    PredictionWriter,
+    best_path,
+    finish,
+    run_summary,
+)
 from models import Classifier, DivergedError
 
 ROOT = Path(__file__).resolve().parent
 BASE = {"default_config_files": [str(ROOT / "configs/base.yaml")]}
-SLIP, DIVERGED = 2, 3  # exit codes; Python's own for a crash is 1
+CRASH, SLIP, DIVERGED = 1, 2, 3  # exit codes; Python's own for a crash is 1, too
 MISTAKES = (ValueError, TypeError, OSError, RuntimeError, DivergedError, MisconfigurationException)
 # Lightning 2.6 calls what torch deprecates, and advertises litlogger; users can change neither.
 warnings.filterwarnings("ignore", message=".*LeafSpec")
@@ -75,7 +89,20 @@ class SaveConfig(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write nothing unless `fit` runs with a logger: only then the run has a folder."""
-        if stage == "fit" and trainer.loggers:
+        if stage != "fit" or not trainer.loggers or not (folder := trainer.log_dir):
+            return
+        file, self.config = Path(folder) / "config.yaml", self.config.clone()
+        here = Path(self.config.get("ckpt_path") or "").resolve()
+        if here.is_relative_to(file.parent.resolve()):  # the run goes on in its folder
+            self.config.ckpt_path = None
+        elif trainer.strategy.broadcast(file.exists()):
+            raise ValueError(
+                f"{folder} holds another run: resume it with --ckpt_path "
+                f"{folder}/checkpoints/last.ckpt, or choose another version or name of the logger"
+            )
+        self.overwrite = True
+        with replacing(file) if trainer.is_global_zero else nullcontext(file) as unfinished:
+            self.config_filename = unfinished.name
             super().setup(trainer, pl_module, stage)
 
 
@@ -125,8 +152,8 @@ class CLI(LightningCLI):
         """Link the data's properties to the model, and add the callbacks that are always on."""
         for name in ("num_classes", "in_channels", "image_size", "dims"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(ActivationSchedule, "schedule")
         parser.add_lightning_class_args(ActivationMonitor, "monitor")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
@@ -140,10 +167,8 @@ class CLI(LightningCLI):
         """Check the command, and name the run's folder <data>-<backbone>-<activation>."""
         config = self.config[str(self.subcommand)]
         path = config.ckpt_path
-        if self.subcommand != "fit":
-            warnings.filterwarnings("ignore", message="The dirpath has changed")  # nothing is saved
-            if path is None:
-                raise ValueError(f"{self.subcommand} needs trained weights: --ckpt_path best.ckpt")
+        if self.subcommand != "fit" and path is None:
+            raise ValueError(f"{self.subcommand} needs trained weights: --ckpt_path best.ckpt")
         if path not in (None, "best", "last", "hpc", "registry") and not Path(path).exists():
             raise FileNotFoundError(f"no checkpoint {str(path)!r} (--ckpt_path)")
         trainer, off = config.trainer, set[str]()
@@ -162,9 +187,32 @@ class CLI(LightningCLI):
             chosen = (config.data, config.model.activation)
             data, activation = (getattr(c, "class_path", "own").rpartition(".")[2] for c in chosen)
             arguments.name = f"{data}-{config.model.backbone.replace('/', '_')}-{activation}"
+        self.given = trainer.clone()  # as config.yaml will have it
+        if str(getattr(trainer.logger, "class_path", "")).endswith(".TensorBoardLogger"):
+            self._choose_folder(config, arguments)
+
+    def _choose_folder(self, config: Any, arguments: Any) -> None:
+        """A resumed run goes on in its own folder, and its tests are inside; others have none."""
+        path = Path(config.ckpt_path or "").absolute()
+        run, last = path.parent.parent, f"{config.last_checkpoint.filename}.ckpt"
+        if self.subcommand in ("validate", "predict"):
+            config.trainer.logger = False  # all that they tell is printed, or in a file
+        elif path.parent.name != "checkpoints" or not (run / "config.yaml").is_file():
+            return
+        elif self.subcommand == "test":
+            arguments.save_dir, arguments.name = os.path.relpath(run), ""
+            arguments.version = "test"
+        elif path.name == last and config.last_checkpoint.dirpath is None:
+            arguments.save_dir = os.path.relpath(run.parent.parent)
+            arguments.name, arguments.version = run.parent.name, run.name
 
     def after_instantiate_classes(self) -> None:
-        """Refuse more processes than a CPU has cores."""
+        """Refuse a folder that cannot be written, and more processes than a CPU has cores."""
+        self.config[str(self.subcommand)].trainer = self.given
+        if self.trainer.loggers or self.subcommand == "fit":
+            folders = [logger.save_dir for logger in self.trainer.loggers if logger.save_dir]
+            for folder in folders or [self.trainer.default_root_dir]:
+                check_writable(Path(folder))
         cores, asked = os.cpu_count() or 1, self.trainer.num_devices
         if isinstance(self.trainer.accelerator, CPUAccelerator) and asked > cores:
             raise ValueError(
@@ -185,13 +233,14 @@ class CLI(LightningCLI):
     def after_fit(self) -> None:
         """Test the best checkpoint, if asked to, and print results and paths."""
         trainer, config = self.trainer, self.config[str(self.subcommand)]
+        finished = finish(trainer, self.model)
         if config.test_after_fit:
             # without a checkpoint, as in a fast_dev_run, the weights at the end are tested
-            path = getattr(trainer.checkpoint_callback, "best_model_path", None) or None
+            path = best_path(trainer) or None
             trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
         summary = run_summary(trainer, "test" if config.test_after_fit else "val")
         if trainer.is_global_zero:
-            print(summary)
+            print(f"{summary}{finished}")
 
 
 def _is_choice(thing: Any) -> bool:
@@ -204,9 +253,12 @@ def main(args: list[str] | None = None) -> None:
 
     Errors that this project raises are printed without traceback.
     """
-    own = sys.argv
+    own, handlers = sys.argv, {}
     if args is not None:
         sys.argv = [str(ROOT / "train.py"), *args]  # processes of several GPUs start by it too
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            handlers[number] = signal.signal(number, _leave)
     try:
         CLI(
             Classifier,
@@ -223,11 +275,18 @@ def main(args: list[str] | None = None) -> None:
         if mistake is None or os.environ.get("SUPPLE_TRACEBACK"):
             raise
         sys.stderr.write(f"train.py: error: {mistake} [SUPPLE_TRACEBACK=1 shows the traceback]\n")
-        sys.exit(DIVERGED if isinstance(mistake, DivergedError) else SLIP)
+        codes = {DivergedError: DIVERGED, FullDiskError: CRASH}
+        sys.exit(codes.get(type(mistake), SLIP))
     finally:
         sys.argv = own
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()  # else its threads may end the interpreter by abort
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def _raised_here(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,27 +1,12 @@
-"""Figures, and files that appear only when they are whole."""
+"""Figures without a screen, and their files."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path`; what is written there replaces `path` at the end.
-
-    On an error the unfinished file is deleted and `path` is as before. Folders are made.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        yield unfinished
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+from .files import replacing
 
 
 def new_figure(width: float, height: float, **options: Any) -> Any:

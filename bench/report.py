@@ -15,7 +15,8 @@ import pandas as pd
 import torch
 from pandas import DataFrame
 
-from activations.picture import new_figure, replacing, save_figure
+from activations.files import replacing
+from activations.picture import new_figure, save_figure
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,6 +1,7 @@
 """Lightning callbacks: schedules, and what the activations learn."""
 
 from .alternate import AlternatingOptimization
+from .checkpoints import BestCheckpoint, LastCheckpoint, WholeFiles, best_path, finish
 from .monitor import ActivationMonitor
 from .predictions import PredictionWriter
 from .schedule import ActivationSchedule
@@ -10,6 +11,11 @@ __all__ = [
     "ActivationMonitor",
     "ActivationSchedule",
     "AlternatingOptimization",
+    "BestCheckpoint",
+    "LastCheckpoint",
     "PredictionWriter",
+    "WholeFiles",
+    "best_path",
+    "finish",
     "run_summary",
 ]

@@ -22,6 +22,16 @@ def show_layout(loggers: Iterable[Logger], parameters: Iterable[str]) -> None:
             logger.experiment.add_custom_scalars({"activations": layout})
 
 
+def forget_later(loggers: Iterable[Logger], step: int) -> None:
+    """Let TensorBoard forget what a killed run has logged after `step`, where it goes on."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+
+            start = Event(session_log=SessionLog(status=SessionLog.START))
+            logger.experiment.file_writer.add_event(start, step + 1)
+
+
 def show_picture(loggers: Iterable[Logger], picture: Tensor, path: Path, step: int) -> None:
     """Show a picture (H, W, 3), which is also in the file `path` and is named after it."""
     for logger in loggers:

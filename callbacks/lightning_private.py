@@ -28,3 +28,27 @@ def averaged_models(trainer: Trainer) -> Iterator[AveragedModel]:
                 "scheduled activations would be averaged. Use lightning 2.6, or no averaging"
             )
         yield from found
+
+
+def at_epoch_end(trainer: Trainer) -> bool:
+    """Whether the present epoch's steps and validation are done, or none has begun."""
+    progress = cast(Any, trainer).fit_loop.epoch_progress.current
+    return progress.processed >= progress.started
+
+
+def validates_next(trainer: Trainer) -> bool:
+    """Whether Lightning validates after the present step: a run resumed from here would not."""
+    loop = cast(Any, trainer).fit_loop
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def epoch_results(trainer: Trainer) -> dict[str, float]:
+    """What Lightning logs after `on_train_epoch_end`, and so after a checkpoint is saved there."""
+    found = cast(Any, trainer).fit_loop.epoch_loop._results.metrics(on_step=False)["log"]
+    return {name: value.item() for name, value in found.items()}
+
+
+def logged_in_training(trainer: Trainer) -> dict[str, Any]:
+    """Key -> what the training steps of this epoch have logged, for its end."""
+    results = cast(Any, trainer).fit_loop.epoch_loop._results
+    return {key: each for key, each in results.items() if each.meta.on_epoch and not each.has_reset}

@@ -76,16 +76,23 @@ class ActivationMonitor(Callback):
         self.record: Record | None = None
         self._shapes: list[tuple[str, sites.Values]] = []  # what the figures show
         self._earlier: Path | None = None  # the file of the run that is resumed
+        self._resumed: dict[str, Any] = {}  # its state
 
     def state_dict(self) -> dict[str, Any]:
-        """The values at the start and those of the figures, and the path of the CSV file."""
-        path = str(self.record.path.resolve()) if self.record else None
-        return {"first": self.first, "shapes": self._shapes, "csv": path}
+        """All that a resumed run needs for the same tables and pictures."""
+        state: dict[str, Any] = {"first": self.first, "shapes": self._shapes, "csv": None}
+        if self.record:
+            state |= {"csv": str(self.record.path.resolve()), "rows": self.record.rows}
+        if probe := getattr(self, "_probe", None):
+            state |= {"looked": self._looked, "drawn": self._drawn, "epoch": self._epoch}
+            state |= {"probe": probe.state_dict(), "warned": list(self._warned)}
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """A resumed run continues the history of the first one."""
         self.first, self._shapes = state_dict["first"], state_dict.get("shapes", [])
         self._earlier = Path(path) if (path := state_dict.get("csv")) else None
+        self._resumed = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for the first time."""
@@ -99,18 +106,25 @@ class ActivationMonitor(Callback):
             self.first, self._shapes, self._earlier = self.last, [("at the start", self.last)], None
         elif self.record and not trainer.ckpt_path:  # fit was called again
             self._earlier = self.record.path
-        if self._earlier and not self._earlier.is_file() and trainer.ckpt_path:
-            beside = Path(trainer.ckpt_path).parent.parent / "activations.csv"  # the run was moved
-            if not beside.is_file():
+        if self._earlier and trainer.ckpt_path:
+            beside = Path(trainer.ckpt_path).parent.parent / "activations.csv"  # a run may be moved
+            if not (beside.is_file() or self._earlier.is_file()):
                 rank_zero_warn(f"activations.csv starts anew: {self._earlier} is gone")
-            self._earlier = beside
+            self._earlier = beside if beside.is_file() else self._earlier
+        resumed, self._resumed = self._resumed if self._earlier else {}, {}
+        if "probe" in resumed:
+            self._looked, self._drawn = resumed["looked"], resumed["drawn"]
+            self._epoch, self._warned = resumed["epoch"], set(resumed["warned"])
+            self._probe.load_state_dict(resumed["probe"])
         self.record, folder = None, run_folder(trainer)
         self._tags = self._choose_tags()
         if folder and self._sites and trainer.is_global_zero:
-            self.record = Record(folder / "activations.csv", self._earlier, trainer.global_step)
+            path = folder / "activations.csv"
+            self.record = Record(path, self._earlier, trainer.global_step, resumed.get("rows"))
             board.show_layout(trainer.loggers, dict.fromkeys(self._tags.values()))
             board.show_choices(trainer, pl_module, self._sites)
-        self._look(trainer)
+        if "probe" not in resumed:
+            self._look(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

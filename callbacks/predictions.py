@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from activations.picture import replacing
+from activations.files import replacing
 
 
 class PredictionWriter(Callback):

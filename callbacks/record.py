@@ -1,16 +1,16 @@
 """The history of a run's activations: a CSV file, and tables of it."""
 
 import csv
+import io
 import itertools
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from activations.picture import replacing
+from activations.files import append, replacing
 
 from .sites import Values, columns
 
@@ -29,35 +29,36 @@ class Row(NamedTuple):
 class Record:
     """`activations.csv`, to which each look adds rows.
 
-    It starts with the rows of the file `earlier`, of a run that is resumed, up to its `step`.
+    It starts with the first `rows` rows of the file `earlier`, of a run that is resumed, up to its
+    `step`.
 
     Attributes:
         path: the file.
         step: the last step in the rows that were taken over; -1 without any.
+        rows: how many rows the file has.
     """
 
-    def __init__(self, path: Path, earlier: Path | None = None, step: int = 0) -> None:
+    def __init__(
+        self, path: Path, earlier: Path | None = None, step: int = 0, rows: int | None = None
+    ) -> None:
         self.path = path
-        kept = [row for row in (read(earlier) if earlier else ()) if row.step <= step]
-        self.step = kept[-1].step if kept else -1
-        with _advice(path), replacing(path) as unfinished, unfinished.open("w") as file:
-            csv.writer(file, lineterminator="\n").writerows([Row._fields, *kept])
+        known = itertools.islice(read(earlier) if earlier else (), rows)
+        kept = [row for row in known if row.step <= step]
+        self.step, self.rows = kept[-1].step if kept else -1, len(kept)
+        with replacing(path) as unfinished:
+            unfinished.write_text(_text([Row._fields, *kept]))
 
     def write(self, rows: Iterable[Row]) -> None:
         """Append `rows`."""
-        with _advice(self.path), self.path.open("a") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
+        new = list(rows)
+        append(self.path, _text(new))
+        self.rows += len(new)
 
 
-@contextmanager
-def _advice(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"cannot write {path}: {error.strerror}; make room there, or choose another folder "
-            "(--trainer.logger.init_args.save_dir, --trainer.default_root_dir)"
-        ) from error
+def _text(rows: Iterable[tuple[object, ...]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def read(path: Path) -> Iterator[Row]:

@@ -188,6 +188,19 @@ class Probe:
                     norm = parameter.grad.detach().float().norm()
                     self._gradients.setdefault((part.strip("."), f"grad_{own}"), []).append(norm)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen since the last :meth:`read`, for a run that is resumed."""
+        gradients = [(*key, torch.stack(norms)) for key, norms in self._gradients.items()]
+        return {
+            "health": {site: torch.stack(rows) for site, rows in self._health.items()},
+            "gradients": gradients,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._health = {site: list(rows) for site, rows in state["health"].items()}
+        self._gradients = {(site, n): list(norms) for site, n, norms in state["gradients"]}
+
     def read(self) -> dict[str, dict[str, float]]:
         """Means since the last call: site -> quantity -> value; see `HEALTH`."""
         found: dict[str, dict[str, float]] = {}

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from .checkpoints import LastCheckpoint, best_path
 from .lightning_private import callbacks_of
 from .monitor import ActivationMonitor
 
@@ -24,14 +25,17 @@ def run_summary(trainer: Trainer, stage: str) -> str:
     monitors = callbacks_of(trainer, ActivationMonitor)
     for monitor in (monitor for monitor in monitors if monitor.last):
         lines += ["", "What the activations learned", monitor.table()]
-    results = {name: trainer.callback_metrics.get(f"{stage}/{name}") for name in _NAMES}
+    metrics = dict(trainer.callback_metrics)
+    if not metrics:  # of a run that had already finished
+        metrics = next((each.results for each in callbacks_of(trainer, LastCheckpoint)), {})
+    results = {name: metrics.get(f"{stage}/{name}") for name in _NAMES}
     found = [f"{_NAMES[name]} {value:.4f}" for name, value in results.items() if value is not None]
     shown = ", ".join(found) or "nothing was measured"
     lines += ["", f"{stage:<12} {shown}", *_classes(trainer.callback_metrics)]
     paths: dict[str, object] = {}
     if trainer.loggers and trainer.log_dir:
         paths["run"] = folder = Path(trainer.log_dir)
-        if best := getattr(trainer.checkpoint_callback, "best_model_path", ""):
+        if best := best_path(trainer):
             paths["checkpoint"] = os.path.relpath(best)
         python = Path(sys.executable)
         python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python

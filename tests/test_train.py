@@ -68,7 +68,13 @@ def test_the_everyday_command(parsed):
     assert cli.datamodule.root == Path("DIR")
     assert cli.trainer.logger.name == "CIFAR10-resnet20-DSReLU"
     names = [type(callback).__name__ for callback in cli.trainer.callbacks]
-    for name in ("ModelCheckpoint", "ActivationSchedule", "ActivationMonitor", "Progress"):
+    for name in (
+        "BestCheckpoint",
+        "LastCheckpoint",
+        "ActivationSchedule",
+        "ActivationMonitor",
+        "Progress",
+    ):
         assert name in names
 
 

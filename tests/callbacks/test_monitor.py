@@ -502,7 +502,7 @@ def test_a_second_fit_goes_on(tmp_path: Path):
 
 def test_a_record_that_cannot_be_written_is_named(tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"cannot write .*activations.csv: .*save_dir"):
+    with pytest.raises(OSError, match=r"cannot write .*activations.csv: .*another folder"):
         Record(tmp_path / "file" / "activations.csv")
 
 

@@ -1,0 +1,102 @@
+"""Files that appear only when they are whole."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_UNFINISHED = ".part"
+
+
+class FullDiskError(OSError):
+    """A file does not fit on its disk."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path`; what is written there replaces `path` at the end.
+
+    It is on the disk before it replaces `path`, so that a kill or a power cut leaves the old file
+    or the new one. On an error the unfinished file is deleted and `path` is as before. Folders are
+    made.
+
+    Raises:
+        FullDiskError: there is no room for the file.
+        OSError: it cannot be written for another reason.
+    """
+    unfinished = path.with_name(path.name + _UNFINISHED)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield unfinished
+            _to_disk(unfinished)
+            unfinished.replace(path)
+            if os.name == "posix":  # elsewhere a folder cannot be opened
+                _to_disk(path.parent)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def append(path: Path, text: str) -> None:
+    """Add `text` to a file, all of it or nothing.
+
+    Raises:
+        FullDiskError: there is no room for it.
+        OSError: the file cannot be written for another reason.
+    """
+    with naming(path), path.open("ab", buffering=0) as file:
+        before, data = file.tell(), text.encode()
+        try:
+            written = 0
+            while written < len(data):  # a disk that gets full takes a part, then none
+                written += file.write(data[written:])
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(before)
+            raise
+
+
+def check_writable(folder: Path) -> None:
+    """Raise an OSError if nothing can be written into `folder`, which need not exist yet."""
+    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    with naming(folder):
+        tempfile.TemporaryDirectory(dir=there).cleanup()
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a killed process left in `folder`."""
+    for file in folder.glob(f"*{_UNFINISHED}"):
+        file.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name `path`, the reason and the remedy in an error of the operating system."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch.save turns the first into the second
+        cause: BaseException | None = error
+        while cause and not (isinstance(cause, OSError) and cause.errno):
+            cause = cause.__cause__ or cause.__context__
+        if not isinstance(cause, OSError):
+            raise
+        where = next(folder for folder in path.absolute().parents if folder.is_dir())
+        free = shutil.disk_usage(where).free / 1e6
+        full = cause.errno in _FULL
+        why = f"{cause.strerror} ({free:.1f} MB are free)" if full else cause.strerror
+        raise (FullDiskError if full else OSError)(
+            f"cannot write {path}: {why}; make room there or choose another folder"
+            + ("; the file of before is whole" if path.is_file() else "")
+        ) from error
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,362 @@
+"""A run's best and last checkpoint, and what lets a resumed run go on exactly."""
+
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+from activations.files import remove_unfinished, replacing
+
+from .board import forget_later
+from .lightning_private import (
+    at_epoch_end,
+    callbacks_of,
+    epoch_results,
+    logged_in_training,
+    validates_next,
+)
+from .monitor import ActivationMonitor
+
+_RESUME = "supple_resume"  # key in a checkpoint
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its target and renames it when it is on the disk."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Write `checkpoint` to `path`; what is not a path of this machine is left to Lightning."""
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        with replacing(Path(path)) as unfinished, unfinished.open("wb") as file:
+            torch.save(checkpoint, file)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint; a resumed run takes over the best score and its file.
+
+    The score is what the file itself says: of a run that was killed after it had saved a better
+    network, the file is newer than the checkpoint from which it goes on.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save whole files, and delete what a kill left unfinished."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            _write_whole_files(trainer)
+            folder = Path(str(self.dirpath))
+            if trainer.is_global_zero:
+                for each in (folder, folder.parent):
+                    remove_unfinished(each)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take over the best files, also from the folder of another run."""
+        state = checkpoint["callbacks"].get(self.state_key)
+        if state is None or not trainer.ckpt_path:
+            return
+        if trainer.state.fn != "fit":  # nothing is saved, and Lightning would warn of the folder
+            del checkpoint["callbacks"][self.state_key]
+            return
+        folder, beside = Path(str(self.dirpath)), Path(trainer.ckpt_path).parent
+        scores: dict[str, Any] = {}
+        recorded = {state["best_model_path"]: None, **state["best_k_models"]}
+        for old, score in recorded.items():
+            sources = (path for path in (beside / Path(old).name, Path(old)) if path.is_file())
+            source, target = next(sources, None), folder / Path(old).name
+            if not old or source is None:
+                continue
+            stays = source.resolve() == target.resolve()
+            known = torch.load(source, weights_only=True, mmap=True, map_location="cpu")
+            if not stays and known["global_step"] > checkpoint["global_step"]:
+                continue  # this run has not come so far
+            own = known.get("callbacks", {}).get(self.state_key, {}).get("best_k_models", {})
+            found = {Path(path).name: value for path, value in own.items()}
+            if trainer.is_global_zero and not stays:
+                copy(source, target)
+            scores[os.path.join(str(self.dirpath), target.name)] = found.get(target.name, score)
+        trainer.strategy.barrier()
+        ranked = sorted(
+            (path for path, score in scores.items() if score is not None),
+            key=lambda path: float(scores[path]),
+            reverse=self.mode == "max",
+        )
+        best = ranked[0] if ranked else next(iter(scores), "")
+        worst = ranked[-1] if ranked else ""
+        state.update(
+            dirpath=self.dirpath,
+            best_model_path=best,
+            best_model_score=scores.get(best),
+            best_k_models={path: scores[path] for path in ranked},
+            kth_best_model_path=worst,
+            kth_value=scores.get(worst, self.kth_value),
+            last_model_path="",
+        )
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Saves `last.ckpt` after every epoch, better or not; a run resumed from it goes on exactly.
+
+    A signal to end (SIGTERM, Ctrl-C) ends the training after the present step, with this
+    checkpoint saved; a second one ends it at once. What else a resumed run needs is in every
+    checkpoint of the run: the state of the metrics, the means that are logged at the end of the
+    epoch, and of the random numbers of dropout.
+
+    Args:
+        every_n_train_steps: save in the middle of an epoch too, after so many optimizer steps.
+        train_time_interval: save in the middle of an epoch too, after so much time.
+        more: other arguments of Lightning's ModelCheckpoint.
+
+    Attributes:
+        results: name -> value of what the run has logged last, also of a run that has already
+            finished when it is resumed.
+        trained: whether a step has been made since the start.
+    """
+
+    def __init__(
+        self,
+        every_n_train_steps: int | None = None,
+        train_time_interval: timedelta | None = None,
+        **more: Any,
+    ) -> None:
+        super().__init__(**more)
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise ValueError(f"every_n_train_steps must be >= 1, got {every_n_train_steps}")
+        self.every_n_train_steps, self.interval = every_n_train_steps, train_time_interval
+        self.results: dict[str, float] = {}
+        self.trained = False
+        self._resume: dict[str, Any] = {}
+        self._handlers: dict[int, Any] = {}
+        self._saved, self._signal = "", 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the folder."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            _write_whole_files(trainer)
+            self._resume, self._saved, self._signal = {}, "", 0
+            self.trained = self._due = False
+            self._step, self._time = -1, time.monotonic()
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return Path(self.format_checkpoint_name({}))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing; see `on_save_checkpoint`."""
+        return {}
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add what Lightning leaves out."""
+        random = {"cpu": torch.get_rng_state()}
+        if pl_module.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(pl_module.device)
+        metrics = trainer.callback_metrics.items()
+        state = {"results": {name: value.item() for name, value in metrics}, "random": random}
+        if at_epoch_end(trainer):
+            state["log"] = epoch_results(trainer)
+        else:
+            state |= _epoch_so_far(trainer, self._resume.get("means", {}))
+        checkpoint[_RESUME] = state
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep it until the training starts."""
+        if trainer.state.fn == "fit":
+            self._resume = checkpoint.get(_RESUME, {})
+            self.results = self._resume.get("results", {})
+            if self._goes_on_here(trainer):
+                self._saved = _position(checkpoint["epoch"], checkpoint["global_step"])
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let a run stay ended that early stopping had ended."""
+        if trainer.ckpt_path:
+            stops = callbacks_of(trainer, EarlyStopping)
+            trainer.should_stop = any(each.wait_count >= each.patience for each in stops)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the state back, and let signals wait for the end of a step."""
+        self._step, self._time = trainer.global_step, time.monotonic()
+        if self._resume:
+            if self._goes_on_here(trainer):
+                forget_later(trainer.loggers, trainer.global_step)
+            if log := self._resume.get("log"):  # a kill may have come before Lightning logged it
+                for logger in trainer.loggers:
+                    logger.log_metrics(log, trainer.global_step - 1)
+            for name, states in self._resume.get("metrics", {}).items():
+                metric = pl_module.get_submodule(name)
+                for key, value in states.items() if trainer.is_global_zero else ():
+                    setattr(metric, key, value)
+            torch.set_rng_state(self._resume["random"]["cpu"])
+            if "cuda" in self._resume["random"] and pl_module.device.type == "cuda":
+                torch.cuda.set_rng_state(self._resume["random"]["cuda"], pl_module.device)
+        if threading.current_thread() is threading.main_thread():
+            for each in (signal.SIGTERM, signal.SIGINT):
+                self._handlers[each] = signal.signal(each, self._wait)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Save in the middle of an epoch when it is time or a signal has come."""
+        self.trained = True
+        if means := self._resume.get("means"):
+            _add_means(trainer, means)
+        if trainer.global_step == self._step:  # gradients are being accumulated
+            return
+        self._step, every = trainer.global_step, self.every_n_train_steps
+        late = self.interval and time.monotonic() - self._time >= self.interval.total_seconds()
+        self._due |= bool(every and self._step % every == 0)
+        self._due |= bool(self.interval and trainer.strategy.broadcast(late))
+        asked = self._asked(trainer)
+        if (self._due or asked) and not trainer.is_last_batch and not validates_next(trainer):
+            self._save(trainer)
+            if asked:
+                raise SystemExit(128 + self._signal)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save."""
+        self._resume = {}
+        if (trainer.current_epoch + 1) % (self.every_n_epochs or 1) == 0:
+            self._save(trainer)
+            if self._asked(trainer):
+                raise SystemExit(128 + self._signal)
+
+    def on_validation_end(self, *args: Any, **kwargs: Any) -> None:
+        """Save nothing: Lightning's class would."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let signals end the program at once again."""
+        self._restore_handlers()
+        if self._signal:
+            raise SystemExit(128 + self._signal)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have a last checkpoint in the folder of a run that had nothing left to do."""
+        idle = trainer.ckpt_path and not self.trained
+        if idle and trainer.is_global_zero and not self.path.exists():
+            copy(Path(str(trainer.ckpt_path)), self.path)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: Any) -> None:
+        """Say how to go on."""
+        self._restore_handlers()
+        if self._saved and trainer.is_global_zero and not isinstance(exception, ArithmeticError):
+            config = self.path.parent.parent / "config.yaml"
+            command = f"python train.py fit -c {config}" if config.is_file() else "the same command"
+            sys.stderr.write(
+                f"Stopped; {self.path} holds {self._saved}. To go on: {command} "
+                f"--ckpt_path {self.path}\n"
+            )
+
+    def _goes_on_here(self, trainer: Trainer) -> bool:
+        return bool(trainer.ckpt_path) and Path(trainer.ckpt_path).resolve() == self.path.resolve()
+
+    def _save(self, trainer: Trainer) -> None:
+        for logger in trainer.loggers:
+            logger.save()  # what was logged before the checkpoint is on the disk before it
+        trainer.save_checkpoint(self.path, self.save_weights_only)
+        self._saved = _position(trainer.current_epoch, trainer.global_step)
+        self._due, self._time = False, time.monotonic()
+
+    def _asked(self, trainer: Trainer) -> bool:
+        """Whether the run shall end; all processes agree on it, every few steps."""
+        if trainer.world_size > 1:
+            if trainer.global_step % 20 and not at_epoch_end(trainer):
+                return False
+            if trainer.strategy.reduce_boolean_decision(bool(self._signal), all=False):
+                self._signal = self._signal or signal.SIGTERM
+        return bool(self._signal)
+
+    def _wait(self, number: int, frame: FrameType | None) -> None:
+        if self._signal:
+            raise SystemExit(128 + number)
+        self._signal = number
+        name = signal.Signals(number).name
+        sys.stderr.write(f"{name}: ends after this step; a second one ends at once\n")
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+
+def best_path(trainer: Trainer) -> str:
+    """The best checkpoint of train.py's own callback, whatever others there are; "" without."""
+    own = callbacks_of(trainer, BestCheckpoint)
+    return own[0].best_model_path if own else ""
+
+
+def finish(trainer: Trainer, pl_module: LightningModule) -> str:
+    """End a resumed run that had nothing left to do like any other, and say so."""
+    last = callbacks_of(trainer, LastCheckpoint)
+    if not last or last[0].trained or not trainer.ckpt_path:
+        return ""
+    for monitor in callbacks_of(trainer, ActivationMonitor):
+        monitor.on_train_start(trainer, pl_module)
+        monitor.on_train_end(trainer, pl_module)
+    return (
+        f"\nalready finished: epoch {trainer.current_epoch}, step {trainer.global_step}; "
+        "raise trainer.max_epochs (or trainer.max_steps) to go on"
+    )
+
+
+def _write_whole_files(trainer: Trainer) -> None:
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = WholeFiles()
+
+
+def _position(epoch: int, step: int) -> str:
+    return f"epoch {epoch}, step {step}"
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file; the copy appears when it is complete."""
+    with replacing(target) as unfinished:
+        shutil.copyfile(source, unfinished)
+
+
+def _epoch_so_far(trainer: Trainer, left: dict[str, Any]) -> dict[str, Any]:
+    """States of the metrics, and of the means, that the epoch's training steps have logged."""
+    metrics, means = {}, dict(left)
+    for key, result in logged_in_training(trainer).items():
+        if result.is_tensor:
+            values = {"value": result.value}
+            if result.meta.is_mean_reduction:
+                values["cumulated_batch_size"] = result.cumulated_batch_size.to(result.value)
+            means[key] = {
+                n: trainer.strategy.reduce(v.clone(), None, "mean") for n, v in values.items()
+            }
+        elif result.meta.metric_attribute:
+            with result.value.sync_context():  # the sum of all processes
+                metrics[result.meta.metric_attribute] = {
+                    name: value.clone() if isinstance(value, torch.Tensor) else list(value)
+                    for name, value in result.value.metric_state.items()
+                }
+    return {"metrics": metrics, "means": means}
+
+
+def _add_means(trainer: Trainer, means: dict[str, Any]) -> None:
+    """Add the steps before a resume to the means, once they are logged again."""
+    for key, result in logged_in_training(trainer).items():
+        earlier = means.pop(key, None)
+        if earlier and (result.meta.is_mean_reduction or result.meta.is_sum_reduction):
+            for name, value in earlier.items():
+                setattr(result, name, getattr(result, name) + value.to(result.value.device))
+        elif earlier:
+            both = torch.stack([result.value, earlier["value"].to(result.value.device)])
+            result.value = result.meta.reduce_fx(both)
