@@ -6,12 +6,16 @@ found like an activation, and swapped only on request.
 
 import inspect
 import re
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from activations.activation import Activation, Scheduled
+
+from .whole import try_whole
 
 LIBRARIES = ("torch.nn.modules.activation", "timm.layers.activations")
 # They mix the values along an axis.
@@ -45,9 +49,10 @@ def plain(name: str) -> str:
 def kind_of(module: nn.Module) -> str | None:
     """`"activation"`, `"gate"`, or None for every other module.
 
-    Activations are those of this package, of `torch.nn` and of timm, and any module without
-    children whose class is named like one (`QuickGELU`, `MySwish`). Gates are Sigmoid, Hardsigmoid,
-    Softmax, GLU, and modules of the network itself that follow a schedule.
+    Activations are those of this package, of `torch.nn` and of timm, any module without children
+    whose class is named like one (`QuickGELU`, `MySwish`), and any that computes one as a whole
+    (`StarReLU`, see :mod:`activations.swap.whole`). Gates are Sigmoid, Hardsigmoid, Softmax, GLU,
+    and modules of the network itself that follow a schedule.
     """
     if isinstance(module, Activation):
         return "activation"
@@ -57,12 +62,38 @@ def kind_of(module: nn.Module) -> str | None:
     if "attention" in name:
         return None
     if not of_a_library and next(module.children(), None) is not None:
-        return None
+        return _kind_as_a_whole(module, name)
     if isinstance(module, Scheduled):  # such as the slopes of VanillaNet
         return "gate"
     if _GATE.search(name):
         return "gate" if of_a_library or name.endswith(("sigmoid", "softmax")) else None
-    return "activation" if of_a_library or _NAMED.search(name) else None
+    return "activation" if of_a_library or _NAMED.search(name) else _kind_as_a_whole(module, name)
+
+
+_known: WeakKeyDictionary[type, dict[Any, str | None]] = WeakKeyDictionary()
+
+
+def _kind_as_a_whole(module: nn.Module, name: str) -> str | None:
+    """The kind of a module that holds or calls activations, and nothing else that learns much."""
+    kind = type(module)
+    parts = list(module.children())
+    known_parts = all(isinstance(part, nn.Identity) or kind_of(part) for part in parts)
+    if kind.__module__.startswith("torch.") or not known_parts:
+        return None
+    options = {k: v for k, v in vars(module).items() if callable(v) or isinstance(v, int | str)}
+    options.pop("training", None)
+    key = (*map(type, parts), repr(sorted(options.items())))
+    known = _known.setdefault(kind, {})
+    if key not in known:
+        whole = try_whole(module, NAME_OF)
+        if whole and name.endswith(("sigmoid", "softmax")):  # such as relu6(x + 3) / 6
+            known[key] = "gate"
+        elif not whole or whole.affine:
+            known[key] = None
+        else:
+            gates = all(_GATE.search(part) or part in GATE_FUNCTIONS for part in whole.names)
+            known[key] = "gate" if gates and whole.bounded else "activation"
+    return known[key]
 
 
 def is_activation(module: nn.Module) -> bool:

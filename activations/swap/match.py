@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from activations.activation import Activation
 
-from .trace import Call, random_state_kept
+from .copies import random_state_kept
+from .trace import Call
 
 Function = Callable[[Tensor], Tensor]
 

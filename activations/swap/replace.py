@@ -15,12 +15,13 @@ from activations.torch_private import is_compiled
 
 from .calls import find_calls, verify
 from .choose import Left, choose
+from .copies import copied
 from .fade import Fade
 from .kinds import is_activation, plain
 from .make import Factory, Share, make_all
 from .match import match_calls
 from .place import place
-from .trace import Call, tensors_of
+from .trace import Call
 
 
 class SwapReport(list[Call]):
@@ -147,7 +148,7 @@ def replace_activations(
         if match == "fade":
             new[call.name] = Fade(copy.deepcopy(call.reference), made[call.name])
     # a copy that shares all tensors: where anything fails on it, `model` is as before
-    trial = copy.deepcopy(model, {id(value): value for value in tensors_of(model)})
+    trial = copied(model)
     place(trial, found, new)
     verify(trial, found, new)
     if match is True:

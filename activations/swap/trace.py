@@ -7,12 +7,9 @@ because a new module does not change its input.
 
 import copy
 import inspect
-import random
-import sys
 import types
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from .copies import copied, random_state_kept
 from .kinds import CONVOLUTIONS, GATE_FUNCTIONS, NAME_OF, kind_of, plain
 from .locate import Location, locate
 
@@ -110,14 +108,7 @@ def run(
 
     With `meta` the copy has shapes and no numbers. `kinds` are names of further gates.
     """
-    memo: dict[int, Any] = {}
-    for value in tensors_of(model):
-        # Old-style weight_norm leaves tensors that cannot be copied.
-        if meta or not value.is_leaf:
-            bare = value.detach().to("meta" if meta else value.device)
-            learned = isinstance(value, nn.Parameter)
-            memo[id(value)] = nn.Parameter(bare, value.requires_grad) if learned else bare
-    twin = copy.deepcopy(model, memo).train(training)
+    twin = copied(model, _without_numbers if meta else Tensor.clone).train(training)
     seen: set[nn.Module] = set()
     for path, module in list(twin.named_modules(remove_duplicate=False)):
         if kind_of(module):
@@ -133,11 +124,8 @@ def run(
     return watch
 
 
-def tensors_of(model: nn.Module) -> Iterator[Tensor]:
-    """Parameters, buffers, and tensors that are plain attributes of the modules."""
-    for module in model.modules():
-        yield from (*module.parameters(False), *module.buffers(False))
-        yield from (value for value in vars(module).values() if isinstance(value, Tensor))
+def _without_numbers(value: Tensor) -> Tensor:
+    return value.to("meta")
 
 
 class Run(TorchFunctionMode):
@@ -155,12 +143,13 @@ class Run(TorchFunctionMode):
         self.counts: Counter[str] = Counter()
         self.overwritten: set[Key] = set()
         self._names = {id(module): name for name, module in network.named_modules()}
-        self._kinds = kinds
+        self._kinds = {module: _kind(module, kinds) for module in network.modules()}
         self._stack: list[str] = []
         # the last frame that made a call, by the call's key and place, and its number of calls
         self._frames: dict[Any, tuple[types.FrameType | None, int]] = {}
         # shapes of outputs, their channel axes, and the layers' names
         self._layers: list[tuple[torch.Size, int, str]] = []
+        self._version: int | None = None  # of the input of the activation that is running
         self._inside = 0  # how many activations and gates are running, one within the other
         # the part that a call has changed, by the id of its memory, which is kept alive
         self._changed: dict[int, tuple[Any, Key, Any]] = {}
@@ -169,25 +158,27 @@ class Run(TorchFunctionMode):
             module.register_forward_hook(self._leave, with_kwargs=True)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        name, kind = self._names[id(module)], self._kind(module)
+        name, kind = self._names[id(module)], self._kinds[module]
         self.counts[name] += 1
         if kind and not self._inside:
             x = (*args, *kwargs.values())[0]
             running = self._stack[-1] if self._stack else ""
             place = locate(_caller(), module, self._names, running)
             self._record(x, (name, None), type(module).__name__, kind == "gate", place)
+            self._version = _version(x)
         self._inside += bool(kind)
         self._stack.append(name)
 
     def _leave(self, module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> Any:
-        name, kind = self._stack.pop(), self._kind(module)
+        name, kind = self._stack.pop(), self._kinds[module]
         if isinstance(module, nn.Linear):
             self._layers.append((out.shape, out.dim() - 1, name))
         elif isinstance(module, CONVOLUTIONS):
             self._layers.append((out.shape, 1, name))
         self._inside -= bool(kind)
-        if kind and not self._inside and args and out is args[0]:
-            return self._overwrite(out, (name, None))
+        if kind and not self._inside and args and self._version != _version(args[0]):
+            changed = self._overwrite(args[0], (name, None))
+            return changed if out is args[0] else None
         return None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -211,10 +202,6 @@ class Run(TorchFunctionMode):
         if called.endswith("_") or kwargs.get("inplace") is True:
             return self._overwrite(x, key)
         return out
-
-    def _kind(self, module: nn.Module) -> str | None:
-        other = "gate" if plain(type(module).__name__) in self._kinds else None
-        return kind_of(module) or other
 
     def _record(
         self,
@@ -269,6 +256,10 @@ def _caller() -> Any:
     return inspect.currentframe().f_back.f_back  # pyright: ignore[reportOptionalMemberAccess]
 
 
+def _kind(module: nn.Module, gates: frozenset[str]) -> str | None:
+    return kind_of(module) or ("gate" if plain(type(module).__name__) in gates else None)
+
+
 def _tensors(values: Any) -> Iterator[Tensor]:
     for value in values:
         if isinstance(value, Tensor):
@@ -277,22 +268,13 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
+def _version(x: Tensor) -> int | None:
+    """It grows with every change in place."""
+    return None if x.is_inference() else x._version
+
+
 def _part(x: Tensor) -> tuple[Any, ...] | None:
     """Which part of its memory `x` is; None for all of it."""
     if x.numel() * x.element_size() >= x.untyped_storage().nbytes():
         return None
     return x.storage_offset(), x.shape, x.stride()
-
-
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Restore the random states of torch, Python and NumPy on leaving."""
-    python, numpy = random.getstate(), sys.modules.get("numpy")
-    state = numpy.random.get_state() if numpy else None
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        if numpy:
-            numpy.random.set_state(state)

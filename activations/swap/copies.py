@@ -1,0 +1,65 @@
+"""Copies of a network to try things on, which leave the network and the random states as they are.
+
+A copy shares the network's tensors, or has their shapes without numbers. Tensors are found where
+they are: parameters, buffers, attributes, and entries of lists, dictionaries and other objects.
+"""
+
+import copy
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def copied(module: Module, taken: Callable[[Tensor], Tensor] = Tensor.detach) -> Module:
+    """A deep copy of `module` in which `taken` says what becomes of each tensor.
+
+    By default the copy shares the memory of all tensors. A tensor that is the result of a
+    computation with gradients, which `copy.deepcopy` refuses, is taken like all others.
+    """
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in part.parameters(recurse=False):
+            memo[id(value)] = nn.Parameter(taken(value.detach()), value.requires_grad)
+    with _Taking(taken):
+        return copy.deepcopy(module, memo)
+
+
+class _Taking(TorchFunctionMode):
+    """While it is on, deep copies of tensors are made by `taken`."""
+
+    def __init__(self, taken: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.taken = taken
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called in place of every function of torch."""
+        if func is Tensor.__deepcopy__:
+            value, memo = args
+            if id(value) not in memo:
+                memo[id(value)] = self.taken(value.detach())
+            return memo[id(value)]
+        if func is Tensor.clone:  # by which a parameter that is not registered is copied
+            return self.taken(args[0].detach())
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Restore the random states of torch, Python and NumPy on leaving."""
+    python, numpy = random.getstate(), sys.modules.get("numpy")
+    state = numpy.random.get_state() if numpy else None
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        if numpy:
+            numpy.random.set_state(state)
