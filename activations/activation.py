@@ -204,7 +204,7 @@ class Activation(nn.Module):
         """The parameters' current values."""
         parts = []
         for name, value in self.shape_values().items():
-            if value.is_meta:
+            if value.is_meta or hasattr(value, "to_local"):  # a DTensor: sharded by FSDP
                 continue
             terms = [f"{term:.4g}" for term in value.double().mean(0).tolist()]
             text = terms[0] if len(terms) == 1 else f"[{', '.join(terms)}]"

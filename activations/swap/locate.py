@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from .kinds import LIBRARIES, plain
+
 End = tuple[int, int]  # line and column where a call's expression ends
 
 
@@ -46,8 +48,11 @@ def locate(
         The location, and the frame of the method; None where the call cannot be rewritten.
     """
     # torch's functions call functions for the network; it calls a module itself
-    within = _within_torch if isinstance(called, str) else _calls_modules
-    while within(frame) and frame.f_back:
+    passed: list[types.FrameType] = []
+    while frame.f_back and (
+        _calls_modules(frame) or (isinstance(called, str) and _of_a_library(frame, modules))
+    ):
+        passed.append(frame)
         frame = frame.f_back
     code = frame.f_code
     lines = linecache.getlines(code.co_filename, frame.f_globals)
@@ -80,14 +85,16 @@ def locate(
     _, end_line, _, end_column = next(positions)
     end = (end_line or 0, end_column or 0)
     call = next((c for c in ast.walk(method) if isinstance(c, ast.Call) and end_of(c) == end), None)
-    if call is None or not _calls(call, called, frame):
+    if call is None or not (_calls(call, called, frame) or _leads_to(call, called, passed)):
         return refused("the function is not called by its own name")
     return Location(modules[id(owner)], (attribute, end)), caller
 
 
-def _within_torch(frame: types.FrameType) -> bool:
-    module = f"{frame.f_globals.get('__name__')}."
-    return module.startswith("torch.") and not module.startswith("torch.nn.modules.")
+def _of_a_library(frame: types.FrameType, modules: dict[int, str]) -> bool:
+    """Whether it is a function of torch, or an activation that no module of the network holds."""
+    name = f"{frame.f_globals.get('__name__')}."
+    inside = name.startswith(("torch.", *LIBRARIES))
+    return inside and id(frame.f_locals.get("self")) not in modules
 
 
 def _calls_modules(frame: types.FrameType) -> bool:
@@ -153,6 +160,17 @@ def _calls(call: ast.Call, called: str | nn.Module, frame: types.FrameType) -> b
         )
     function = function.func if isinstance(function, functools.partial) else function
     return getattr(function, "__name__", "").rstrip("_") == called
+
+
+def _leads_to(call: ast.Call, called: str | nn.Module, passed: list[types.FrameType]) -> bool:
+    """Whether `call` calls what is nothing but `called`: `nn.ReLU()(x)`, timm's `gelu(x)`."""
+    between = [frame for frame in passed if not _calls_modules(frame)]
+    if isinstance(called, nn.Module) or not between or len(call.args) != 1:
+        return False
+    module = between[-1].f_locals.get("self")
+    name = type(module).__name__ if isinstance(module, nn.Module) else between[-1].f_code.co_name
+    starred = isinstance(call.args[0], ast.Starred)
+    return plain(name).startswith(plain(called)) and not starred
 
 
 def _value(node: ast.expr, frame: types.FrameType) -> Any:

@@ -28,10 +28,18 @@ def make_all(
     near = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     made: dict[Any, tuple[Call, nn.Module, int | None]] = {}
     new: dict[str, nn.Module] = {}
+    taken: set[int] = set()  # all parts of what was made, which `made` keeps alive
     for call, glob in chosen:
         key = (glob, {"stage": call.stage, "model": None}.get(share, call.name))
         if key not in made:
             module, channels = _make(rules[glob], call, share)
+            parts = {id(part) for part in (module, *module.parameters())}
+            if parts & taken:
+                raise ValueError(
+                    f"the factory of {type(module).__name__} returns what it has returned before; "
+                    'let it make a new one for each call, or give share="model"'
+                )
+            taken |= parts
             made[key] = (call, module.to(near.device, near.dtype), channels)
         first, module, channels = made[key]
         if channels not in (None, call.channels):

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from activations.torch_private import is_compiled
 
@@ -22,6 +23,9 @@ from .make import Factory, Share, make_all
 from .match import match_calls
 from .place import place
 from .trace import Call
+
+_PARALLEL = ("torch.distributed.", "torch.nn.parallel.distributed", "deepspeed.")
+_QUANTIZED = ("torch.ao.nn.quantized.modules.", "torch.ao.nn.intrinsic.quantized.")
 
 
 class SwapReport(list[Call]):
@@ -118,12 +122,12 @@ def replace_activations(
             run on `example_input`. The model is then as before.
         TypeError: `factory` does not make a module.
     """
+    if not isinstance(model, nn.Module):
+        given = f"the class {model.__name__}" if isinstance(model, type) else repr(model)
+        raise TypeError(f"replace_activations needs a network, an instance, not {given}")
     for name, module in model.named_modules():
-        if is_compiled(module) or isinstance(module, torch.jit.ScriptModule):
-            raise ValueError(
-                f"{name or 'the network'} is compiled: swap the activations before torch.compile "
-                "and torch.jit"
-            )
+        if why := _state_in_the_way(module):
+            raise ValueError(f"{name or 'the network'} {why}")
     if example_input is not None and not isinstance(example_input, Tensor):
         raise TypeError(f"example_input must be one tensor, got {type(example_input).__name__}")
     if match not in (True, False, "fade"):
@@ -159,6 +163,27 @@ def replace_activations(
         fade = "Fade to " if match == "fade" else ""
         call.new = f"{fade}{type(module).__name__}({module.extra_repr()})"
     return report
+
+
+def _state_in_the_way(module: nn.Module) -> str:
+    """Why activations must be swapped before `module` was made or changed; empty if they can be."""
+    if is_compiled(module) or isinstance(module, torch.jit.ScriptModule):
+        return "is compiled: swap the activations before torch.compile and torch.jit"
+    for kind in type(module).__mro__:
+        home = kind.__module__
+        if home.startswith(_PARALLEL) and not home.startswith("torch.distributed.algorithms."):
+            return (
+                f"is a {kind.__name__}, which would not know the new parameters: swap the "
+                "activations first, then wrap or shard the network"
+            )
+        if home.startswith(_QUANTIZED) and kind.__name__ != "FloatFunctional":
+            return "is quantized: swap the activations before torch.ao.quantization.convert"
+    values = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    if any(hasattr(value, "to_local") for value in values):
+        return "has sharded parameters (DTensor): swap the activations before it is sharded"
+    if any(map(is_lazy, values)):
+        return "has parameters without a size yet: run the network once on a batch, then swap"
+    return ""
 
 
 def _listed(value: str | Sequence[str]) -> list[str]:

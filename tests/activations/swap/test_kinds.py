@@ -1,13 +1,18 @@
 """Which modules are activations as a whole, and copies of networks that hold tensors anywhere."""
 
+import copy
+
 import pytest
 import timm
 import torch
+import torchvision
 from timm.layers.drop import DropPath
 from timm.layers.norm_act import BatchNormAct2d
 from timm.models.metaformer import Scale, SquaredReLU, StarReLU
 from timm.models.nfnet import GammaAct
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.ao import quantization
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 from activations import CosLU, replace_activations
@@ -157,3 +162,134 @@ def test_a_copy_shares_memory_and_keeps_what_is_one():
     assert bare.conv.weight.requires_grad
     assert bare.hidden[0].is_meta
     assert bare.kept["tuple"][1]["deep"].is_meta
+
+
+class OnTheSpot(nn.Module):
+    """Makes its activations where it calls them, or holds them where no module sees them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.held = nn.Conv2d(3, 4, 1), [nn.ReLU()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.LeakyReLU(0.2, inplace=True)(self.conv(x))
+        act = nn.GELU(approximate="tanh")
+        x = nn.ReLU().forward(act(x) - 0.1)
+        return self.held[0](x - 0.1)
+
+
+def gammas() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 1), GammaAct("gelu", 1.7), GammaAct("gelu_tanh", 2.0))
+
+
+def quantizable() -> nn.Module:
+    return torchvision.models.quantization.resnet18(num_classes=3, weights=None)
+
+
+@pytest.mark.parametrize(
+    ("build", "names"),
+    [
+        (OnTheSpot, ["leaky_relu", "gelu", "relu", "relu_2"]),
+        (gammas, ["1.gelu", "2.gelu"]),
+        (quantizable, ["relu", "layer1.0.relu", "layer1.0.add_relu.relu"]),
+    ],
+)
+def test_functions_behind_modules_and_tables_are_swapped_where_they_are_called(build, names):
+    torch.manual_seed(0)
+    before = build().eval()
+    after, x = copy.deepcopy(before), torch.randn(2, 3, 32, 32)
+    report = replace_activations(after, nn.Hardtanh, example_input=x)
+    assert [call.name for call in report][: len(names)] == names
+    assert not torch.equal(after(x), before(x))
+    for call in report:  # the old functions in the new places
+        after.set_submodule(call.name, call.reference)
+    assert torch.equal(after(x), before(x))
+    assert torch.equal(copy.deepcopy(after)(x), before(x))
+
+
+def test_a_refusal_names_the_users_own_line():
+    class Mine(nn.ReLU):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) ** 2
+
+    class Network(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return Mine()(super().forward(input))
+
+    with pytest.raises(ValueError, match=r"test_kinds.py:\d+: return super\(\).forward\(input\)"):
+        replace_activations(Network(3, 3), CosLU)
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU())
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    """A process group of this process alone."""
+    url = f"file://{tmp_path / 'store'}"
+    distributed.init_process_group("gloo", init_method=url, rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize(
+    ("wrap", "name"),
+    [
+        (nn.parallel.DistributedDataParallel, "is a DistributedDataParallel"),
+        (lambda model: fully_shard(model) or model, "is a FSDPSequential"),
+        (lambda model: torch.compile(model), "is compiled"),
+        (lambda model: torch.jit.trace(model, torch.zeros(2, 3, 4, 4)), "is compiled"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch.jit.trace is old
+def test_networks_that_would_not_know_new_parameters_are_refused_by_name(wrap, name: str):
+    model = wrap(network())
+    before = repr(model)
+    with pytest.raises(ValueError, match=f"the network {name}.*: swap the activations"):
+        replace_activations(model, CosLU, example_input=torch.zeros(2, 3, 4, 4))
+    assert repr(model) == before
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_sharded_network_can_be_printed_and_trained():
+    model, x = network(), torch.randn(2, 3, 4, 4)
+    replace_activations(model, CosLU, example_input=x, share="channel")
+    fully_shard(model)
+    assert "CosLU(num_parameters=8" in repr(model)
+    model(x).sum().backward()
+    assert model[1].alpha.grad is not None
+    assert "CosLU(num_parameters=8" in repr(model)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # old, and lazy
+def test_quantized_and_lazy_networks_are_refused_and_observed_ones_swapped():
+    quantized = nn.Sequential(quantization.QuantStub(), network(), quantization.DeQuantStub())
+    quantized.eval().qconfig = quantization.get_default_qconfig("x86")  # pyright: ignore[reportArgumentType]
+    x = torch.randn(2, 3, 4, 4)
+    observed = quantization.prepare(quantized)
+    observed(x)
+    converted = quantization.convert(observed)
+    assert len(replace_activations(observed, CosLU, example_input=x)) == 2
+    with pytest.raises(ValueError, match=r"1.0 is quantized: swap the activations before"):
+        replace_activations(converted, CosLU, example_input=x)
+    lazy = nn.Sequential(nn.LazyLinear(8), nn.ReLU())
+    with pytest.raises(ValueError, match="0 has parameters without a size yet: run the network"):
+        replace_activations(lazy, CosLU, example_input=x)
+    lazy(x)
+    assert len(replace_activations(lazy, CosLU, example_input=x)) == 1
+    assert len(replace_activations(nn.DataParallel(network()), CosLU, example_input=x)) == 2
+
+
+def test_a_factory_makes_new_parameters_each_time():
+    shared, x = CosLU(), torch.zeros(2, 3, 4, 4)
+    for factory in (lambda: shared, lambda: nn.Sequential(shared, nn.Dropout())):
+        with pytest.raises(ValueError, match="returns what it has returned before"):
+            replace_activations(network(), factory, example_input=x)
+    assert len(replace_activations(network(), lambda: shared, example_input=x, share="model")) == 2
+
+
+def test_a_class_is_no_network():
+    with pytest.raises(TypeError, match="an instance, not the class Sequential"):
+        replace_activations(nn.Sequential, CosLU)  # pyright: ignore[reportArgumentType]
