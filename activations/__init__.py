@@ -1,6 +1,6 @@
 """Activation functions that change while a network trains, and how to put them into one."""
 
-from .activation import Activation, Channels, Scheduled, fuse, penalty, set_progress
+from .activation import Activation, Channels, Options, Scheduled, fuse, penalty, set_progress
 from .functions.aconc import ACONC, aconc
 from .functions.aglu import AGLU, APA, aglu, apa
 from .functions.bspline import BSpline, linear_spline
@@ -53,6 +53,7 @@ __all__ = [
     "LSLU",
     "LinComb",
     "NormLinComb",
+    "Options",
     "PELU",
     "Polynomial",
     "Rational",

@@ -1,11 +1,13 @@
 """What every activation of this package shares, and the schedule protocol."""
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, TypedDict, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.types import Device
 
 from .fusion.kernel import Expression, evaluate, fusible
 
@@ -58,18 +60,33 @@ def penalty(model: nn.Module) -> Tensor | float:
     return sum((term for term in terms if term is not None), 0.0)
 
 
-class Channels(TypedDict, total=False):
+class Options(TypedDict, total=False):
+    """Constructor arguments of every activation.
+
+    Attributes:
+        inplace: ignored; accepted because libraries pass it to every activation; default False.
+        device: of the parameters and buffers; default torch's.
+        dtype: of the parameters and buffers; default torch's.
+    """
+
+    inplace: bool
+    device: Device
+    dtype: torch.dtype | None
+
+
+class Channels(Options, total=False):
     """Constructor arguments of every activation that can learn one set of parameters a channel.
 
     Attributes:
         num_parameters: 1 (shared by all channels) or C, the size of `channel_dim`; default 1.
         channel_dim: axis of the channels: 1, or -1 for channels-last tokens; default 1.
         inplace: ignored; accepted because libraries pass it to every activation; default False.
+        device: of the parameters and buffers; default torch's.
+        dtype: of the parameters and buffers; default torch's.
     """
 
     num_parameters: int
     channel_dim: int
-    inplace: bool
 
 
 class Activation(nn.Module):
@@ -85,6 +102,8 @@ class Activation(nn.Module):
         num_parameters: 1 (shared by all channels) or C, the size of `channel_dim`.
         channel_dim: axis of the channels: 1, or -1 for channels-last tokens.
         inplace: ignored; accepted because libraries pass it to every activation.
+        device: of the parameters and buffers.
+        dtype: of the parameters and buffers.
 
     Shape:
         (N, C, \*) -> same; any shape when `num_parameters` is 1. Half precision is computed in
@@ -111,21 +130,50 @@ class Activation(nn.Module):
     fused: bool = False
 
     def __init__(
-        self, num_parameters: int = 1, channel_dim: int = 1, *, inplace: bool = False
+        self,
+        num_parameters: int = 1,
+        channel_dim: int = 1,
+        *,
+        inplace: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.num_parameters = integer("num_parameters", num_parameters)
         self.channel_dim = channel_dim
+        self._made_as: dict[str, Any] = {"device": device, "dtype": dtype}
+        self._starts: dict[str, float | list[float]] = {}
 
-    def learned(self, name: str, value: float | Sequence[float]) -> nn.Parameter:
+    def learned(
+        self, name: str, value: float | Sequence[float], size: int | None = None
+    ) -> nn.Parameter:
         """A learned parameter that starts at `value`.
 
-        Its shape is `(num_parameters,)`, or `(num_parameters, k)` for k values.
+        Its shape is `(size,)`, by default `(num_parameters,)`, or `(num_parameters, k)` for k
+        values.
         """
         if isinstance(value, Sequence):
-            row = torch.tensor([finite(name, each) for each in value])
+            start = self._starts[name] = [finite(name, each) for each in value]
+            row = torch.tensor(start, **self._made_as)
             return nn.Parameter(row.repeat(self.num_parameters, 1))
-        return nn.Parameter(torch.full((self.num_parameters,), finite(name, value)))
+        start = self._starts[name] = finite(name, value)
+        return nn.Parameter(torch.full((size or self.num_parameters,), start, **self._made_as))
+
+    def state(self, name: str, value: float) -> None:
+        """Register `name`, the state of a schedule: a number that training progress changes."""
+        self.register_buffer(name, torch.tensor(float(value), **self._made_as))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start anew: also what `to_empty` needs after a construction on the meta device."""
+        for part in [*self.modules()][1:]:
+            if callable(reset := getattr(part, "reset_parameters", None)):
+                reset()
+        for name, start in self._starts.items():
+            parameter = getattr(self, name)
+            parameter.copy_(torch.tensor(start, device=parameter.device).expand_as(parameter))
+        if isinstance(self, Scheduled):
+            self.set_progress(0.0)
 
     def shaped(self, parameter: Tensor, x: Tensor) -> Tensor:
         """View `parameter` so that it broadcasts against `x` along `channel_dim`."""
@@ -147,6 +195,31 @@ class Activation(nn.Module):
         """A class that overrides `function` alone does not inherit the expression of its parent."""
         if "function" in vars(cls) and "expression" not in vars(cls):
             cls.expression = Activation.expression
+        # torch.nn.utils.skip_init looks for `device` in the signature, where **channels hides it
+        *own, rest = inspect.signature(cls.__init__).parameters.values()
+        if rest.kind is rest.VAR_KEYWORD and rest.name in ("options", "channels"):
+            wanted = (Channels if rest.name == "channels" else Options).__annotations__
+            known = inspect.signature(Activation.__init__).parameters
+            more = [known[k].replace(kind=rest.KEYWORD_ONLY) for k in known if k in wanted]
+            cls.__signature__ = inspect.Signature([*own[1:], *more])  # pyright: ignore
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module; torch.fx records this call as it stands, as for modules of torch.nn."""
+        if args and isinstance(args[0], fx.Proxy):
+            tracer: Any = args[0].tracer
+
+            def leaf(*args: Any, **kwargs: Any) -> fx.Proxy:
+                return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
+
+            return tracer.call_module(self, leaf, args, kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script calls first."""
+        raise TypeError(
+            f"torch.jit.script cannot compile {type(self).__name__}: use torch.export.export, or "
+            "torch.jit.trace with an example input"
+        )
 
     def expression(self) -> Expression | None:
         """The formula and what it is called with; None if it cannot be fused."""

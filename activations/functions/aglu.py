@@ -79,8 +79,17 @@ class APA(Activation):
         super().__init__(**channels)
         self.lambd = self.learned("lambd", 1.0 if lambd is None else positive("lambd", lambd))
         self.kappa = self.learned("kappa", 1.0 if kappa is None else kappa)
-        for value, parameter in ((lambd, self.lambd), (kappa, self.kappa)):
-            if value is None:
+        self.drawn = lambd is None, kappa is None
+        self._draw()
+
+    def reset_parameters(self) -> None:
+        """Start anew."""
+        super().reset_parameters()
+        self._draw()
+
+    def _draw(self) -> None:
+        for drawn, parameter in zip(self.drawn, (self.lambd, self.kappa), strict=True):
+            if drawn:
                 torch.nn.init.uniform_(parameter)
 
     def expression(self) -> Expression:

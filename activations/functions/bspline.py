@@ -1,6 +1,5 @@
 """A piecewise linear function with learned values at equidistant knots, and its look-up."""
 
-import operator
 from collections.abc import Callable
 from typing import Unpack
 
@@ -13,13 +12,21 @@ from activations.fusion.kernel import Expression
 Take = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
 
 
+def look_up(table: Tensor, index: tuple[Tensor, ...]) -> Tensor:
+    """`table[index]` in the memory format of the last index, by int64, which ONNX asks for."""
+    *row, cell = (part.long() for part in index)
+    if row:
+        cell = row[0] * table.shape[-1] + cell
+    return table.reshape(-1)[cell]
+
+
 def interpolate(
     x: Tensor,
     table: Tensor,
     low: float,
     high: float,
     channel_dim: int,
-    take: Take = operator.getitem,
+    take: Take = look_up,
 ) -> tuple[Tensor, Tensor]:
     """Linear interpolation in `table`, (P, K + 1) values at equidistant knots from `low` to `high`.
 
@@ -50,7 +57,7 @@ def linear_spline(
     low: float,
     high: float,
     channel_dim: int = 1,
-    take: Take = operator.getitem,
+    take: Take = look_up,
 ) -> Tensor:
     """Interpolate `values` (P, K + 1) linearly; outside, continue the first and the last piece."""
     inside = x.clamp(low, high)
@@ -100,7 +107,8 @@ class BSpline(Activation):
         self.low, self.high = finite("low", low), finite("high", high)
         if low >= high:
             raise ValueError(f"low must be < high, got {low!r} and {high!r}")
-        knots = torch.linspace(low, high, integer("pieces", pieces) + 1, dtype=torch.float64)
+        count = integer("pieces", pieces) + 1
+        knots = torch.linspace(low, high, count, dtype=torch.float64, device="cpu")
         self.values = self.learned("values", knots.relu().tolist())
 
     def expression(self) -> Expression:

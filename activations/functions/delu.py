@@ -5,7 +5,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from activations.activation import Activation, Channels
+from activations.activation import Activation, Channels, Options
 from activations.fusion.kernel import Expression
 
 
@@ -60,7 +60,7 @@ class HELU(Activation):
         0.5 x + |e^{-x} - 1| & x > 0 \end{cases}
 
     Args:
-        inplace: accepted and ignored.
+        options: see :class:`activations.Options`.
 
     Shape:
         any -> same.
@@ -78,8 +78,8 @@ class HELU(Activation):
 
     size_arguments = ()
 
-    def __init__(self, *, inplace: bool = False) -> None:
-        super().__init__(inplace=inplace)
+    def __init__(self, **options: Unpack[Options]) -> None:
+        super().__init__(**options)
 
     def expression(self) -> Expression:
         """The formula with this module's parameters."""

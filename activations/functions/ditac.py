@@ -1,7 +1,6 @@
 """DiTAC: GELU on top of a learned diffeomorphism (CPAB) of an interval."""
 
 import functools
-import operator
 from collections.abc import Sequence
 from typing import Any, Literal, Unpack
 
@@ -13,7 +12,7 @@ from activations.activation import Activation, Channels, finite, inside, integer
 from activations.fusion.kernel import Expression
 from activations.torch_private import is_intercepted
 
-from .bspline import Take, interpolate
+from .bspline import Take, interpolate, look_up
 
 Variant = Literal["gelu", "leaky", "ge", "inf"]
 
@@ -116,7 +115,7 @@ def transform(
     b: float,
     variant: Variant,
     channel_dim: int = 1,
-    take: Take = operator.getitem,
+    take: Take = look_up,
 ) -> Tensor:
     """T(x), interpolated in `table`; `ends` are T's slopes at a and b."""
     if variant != "inf":
@@ -225,15 +224,27 @@ class DiTAC(Activation):
         if self.a >= self.b:
             raise ValueError(f"a must be < b, got {self.a!r} and {b!r}")
         self.penalty_weight = finite("penalty_weight", penalty_weight, least=0)
-        prior = covariance(
-            integer("cells", cells, 2), positive("length", length), positive("variance", variance)
+        self.drawn = theta == "prior"
+        self.prior = (
+            integer("cells", cells, 2),
+            positive("length", length),
+            positive("variance", variance),
         )
-        self.theta = torch.nn.Parameter(torch.zeros(self.num_parameters, cells - 1))
-        if theta == "prior":
+        self.theta = self.learned("theta", [0.0] * (cells - 1))
+        self.register_buffer("knots", torch.empty(cells - 1, cells + 1, **self._made_as))
+        self.register_buffer("precision", torch.empty(cells - 1, cells - 1, **self._made_as))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start anew."""
+        super().reset_parameters()
+        prior = covariance(*self.prior)
+        self.knots.copy_(knot_basis(self.prior[0]))
+        self.precision.copy_(prior.inverse())
+        if self.drawn:
             factor = torch.linalg.cholesky(prior).to(self.theta)
-            self.theta = torch.nn.Parameter(torch.randn_like(self.theta) @ factor.T)
-        self.register_buffer("knots", torch.empty(cells - 1, cells + 1).copy_(knot_basis(cells)))
-        self.register_buffer("precision", prior.inverse().to(self.knots, copy=True))
+            self.theta.copy_(torch.randn_like(self.theta) @ factor.T)
 
     def penalty(self) -> Tensor | None:
         """`penalty_weight theta' Sigma^-1 theta`, summed over the channels."""

@@ -1,11 +1,12 @@
 """DSReLU: a ReLU-like unit whose positive slope follows training progress."""
 
 import math
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from activations.activation import Activation, finite, positive
+from activations.activation import Activation, Options, finite, positive
 from activations.fusion.kernel import Expression
 
 
@@ -33,7 +34,7 @@ class DSReLU(Activation):
         normalized: stretch the logistic so that s(0) = a and s(1) = b exactly; as published it
             starts at a + 0.076 (b - a) and ends at b - 0.076 (b - a) for k = 5.
         negative_slope: slope for x <= 0; 1 in the paper.
-        inplace: accepted and ignored.
+        options: see :class:`activations.Options`.
 
     Shape:
         any -> same.
@@ -61,13 +62,13 @@ class DSReLU(Activation):
         *,
         normalized: bool = False,
         negative_slope: float = 1.0,
-        inplace: bool = False,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(inplace=inplace)
+        super().__init__(**options)
         self.a, self.b, self.k = finite("a", a), finite("b", b), positive("k", k)
         self.normalized = normalized
         self.negative_slope = finite("negative_slope", negative_slope)
-        self.register_buffer("slope", torch.tensor(self.slope_at(0.0)))
+        self.state("slope", self.slope_at(0.0))
 
     def slope_at(self, progress: float) -> float:
         """s(t), the slope of the positive side, at t = `progress`."""

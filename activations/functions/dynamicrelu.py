@@ -1,11 +1,12 @@
 """Dynamic ReLU: a maximum of lines whose coefficients a small network draws from the input."""
 
 import functools
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
-from activations.activation import Activation, integer, precise
+from activations.activation import Activation, Options, integer, precise
 
 
 def dynamic_relu(x: Tensor, slopes: list[Tensor], offsets: list[Tensor]) -> Tensor:
@@ -32,7 +33,7 @@ class DynamicReLU(Activation):
     Args:
         channels: C of the input; `replace_activations` passes it.
         reduction: C divided by the width of the hidden layer.
-        inplace: accepted and ignored.
+        options: see :class:`activations.Options`.
 
     Shape:
         (N, C, \*) -> same.
@@ -50,12 +51,20 @@ class DynamicReLU(Activation):
 
     size_arguments = ("channels",)
 
-    def __init__(self, channels: int = 1, reduction: int = 8, *, inplace: bool = False) -> None:
-        super().__init__(inplace=inplace)
+    def __init__(self, channels: int = 1, reduction: int = 8, **options: Unpack[Options]) -> None:
+        super().__init__(**options)
         self.channels = integer("channels", channels)
         hidden = max(channels // integer("reduction", reduction), 1)
-        self.squeeze = nn.Linear(channels, hidden)
-        self.excite = nn.Linear(hidden, 4 * channels)
+        self.squeeze = nn.Linear(channels, hidden, **self._made_as)
+        self.excite = nn.Linear(hidden, 4 * channels, **self._made_as)
+        self._start_at_relu()
+
+    def reset_parameters(self) -> None:
+        """Start anew."""
+        super().reset_parameters()
+        self._start_at_relu()
+
+    def _start_at_relu(self) -> None:
         nn.init.zeros_(self.excite.weight)
         nn.init.zeros_(self.excite.bias)
 

@@ -1,10 +1,12 @@
 """EELU: four fixed units made of error functions and exponentials."""
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from activations.activation import Activation
+from activations.activation import Activation, Options
 from activations.fusion.kernel import Expression
 
 
@@ -29,7 +31,7 @@ class EELU(Activation):
 
     Args:
         variant: which of the four, 1 to 4.
-        inplace: accepted and ignored.
+        options: see :class:`activations.Options`.
 
     Shape:
         any -> same.
@@ -47,8 +49,8 @@ class EELU(Activation):
     size_arguments = ()
     variants = tuple({"variant": number} for number in (1, 2, 3, 4))
 
-    def __init__(self, variant: int = 1, *, inplace: bool = False) -> None:
-        super().__init__(inplace=inplace)
+    def __init__(self, variant: int = 1, **options: Unpack[Options]) -> None:
+        super().__init__(**options)
         if variant not in (1, 2, 3, 4):
             raise ValueError(f"variant must be 1, 2, 3 or 4, got {variant!r}")
         self.variant = variant

@@ -113,7 +113,7 @@ class LinComb(Activation):
             if not isinstance(made, nn.Module):
                 raise TypeError(f"a member must be a factory such as torch.nn.ReLU, got {member!r}")
             modules.append(made)
-        self.members = nn.ModuleList(modules)
+        self.members = nn.ModuleList(modules).to(**self._made_as)
         weights = [1 / len(modules)] * len(modules) if weights is None else weights
         if len(weights) != len(modules):
             raise ValueError(f"{len(modules)} members need as many weights, got {weights!r}")

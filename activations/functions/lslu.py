@@ -1,11 +1,11 @@
 """LSLU: a series activation with learned amplitudes and offsets ahead of its convolution."""
 
 from collections.abc import Iterable
+from typing import Unpack
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from activations.activation import finite, integer
+from activations.activation import Options, integer
 from activations.fusion.kernel import Expression
 
 from .seriesrelu import SeriesReLU
@@ -40,7 +40,7 @@ class LSLU(SeriesReLU):
         omega: initial offset of every repeat.
         repeats: N, also the padding of the convolution.
         dims: 2 for images, 1 for signals.
-        inplace: accepted and ignored.
+        options: see :class:`activations.Options`.
 
     Shape:
         (N, C, H, W) -> same, or (N, C, L) -> same for dims = 1.
@@ -66,11 +66,11 @@ class LSLU(SeriesReLU):
         *,
         repeats: int = 3,
         dims: int = 2,
-        inplace: bool = False,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(channels, integer("repeats", repeats), dims=dims, inplace=inplace)
-        self.theta = nn.Parameter(torch.full((repeats,), finite("theta", theta)))
-        self.omega = nn.Parameter(torch.full((repeats,), finite("omega", omega)))
+        super().__init__(channels, integer("repeats", repeats), dims=dims, **options)
+        self.theta = self.learned("theta", theta, repeats)
+        self.omega = self.learned("omega", omega, repeats)
 
     def expression(self) -> Expression:
         """The repeats, ahead of the convolution."""

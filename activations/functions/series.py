@@ -21,7 +21,7 @@ class Series(Activation):
         self.progressive, self.number_of_terms = progressive, terms
         self.basic = min(basic, terms) if progressive else terms
         if progressive:
-            self.register_buffer("unlocked", torch.tensor(float(self.basic)))
+            self.state("unlocked", self.basic)
 
     def set_progress(self, progress: float) -> None:
         """Unlock terms: the basic ones at 0, one more at equal steps, all of them before 1."""
@@ -46,5 +46,5 @@ def fit(columns: list[Tensor], target: Tensor) -> list[float]:
 
 def silu_samples() -> tuple[Tensor, Tensor]:
     """X in [-3, 3] and SiLU(x)."""
-    x = torch.linspace(-3, 3, 301, dtype=torch.float64)
+    x = torch.linspace(-3, 3, 301, dtype=torch.float64, device="cpu")  # meta has no numbers
     return x, F.silu(x)

@@ -1,13 +1,13 @@
 """SeriesReLU: VanillaNet's series activation."""
 
 import copy
-from typing import Self
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from activations.activation import Activation, integer
+from activations.activation import Activation, Options, integer
 from activations.fusion.kernel import Expression
 
 
@@ -28,7 +28,7 @@ class SeriesReLU(Activation):
         channels: C of the input; `replace_activations` passes it.
         order: N, how many neighbours the sum reaches on each side.
         dims: 2 for images, 1 for signals.
-        inplace: accepted and ignored.
+        options: see :class:`activations.Options`.
 
     Shape:
         (N, C, H, W) -> same, or (N, C, L) -> same for dims = 1.
@@ -49,17 +49,23 @@ class SeriesReLU(Activation):
     size_arguments = ("channels", "dims")
 
     def __init__(
-        self, channels: int = 1, order: int = 3, *, dims: int = 2, inplace: bool = False
+        self, channels: int = 1, order: int = 3, *, dims: int = 2, **options: Unpack[Options]
     ) -> None:
-        super().__init__(inplace=inplace)
+        super().__init__(**options)
         if dims not in (1, 2):
             raise ValueError(f"dims must be 1 or 2, got {dims!r}")
         self.channels, self.dims = integer("channels", channels), dims
         conv, norm = (nn.Conv1d, nn.BatchNorm1d) if dims == 1 else (nn.Conv2d, nn.BatchNorm2d)
         size = 2 * integer("order", order) + 1
-        self.conv = conv(channels, channels, size, padding=order, groups=channels, bias=False)
+        how: dict[str, Any] = {"padding": order, "groups": channels, "bias": False, **self._made_as}
+        self.conv = conv(channels, channels, size, **how)
         nn.init.trunc_normal_(self.conv.weight, std=0.02)
-        self.norm = norm(channels, eps=1e-6)
+        self.norm = norm(channels, eps=1e-6, **self._made_as)
+
+    def reset_parameters(self) -> None:
+        """Start anew."""
+        super().reset_parameters()
+        nn.init.trunc_normal_(self.conv.weight, std=0.02)
 
     def fuse(self) -> Self:
         """A copy in evaluation mode with the normalisation folded into the convolution."""
