@@ -57,6 +57,12 @@ NO_CLASS = "Dict must include a class_path"
 class Parser(LightningArgumentParser):
     """Prints one message for a mistake on the command line, not pages of usage."""
 
+    def add_class_arguments(self, theclass: Any, nested_key: Any = None, **options: Any) -> Any:
+        """Add all but what the swap sets itself: the device and the dtype of the activations."""
+        if theclass is Classifier:
+            options["skip"] = {"activation.init_args.device", "activation.init_args.dtype"}
+        return super().add_class_arguments(theclass, nested_key, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Print `message` with a remedy and exit with status 2."""
         key, value = KEY.search(message), VALUE.search(message)

@@ -89,7 +89,29 @@ class Channels(Options, total=False):
     channel_dim: int
 
 
-class Activation(nn.Module):
+class Leaf(nn.Module):
+    """A module that torch.fx does not look into, as it does not look into those of torch.nn."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module; torch.fx records this as one step."""
+        if args and isinstance(args[0], fx.Proxy):
+            tracer: Any = args[0].tracer
+
+            def leaf(*args: Any, **kwargs: Any) -> fx.Proxy:
+                return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
+
+            return tracer.call_module(self, leaf, args, kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script calls first."""
+        raise TypeError(
+            f"torch.jit.script cannot compile {type(self).__name__}: use torch.export.export, or "
+            "torch.jit.trace with an example input"
+        )
+
+
+class Activation(Leaf):
     r"""Base class: an elementwise function :math:`f(x)` with its own parameters.
 
     A subclass registers its parameters with :meth:`learned`, and names its formula and what the
@@ -202,24 +224,6 @@ class Activation(nn.Module):
             known = inspect.signature(Activation.__init__).parameters
             more = [known[k].replace(kind=rest.KEYWORD_ONLY) for k in known if k in wanted]
             cls.__signature__ = inspect.Signature([*own[1:], *more])  # pyright: ignore
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the module; torch.fx records this call as it stands, as for modules of torch.nn."""
-        if args and isinstance(args[0], fx.Proxy):
-            tracer: Any = args[0].tracer
-
-            def leaf(*args: Any, **kwargs: Any) -> fx.Proxy:
-                return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
-
-            return tracer.call_module(self, leaf, args, kwargs)
-        return super().__call__(*args, **kwargs)
-
-    def __prepare_scriptable__(self) -> Any:
-        """What torch.jit.script calls first."""
-        raise TypeError(
-            f"torch.jit.script cannot compile {type(self).__name__}: use torch.export.export, or "
-            "torch.jit.trace with an example input"
-        )
 
     def expression(self) -> Expression | None:
         """The formula and what it is called with; None if it cannot be fused."""

@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from activations.activation import Leaf
 
-class Fade(nn.Module):
+
+class Fade(Leaf):
     r"""Moves from an old activation to a new one while training proceeds. Scheduled.
 
     .. math:: f(x; t) = (1 - t) f_\text{old}(x) + t f_\text{new}(x)

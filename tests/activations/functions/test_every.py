@@ -5,6 +5,7 @@ import inspect
 import io
 import pickle
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -154,6 +155,76 @@ def test_compiles_and_exports_whole(case: Case):
 
 
 @each
+def test_fx_records_one_step(case: Case):
+    network = nn.Sequential(nn.Identity(), case.make())
+    traced, x = torch.fx.symbolic_trace(network), sample(case).float()
+    assert torch.equal(traced(x), network(x))
+    assert [node.target for node in traced.graph.nodes] == ["input", "0", "1", "output"]
+
+
+@each
+def test_tracing_and_function_transforms(case: Case):
+    module, x = case.make(), sample(case).float()
+    y = module(x)
+    state = dict(module.named_parameters())
+
+    def run(state, x):
+        return torch.func.functional_call(module, state, (x,))
+
+    torch.testing.assert_close(torch.vmap(run, (None, 0))(state, x[None])[0], y)
+    torch.func.grad(lambda state: run(state, x).sum())(state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and sizes become constants
+        traced = torch.jit.trace(module, (x,), check_trace=False)
+        torch.testing.assert_close(traced(x), y)  # pyright: ignore[reportCallIssue]
+        with pytest.raises(
+            TypeError, match=f"cannot compile {case.kind.__name__}: use torch.export"
+        ):
+            torch.jit.script(module)
+
+
+@each
+def test_device_and_dtype(case: Case):
+    torch.manual_seed(0)
+    start = case.kind(**case.arguments).state_dict()
+    placed = case.kind(**case.arguments, device="meta", dtype=torch.float64)
+    with torch.device("meta"):
+        made = case.kind(**case.arguments)
+    for name, value in placed.state_dict().items():
+        assert value.is_meta
+        assert made.state_dict()[name].is_meta
+        assert value.dtype == (torch.float64 if value.is_floating_point() else torch.int64)
+    fresh = made.to_empty(device="cpu")
+    with torch.no_grad():
+        for value in fresh.state_dict().values():
+            value.fill_(7)
+    torch.manual_seed(0)
+    fresh.reset_parameters()
+    for name, value in fresh.state_dict().items():
+        assert torch.equal(value, start[name]), name
+    assert type(nn.utils.skip_init(case.kind, **case.arguments)) is case.kind
+
+
+@each
+def test_inputs_of_all_kinds(case: Case):
+    module, x = case.make(), sample(case).float()
+    y = module(x)
+    with torch.inference_mode():
+        assert torch.equal(module(x), y)
+    module.requires_grad_(False)
+    moved = torch.stack([x, x], -1)[..., 0]  # not contiguous
+    torch.testing.assert_close(module(moved), y)
+    assert module(x[:0]).shape == x[:0].shape
+    if case.scalar:
+        torch.testing.assert_close(module(x.flatten()[0]), y.flatten()[0])
+    torch.use_deterministic_algorithms(True)
+    try:
+        case.make()(x.requires_grad_()).sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@each
 def test_inplace_is_accepted_and_ignored(case: Case):
     module, x = case.make(inplace=True), sample(case).float()
     before = x.clone()
@@ -194,6 +265,9 @@ def test_one_value_a_channel(case: Case, channel_dim: int):
         value, scale = case.expected(module, x.numpy())
         error = np.abs(module(x).detach().numpy() - value)
         assert (error <= 4 * torch.finfo(x.dtype).eps * scale + case.oracle_error).all()
+    for rank, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        x = torch.randn((2, 4, 4, 4, 4)[:rank]).contiguous(memory_format=memory_format)
+        assert module(x).stride() == x.stride()
     with pytest.raises(ValueError, match=r"num_parameters=4.*3 channels"):
         module(torch.randn(3, 3))
     with pytest.raises(ValueError, match="num_parameters must be an integer >= 1, got 0"):
