@@ -25,7 +25,7 @@ from torch import distributed, nn
 
 import activations
 import datamodules
-from activations.files import FullDiskError, check_writable, replacing
+from activations.files import check_writable, is_full, replacing, system_error
 from callbacks import (
     ActivationMonitor,
     ActivationSchedule,
@@ -278,11 +278,14 @@ def main(args: list[str] | None = None) -> None:
     except MISTAKES as error:
         lightnings = error if isinstance(error, MisconfigurationException) else None
         mistake = next(_raised_here(error), lightnings)
-        if mistake is None or os.environ.get("SUPPLE_TRACEBACK"):
+        system = system_error(error)
+        full = system is not None and is_full(system)
+        if not (mistake or full) or os.environ.get("SUPPLE_TRACEBACK"):
             raise
+        mistake = mistake or f"{system}: make room there, or choose another folder"
         sys.stderr.write(f"train.py: error: {mistake} [SUPPLE_TRACEBACK=1 shows the traceback]\n")
-        codes = {DivergedError: DIVERGED, FullDiskError: CRASH}
-        sys.exit(codes.get(type(mistake), SLIP))
+        diverged = isinstance(mistake, DivergedError)
+        sys.exit(CRASH if full else DIVERGED if diverged else SLIP)
     finally:
         sys.argv = own
         for number, handler in handlers.items():

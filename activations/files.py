@@ -12,10 +12,6 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UNFINISHED = ".part"
 
 
-class FullDiskError(OSError):
-    """A file does not fit on its disk."""
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside `path`; what is written there replaces `path` at the end.
@@ -25,8 +21,7 @@ def replacing(path: Path) -> Iterator[Path]:
     made.
 
     Raises:
-        FullDiskError: there is no room for the file.
-        OSError: it cannot be written for another reason.
+        OSError: the file cannot be written; the message has the reason and the remedy.
     """
     unfinished = path.with_name(path.name + _UNFINISHED)
     with naming(path):
@@ -45,8 +40,7 @@ def append(path: Path, text: str) -> None:
     """Add `text` to a file, all of it or nothing.
 
     Raises:
-        FullDiskError: there is no room for it.
-        OSError: the file cannot be written for another reason.
+        OSError: the file cannot be written; the message has the reason and the remedy.
     """
     with naming(path), path.open("ab", buffering=0) as file:
         before, data = file.tell(), text.encode()
@@ -79,19 +73,29 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch.save turns the first into the second
-        cause: BaseException | None = error
-        while cause and not (isinstance(cause, OSError) and cause.errno):
-            cause = cause.__cause__ or cause.__context__
-        if not isinstance(cause, OSError):
+        cause = system_error(error)
+        if cause is None:
             raise
         where = next(folder for folder in path.absolute().parents if folder.is_dir())
         free = shutil.disk_usage(where).free / 1e6
-        full = cause.errno in _FULL
-        why = f"{cause.strerror} ({free:.1f} MB are free)" if full else cause.strerror
-        raise (FullDiskError if full else OSError)(
+        why = cause.strerror or str(cause)
+        why += f" ({free:.1f} MB are free)" if is_full(cause) else ""
+        raise OSError(
             f"cannot write {path}: {why}; make room there or choose another folder"
-            + ("; the file of before is whole" if path.is_file() else "")
+            + ("; the earlier file is whole" if path.is_file() else "")
         ) from error
+
+
+def system_error(error: BaseException | None) -> OSError | None:
+    """The error of the operating system among `error` and its causes."""
+    while error and not (isinstance(error, OSError) and error.errno):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a disk is full, or a quota or the largest size of a file is reached."""
+    return error.errno in _FULL
 
 
 def _to_disk(path: Path) -> None:

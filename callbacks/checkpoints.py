@@ -74,21 +74,26 @@ class BestCheckpoint(ModelCheckpoint):
             return
         folder, beside = Path(str(self.dirpath)), Path(trainer.ckpt_path).parent
         scores: dict[str, Any] = {}
-        recorded = {state["best_model_path"]: None, **state["best_k_models"]}
-        for old, score in recorded.items():
-            sources = (path for path in (beside / Path(old).name, Path(old)) if path.is_file())
-            source, target = next(sources, None), folder / Path(old).name
-            if not old or source is None:
+        # a run may have been killed after it had saved its first best, and before a checkpoint
+        recorded = {state["best_model_path"]: None, self.format_checkpoint_name({}): None}
+        for old, score in (recorded | state["best_k_models"]).items():
+            name = Path(old).name
+            source = next((p for p in (beside / name, Path(old)) if name and p.is_file()), None)
+            if source is None:
                 continue
-            stays = source.resolve() == target.resolve()
             known = torch.load(source, weights_only=True, mmap=True, map_location="cpu")
-            if not stays and known["global_step"] > checkpoint["global_step"]:
-                continue  # this run has not come so far
-            own = known.get("callbacks", {}).get(self.state_key, {}).get("best_k_models", {})
-            found = {Path(path).name: value for path, value in own.items()}
-            if trainer.is_global_zero and not stays:
-                copy(source, target)
-            scores[os.path.join(str(self.dirpath), target.name)] = found.get(target.name, score)
+            own = known.get("callbacks", {}).get(self.state_key, {})
+            named = {Path(path).name: value for path, value in own.get("best_k_models", {}).items()}
+            found = named.get(name, score)
+            later = known["global_step"] > checkpoint["global_step"]
+            elsewhere = source.resolve() != (folder / name).resolve()
+            if (later and elsewhere) or (self.monitor and found is None):
+                continue  # the run from which this one goes on has not come so far
+            if later:
+                state["current_score"] = own.get("current_score")
+            if elsewhere and trainer.is_global_zero:
+                copy(source, folder / name)
+            scores[os.path.join(str(self.dirpath), name)] = found
         trainer.strategy.barrier()
         ranked = sorted(
             (path for path, score in scores.items() if score is not None),

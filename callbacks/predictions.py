@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from activations.files import replacing
+from activations.files import check_writable, replacing
 
 
 class PredictionWriter(Callback):
@@ -29,8 +29,11 @@ class PredictionWriter(Callback):
         self._rows: list[tuple[int, int | None, list[float]]] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget an earlier run."""
+        """Forget an earlier run; raise at once if the file cannot be written."""
         self._rows = []
+        if self.path.is_dir():
+            raise ValueError(f"--predictions.path {self.path} is a folder; name a file")
+        check_writable(self.path.parent)
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
@@ -57,13 +60,13 @@ class PredictionWriter(Callback):
         numbers = [str(number) for number in range(len(rows[0][2]))]
         names = getattr(datamodule, "class_names", numbers)
         describe = getattr(datamodule, "describe", lambda index: {})
+        known = [*describe(rows[0][0]), "label", "predicted", "probability"]
+        table = [["index", *known, *(f"probability_{name}" for name in names)]]
+        for index, label, shares in rows:
+            best = max(shares)
+            named = ["" if label is None else names[label], names[shares.index(best)]]
+            values = [f"{share:.6f}" for share in (best, *shares)]
+            table.append([index, *describe(index).values(), *named, *values])
         with replacing(self.path) as unfinished, unfinished.open("w", newline="") as file:
-            writer = csv.writer(file)
-            known = [*describe(rows[0][0]), "label", "predicted", "probability"]
-            writer.writerow(["index", *known, *(f"probability_{name}" for name in names)])
-            for index, label, shares in rows:
-                best = max(shares)
-                named = ["" if label is None else names[label], names[shares.index(best)]]
-                values = [f"{share:.6f}" for share in (best, *shares)]
-                writer.writerow([index, *describe(index).values(), *named, *values])
+            csv.writer(file).writerows(table)
         print(f"Predictions: {self.path}")

@@ -72,15 +72,17 @@ def prepare(
         arrays: dict[str, Any] = {}
 
         def create(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-            free = shutil.disk_usage(unfinished).free
-            if size > free:
-                raise OSError(
-                    f"{size / 1e9:.1f} GB of prepared data do not fit in {str(folder)!r}, "
-                    f"which has {free / 1e9:.1f} GB left: {remedy}"
-                )
             file = unfinished / f"{name}.npy"
-            arrays[name] = np.lib.format.open_memmap(file, "w+", dtype=dtype, shape=shape)
+            try:
+                arrays[name] = np.lib.format.open_memmap(file, "w+", dtype=dtype, shape=shape)
+                _reserve(file, arrays[name].offset, arrays[name].nbytes)
+            except OSError as error:
+                size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+                free = shutil.disk_usage(folder).free
+                raise OSError(
+                    f"{size / 1e6:.1f} MB of prepared data do not fit in {str(folder)!r}, which "
+                    f"has {free / 1e6:.1f} MB left ({error.strerror}): {remedy}"
+                ) from error
             return arrays[name]
 
         try:
@@ -95,6 +97,17 @@ def prepare(
         found = _open(whole)
         assert found, f"{whole} changed while it was read"
         return found
+
+
+def _reserve(file: Path, start: int, size: int) -> None:
+    """Occupy the disk for a file: the first write to a page that finds no room kills a process."""
+    with file.open("r+b") as out:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(out.fileno(), start, size)
+            return
+        out.seek(start)
+        for done in range(0, size, 2**24):
+            out.write(bytes(min(2**24, size - done)))
 
 
 def _open(folder: Path) -> dict[str, Tensor] | None:

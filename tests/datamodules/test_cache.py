@@ -2,11 +2,11 @@
 
 import multiprocessing
 import os
+import resource
 import stat
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -110,13 +110,24 @@ def test_a_read_only_data_folder_is_enough(tmp_path: Path):
             path.chmod(stat.S_IRWXU)
 
 
-def test_no_room_for_prepared_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("reserving", ["posix_fallocate", "zeros"])
+def test_no_room_for_prepared_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reserving: str):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write to .*file.*--data.cache_dir DIR"):
         prepare(tmp_path / "file" / "c", "set", 1, builder(tmp_path / "log"))
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
-    with pytest.raises(OSError, match=r"do not fit in .*--data.cache_dir DIR"):
-        prepare(tmp_path / "c", "set", 1, builder(tmp_path / "log"))
+    if reserving == "zeros":  # as on macOS
+        monkeypatch.delattr(os, "posix_fallocate")
+    arrays = prepare(tmp_path / "whole", "set", 1, builder(tmp_path / "log"))
+    for file in (tmp_path / "whole").rglob("*.npy"):
+        assert file.stat().st_blocks * 512 >= file.stat().st_size  # none is sparse
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = max(array.nbytes for array in arrays.values())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))  # the header has no room
+    try:
+        with pytest.raises(OSError, match=r"do not fit in .*--data.cache_dir DIR"):
+            prepare(tmp_path / "c", "set", 1, builder(tmp_path / "log"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.suffix for path in (tmp_path / "c").iterdir()] == [".lock"]
 
 
