@@ -14,7 +14,7 @@ from torch import nn
 from activations.torch_private import has_hooks
 
 from .calls import Found
-from .kinds import is_activation, plain
+from .kinds import bounds, is_activation, plain
 from .make import Factory
 from .trace import Call
 
@@ -51,12 +51,21 @@ def choose(
     chosen, left = [], []
     for call in found.calls:
         glob = next((glob for glob in rules if _fits(call, [glob])), None)
+        named = plain(call.old) in kinds or _fits(call, {*rules, *include} - {"*"})
+        output = "" if named else _output(model, call)
         if call not in calls:
-            left.append(Left(call.name, call.old, "a gate"))
+            left.append(Left(call.name, call.old, output or "a gate"))
         elif glob is None or not _fits(call, include) or _fits(call, exclude):
             left.append(Left(call.name, call.old, "excluded"))
+        elif output:
+            left.append(Left(call.name, call.old, output))
         else:
             chosen.append((call, glob))
+    if not chosen and (outputs := [call.name for call in calls if _output(model, call)]):
+        raise ValueError(
+            f"include and exclude leave no call to swap but outputs ({', '.join(outputs[:3])}); "
+            "include or include_kinds can name them"
+        )
     if not chosen:
         raise ValueError("include and exclude leave no call to swap")
     for call, _ in chosen:
@@ -87,6 +96,18 @@ def choose(
         why = f"does not run on {tuple(found.example.shape)}: {found.failure}"
         left.append(Left("the network", "training or evaluation mode", why))
     return chosen, left
+
+
+def _output(model: nn.Module, call: Call) -> str:
+    """Why a bounded or positive activation makes an output, not a hidden value; or empty."""
+    if not bounds(call.old):
+        return ""
+    if call.last:
+        return "an output, no layer behind it"
+    around = call.key[0].split(".")  # the activation, or the module that calls a function
+    modules = (model.get_submodule(".".join(around[:end])) for end in range(len(around) + 1))
+    poolers = any(plain(type(module).__name__).endswith("pooler") for module in modules)
+    return "in a pooler" if poolers else ""
 
 
 def _fits(call: Call, globs: Iterable[str]) -> bool:

@@ -101,6 +101,11 @@ def is_activation(module: nn.Module) -> bool:
     return kind_of(module) == "activation"
 
 
+def bounds(name: str) -> bool:
+    """Whether the class or function is used to bound values, or to make them positive."""
+    return bool(_GATE.search(plain(name))) or plain(name) in ("tanh", "softplus")
+
+
 def is_elementwise(module: nn.Module) -> bool:
     """Whether `module` is an activation of `torch.nn` or timm that takes inputs of any shape."""
     kind = type(module)

@@ -9,7 +9,6 @@ import copy
 import inspect
 import types
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .copies import copied, random_state_kept
+from .flow import Flow, tensors_in
 from .kinds import CONVOLUTIONS, GATE_FUNCTIONS, NAME_OF, kind_of, plain
 from .locate import Location, locate
 
@@ -80,6 +80,7 @@ class Call:
     count: int = field(default=1, repr=False)  # number of calls with this key
     times: int = field(default=1, repr=False)  # evaluations in a forward pass that share it
     gate: bool = field(repr=False)  # rather than an activation
+    last: bool = field(default=False, repr=False)  # no layer takes anything of its result
     dtype: torch.dtype = field(repr=False)
     runs: int = field(default=1, repr=False)  # evaluations in the trial, in both modes together
     function: Function | None = field(default=None, repr=False)  # where no module is called
@@ -119,6 +120,8 @@ def run(
     watch = Run(twin, kinds)
     with random_state_kept(), torch.no_grad(), watch:
         twin(example.to(device))
+    for number, call in enumerate(watch.calls):
+        call.last = number not in watch.flow.used
     watch._changed.clear()  # frees the memory
     watch._frames.clear()
     return watch
@@ -133,6 +136,7 @@ class Run(TorchFunctionMode):
 
     Attributes:
         calls: the calls of activations and gates, in order.
+        flow: which of them have a layer behind them.
         counts: how often each module was called.
         overwritten: keys of the calls that change their input in place where it is used again.
     """
@@ -140,6 +144,7 @@ class Run(TorchFunctionMode):
     def __init__(self, network: nn.Module, kinds: frozenset[str]) -> None:
         super().__init__()
         self.calls: list[Call] = []
+        self.flow = Flow()
         self.counts: Counter[str] = Counter()
         self.overwritten: set[Key] = set()
         self._names = {id(module): name for name, module in network.named_modules()}
@@ -160,6 +165,8 @@ class Run(TorchFunctionMode):
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         name, kind = self._names[id(module)], self._kinds[module]
         self.counts[name] += 1
+        if not kind and not self._inside:
+            self.flow.into((args, kwargs), module)
         if kind and not self._inside:
             x = (*args, *kwargs.values())[0]
             running = self._stack[-1] if self._stack else ""
@@ -176,6 +183,8 @@ class Run(TorchFunctionMode):
         elif isinstance(module, CONVOLUTIONS):
             self._layers.append((out.shape, 1, name))
         self._inside -= bool(kind)
+        number = len(self.calls) - 1 if kind and not self._inside else None
+        self.flow.through((args, kwargs), out, number)
         if kind and not self._inside and args and self._version != _version(args[0]):
             changed = self._overwrite(args[0], (name, None))
             return changed if out is args[0] else None
@@ -183,16 +192,24 @@ class Run(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called in place of every function of torch."""
-        kwargs = kwargs or {}
+        kwargs, number = kwargs or {}, len(self.calls)
+        out = self._run(func, args, kwargs, _caller())
+        if not self._inside and number == len(self.calls):
+            self.flow.into((args, kwargs))
+        changed = args[0] if getattr(func, "__name__", "") == "__setitem__" else out
+        self.flow.through((args, kwargs), changed, number if number < len(self.calls) else None)
+        return out
+
+    def _run(self, func: Any, args: Any, kwargs: dict[str, Any], caller: Any) -> Any:
         called = getattr(func, "__name__", "")
         if called not in _LOOKS:
-            self.overwritten.update(key for x in _tensors(args) if (key := self._stale(x)))
+            self.overwritten.update(key for x in tensors_in(args) if (key := self._stale(x)))
         name = NAME_OF.get(func)
         if not name or self._inside:
             return func(*args, **kwargs)
         x, rest = (args[0], args[1:]) if args else (kwargs["input"], ())
         options = {k: v for k, v in kwargs.items() if k not in ("input", "inplace")}
-        place = locate(_caller(), name, self._names, self._stack[-1])
+        place = locate(caller, name, self._names, self._stack[-1])
         key = (place[0].owner, place[0].point)
         # F.relu(weight) keeps a weight positive
         gate = name in GATE_FUNCTIONS or isinstance(x, nn.Parameter)
@@ -258,14 +275,6 @@ def _caller() -> Any:
 
 def _kind(module: nn.Module, gates: frozenset[str]) -> str | None:
     return kind_of(module) or ("gate" if plain(type(module).__name__) in gates else None)
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)
 
 
 def _version(x: Tensor) -> int | None:

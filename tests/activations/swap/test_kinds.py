@@ -293,3 +293,79 @@ def test_a_factory_makes_new_parameters_each_time():
 def test_a_class_is_no_network():
     with pytest.raises(TypeError, match="an instance, not the class Sequential"):
         replace_activations(nn.Sequential, CosLU)  # pyright: ignore[reportArgumentType]
+
+
+class TwoHeads(nn.Module):
+    """A mean and a variance; the call that comes last makes the mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk, self.act = nn.Linear(4, 8), nn.Tanh()
+        self.variance, self.positive = nn.Linear(8, 1), nn.Softplus()
+        self.mean, self.hidden, self.last = nn.Linear(8, 3), nn.SiLU(), nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.act(self.trunk(x))
+        variance = self.positive(self.variance(x)) + 1e-3
+        mean = {"mean": self.last(self.hidden(self.mean(x)))}
+        return {**mean, "variance": variance}
+
+
+class Pooler(nn.Linear):
+    def __init__(self):
+        super().__init__(8, 8)
+        self.act = nn.Tanh()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(super().forward(input))
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.act, self.cells, self.end = nn.Tanh(), nn.LSTM(4, 5), nn.Tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.cells(self.act(x))[0])
+
+
+def generator() -> nn.Module:
+    last = nn.utils.parametrizations.spectral_norm(nn.ConvTranspose2d(8, 3, 4, bias=False))
+    return nn.Sequential(nn.Conv2d(4, 8, 1), nn.Tanh(), last, nn.Tanh())
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "swapped", "left"),
+    [
+        (generator(), (2, 4, 3, 3), ["1"], ["3"]),
+        (TwoHeads(), (2, 4), ["act", "hidden"], ["positive"]),
+        (nn.Sequential(Pooler(), nn.ReLU(), nn.Linear(8, 2)), (2, 8), ["1"], ["0.act"]),
+        (Recurrent(), (2, 3, 4), ["act"], ["end"]),
+        (nn.Sequential(nn.Linear(3, 3), nn.GELU(), nn.Flatten()), (2, 3), ["1"], []),
+    ],
+)
+def test_what_makes_an_output_is_left_unless_it_is_named(model, shape, swapped, left):
+    report = replace_activations(copy.deepcopy(model), CosLU, example_input=torch.zeros(shape))
+    assert [call.name for call in report] == swapped
+    assert [name for name, *_ in report.left] == left
+    kinds = [old for _, old, _ in report.left]
+    for globs, named in ((["*", *left], ()), ("*", kinds)):
+        again = replace_activations(
+            *(copy.deepcopy(model), CosLU),
+            example_input=torch.zeros(shape),
+            include=globs,
+            include_kinds=named,
+        )
+        assert {call.name for call in again} == {*swapped, *left}
+
+
+def test_a_network_of_outputs_alone_says_how_to_name_them():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+    with pytest.raises(ValueError, match=r"but outputs \(1\); include or include_kinds can name"):
+        replace_activations(model, CosLU)
+
+
+def test_a_headless_network_has_the_keys_of_one_with_a_head():
+    whole, headless = [timm.create_model("test_resnet", num_classes=n) for n in (3, 0)]
+    names = [[c.name for c in replace_activations(m, CosLU)] for m in (whole, headless)]
+    assert names[0] == names[1]

@@ -1,0 +1,55 @@
+"""Which activations have a layer behind them: the tensors that come from each are followed.
+
+An activation whose result reaches no parameter is the last one on its way to an output.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from .kinds import CONVOLUTIONS
+
+
+class Flow:
+    """Follows tensors through a network that runs.
+
+    Attributes:
+        used: the numbers of the activations from which a layer takes something.
+    """
+
+    def __init__(self) -> None:
+        self.used: set[int] = set()
+
+    def through(self, inputs: Any, out: Any, number: int | None = None) -> None:
+        """`out` comes from `inputs`, and from activation `number` if it is given."""
+        sources = frozenset().union(*map(_sources, tensors_in(inputs)))
+        if number is not None:
+            sources |= {number}
+        for value in tensors_in((out,)) if sources else ():
+            value._from_activations = sources | _sources(value)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def into(self, inputs: Any, taker: nn.Module | None = None) -> None:
+        """A module, or a function that also takes a parameter, takes `inputs`."""
+        if taker is None:
+            takes = any(isinstance(value, nn.Parameter) for value in tensors_in(inputs))
+        else:
+            learned = next(taker.parameters(recurse=False), None) is not None
+            takes = learned or isinstance(taker, (nn.Linear, *CONVOLUTIONS))
+        if takes:
+            self.used.update(*map(_sources, tensors_in(inputs)))
+
+
+def _sources(value: Tensor) -> frozenset[int]:
+    return getattr(value, "_from_activations", frozenset())
+
+
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """The tensors in lists, tuples and dictionaries, one within the other."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)
+        elif isinstance(value, dict):
+            yield from tensors_in(value.values())
