@@ -11,12 +11,10 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
-from inspect import signature
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
@@ -39,13 +37,11 @@ from callbacks import (
     run_summary,
 )
 from models import Classifier, DivergedError
-from models.checkpoints import check_complete, check_fits, check_given, read_checkpoint
 
 ROOT = Path(__file__).resolve().parent
 BASE = {"default_config_files": [str(ROOT / "configs/base.yaml")]}
 CRASH, SLIP, DIVERGED = 1, 2, 3  # exit codes; Python's own for a crash is 1, too
 MISTAKES = (ValueError, TypeError, OSError, RuntimeError, DivergedError, MisconfigurationException)
-set_parsing_settings(instantiate_subclass_spec_in_any=False)
 # Lightning 2.6 calls what torch deprecates, and advertises litlogger; users can change neither.
 warnings.filterwarnings("ignore", message=".*LeafSpec")
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
@@ -156,8 +152,6 @@ class CLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Only the one asked for, if it is known: each takes a quarter of a second to set up."""
         known = LightningCLI.subcommands()
-        for skipped in known.values():  # with weights_only: false a file could run code
-            skipped.add("weights_only")
         return {name: known[name] for name in sys.argv[1:2] if name in known} or known
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -175,42 +169,14 @@ class CLI(LightningCLI):
             "--test_after_fit", type=bool, default=False, help="Test the best checkpoint after fit."
         )
 
-        parser.add_argument(
-            "--trust",
-            action="append",
-            type=str,
-            default=[],
-            help="A package whose classes a checkpoint may name; can be repeated.",
-        )
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Check the checkpoint before Lightning takes options from it, which imports classes."""
-        super().parse_arguments(parser, args)
-        subcommand, self.checkpoint = str(self.config.subcommand), None
-        config = self.config[subcommand]
-        path = config.ckpt_path
-        if path in (None, "best", "last", "hpc", "registry"):
-            return
-        known = read_checkpoint(path, signature(Classifier).parameters, config.trust)
-        if subcommand == "fit" and "optimizer_states" not in known:
-            raise ValueError(
-                f"{str(path)!r} holds weights alone, from which no run can be resumed: start a new "
-                "one from them with --model.checkpoint_path"
-            )
-        default = self._parser(subcommand).get_defaults().model
-        given = {name for name, value in config.model.items() if value != default.get(name)}
-        unused = set[str]() if subcommand == "fit" else {"optimizer", "lr_scheduler"}
-        check_complete(known, str(path), given | unused)
-        self.checkpoint = known
-
     def before_instantiate_classes(self) -> None:
         """Check the command, and name the run's folder <data>-<backbone>-<activation>."""
         config = self.config[str(self.subcommand)]
         path = config.ckpt_path
         if self.subcommand != "fit" and path is None:
             raise ValueError(f"{self.subcommand} needs trained weights: --ckpt_path best.ckpt")
-        for option in ("model", "data", "trainer"):
-            check_given(config.as_dict().get(option), option)
+        if path not in (None, "best", "last", "hpc", "registry") and not Path(path).exists():
+            raise FileNotFoundError(f"no checkpoint {str(path)!r} (--ckpt_path)")
         trainer, off = config.trainer, set[str]()
         if trainer.barebones:  # takes none of these
             trainer.logger, trainer.log_every_n_steps = False, 0
@@ -247,16 +213,12 @@ class CLI(LightningCLI):
             arguments.name, arguments.version = run.parent.name, run.name
 
     def after_instantiate_classes(self) -> None:
-        """Refuse a checkpoint or a folder that does not serve, and too many processes."""
+        """Refuse a folder that cannot be written, and more processes than a CPU has cores."""
         self.config[str(self.subcommand)].trainer = self.given
         if self.trainer.loggers or self.subcommand == "fit":
             folders = [logger.save_dir for logger in self.trainer.loggers if logger.save_dir]
             for folder in folders or [self.trainer.default_root_dir]:
                 check_writable(Path(folder))
-        if self.checkpoint:
-            path = self.config[str(self.subcommand)].ckpt_path
-            check_fits(self.model, self.checkpoint, str(path))
-            self.checkpoint = None
         cores, asked = os.cpu_count() or 1, self.trainer.num_devices
         if isinstance(self.trainer.accelerator, CPUAccelerator) and asked > cores:
             raise ValueError(

@@ -137,6 +137,8 @@ class Activation(Leaf):
             the input of a call: num_parameters, channel_dim, channels or dims.
         match_starts: of the class: values of the parameters from which `activations.match` also
             starts, if least squares does not reach a known function from the defaults.
+        least: of the class: the values below which parameters are clamped, by name.
+        scalable: of the class: the parameter of which a factor changes nothing.
         variants: of the class: constructor arguments under which the gallery shows it.
         gallery_step: of the class: how far the gallery moves a parameter.
 
@@ -147,6 +149,8 @@ class Activation(Leaf):
 
     size_arguments: ClassVar[tuple[str, ...]] = ("num_parameters", "channel_dim")
     match_starts: ClassVar[tuple[dict[str, float], ...]] = ()
+    least: ClassVar[dict[str, float]] = {}
+    scalable: ClassVar[str] = ""
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     gallery_step: ClassVar[float] = 0.5
     fused: bool = False
@@ -209,6 +213,10 @@ class Activation(Leaf):
         """The k columns of a `(num_parameters, k)` parameter, each shaped for `x`."""
         return [self.shaped(column, x) for column in parameter.unbind(-1)]
 
+    def clamped(self, name: str) -> Tensor:
+        """The parameter `name` clamped from below by `least`; its gradient is 1 everywhere."""
+        return at_least(getattr(self, name), self.least[name])
+
     def penalty(self) -> Tensor | None:
         """A term for the training loss, or None; see :func:`penalty`."""
         return None
@@ -269,11 +277,13 @@ class Activation(Leaf):
             )
 
     def shape_values(self) -> dict[str, Tensor]:
-        """Current value of each shape parameter and schedule buffer, as (channels, terms)."""
+        """Each shape parameter and schedule buffer as it is used, clamped: (channels, terms)."""
         schedule = ((name, b) for name, b in self.named_buffers(recurse=False) if b.dim() == 0)
         named = [*self.named_parameters(recurse=False), *schedule]
         return {
-            name: value.detach().reshape(self.num_parameters if value.dim() else 1, -1)
+            name: value.detach()
+            .clamp(min=self.least.get(name, -math.inf))
+            .reshape(self.num_parameters if value.dim() else 1, -1)
             for name, value in named
         }
 

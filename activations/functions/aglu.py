@@ -1,14 +1,12 @@
 """APA and AGLU: a gate between Gompertz and logistic, and the unit that it gates."""
 
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
-from activations.activation import Activation, Channels, at_least, positive, precise
+from activations.activation import Activation, Channels, positive, precise
 from activations.fusion.kernel import Expression
-
-_LEAST = 1e-4  # of lambda, as in the paper
 
 
 def apa(x: Tensor, lambd: Tensor, kappa: Tensor) -> Tensor:
@@ -68,6 +66,7 @@ class APA(Activation):
         Deviation from it: none; computed in the log domain.
     """
 
+    least: ClassVar[dict[str, float]] = {"lambd": 1e-4}  # as in the paper
     match_starts = ({"lambd": 1.0, "kappa": 1.0},)  # sigmoid; of AGLU, SiLU
 
     def __init__(
@@ -94,7 +93,7 @@ class APA(Activation):
 
     def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        lambd = precise(at_least(self.lambd, _LEAST))
+        lambd = precise(self.clamped("lambd"))
         return Expression(_apa, (lambd.log(), 1 / lambd, self.kappa))
 
 

@@ -182,6 +182,8 @@ class NormLinComb(LinComb):
         As published, the function has a pole where the weights sum to -eps.
     """
 
+    scalable = "weights"
+
     def __init__(
         self,
         members: list[Callable[[], nn.Module]] | None = None,

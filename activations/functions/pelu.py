@@ -1,11 +1,11 @@
 """PELU: ELU with a learned depth and width of its negative side."""
 
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
-from activations.activation import Activation, Channels, at_least, finite, precise
+from activations.activation import Activation, Channels, finite, precise
 from activations.fusion.kernel import Expression
 
 
@@ -50,6 +50,8 @@ class PELU(Activation):
         networks", 2017, arXiv 1605.09332, equation 3. Deviation from it: none.
     """
 
+    least: ClassVar[dict[str, float]] = {"a": 0.1, "b": 0.1}
+
     def __init__(self, a: float = 1.0, b: float = 1.0, **channels: Unpack[Channels]) -> None:
         super().__init__(**channels)
         self.a = self.learned("a", finite("a", a, least=0.1))
@@ -57,4 +59,4 @@ class PELU(Activation):
 
     def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return Expression(_pelu, (at_least(self.a, 0.1), 1 / precise(at_least(self.b, 0.1))))
+        return Expression(_pelu, (self.clamped("a"), 1 / precise(self.clamped("b"))))

@@ -1,11 +1,11 @@
 """ReLUN: a ReLU with a learned ceiling."""
 
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
-from activations.activation import Activation, Channels, at_least, finite
+from activations.activation import Activation, Channels, finite
 from activations.fusion.kernel import Expression
 
 
@@ -41,7 +41,8 @@ class ReLUN(Activation):
         Deviation from it: the clamp of n.
     """
 
-    match_starts = ({"n": 6.0}, {"n": 1e4})  # ReLU6, and ReLU below 10,000
+    least: ClassVar[dict[str, float]] = {"n": 0.0}
+    match_starts = ({"n": 6.0},)  # ReLU6
 
     def __init__(self, n: float = 1.0, **channels: Unpack[Channels]) -> None:
         super().__init__(**channels)
@@ -49,4 +50,4 @@ class ReLUN(Activation):
 
     def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return Expression(relun, (at_least(self.n, 0.0),))
+        return Expression(relun, (self.clamped("n"),))

@@ -1,10 +1,10 @@
 """ScaledSoftSign: a softsign with learned height and width."""
 
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 from torch import Tensor
 
-from activations.activation import Activation, Channels, at_least, positive
+from activations.activation import Activation, Channels, positive
 from activations.fusion.kernel import Expression
 
 
@@ -42,6 +42,8 @@ class ScaledSoftSign(Activation):
         Deviation from it: the clamp of beta.
     """
 
+    least: ClassVar[dict[str, float]] = {"beta": 1e-4}
+
     def __init__(self, alpha: float = 1.0, beta: float = 1.0, **channels: Unpack[Channels]) -> None:
         super().__init__(**channels)
         self.alpha = self.learned("alpha", alpha)
@@ -49,4 +51,4 @@ class ScaledSoftSign(Activation):
 
     def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return Expression(scaled_softsign, (self.alpha, at_least(self.beta, 1e-4)))
+        return Expression(scaled_softsign, (self.alpha, self.clamped("beta")))

@@ -8,7 +8,9 @@ the factor for the initial weights.
 import copy
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +18,30 @@ from torch import Tensor, nn
 from activations.activation import Activation
 
 from .copies import random_state_kept
+from .fade import Fade
+from .kinds import is_activation
 from .trace import Call
 
 Function = Callable[[Tensor], Tensor]
+
+CLOSE = 0.1  # the largest relative error without a warning
+# Bounds of a parameter's gradient, as a ratio to the one at the start, and of the slope, as a ratio
+# to the old function's
+_GRADIENT = (0.05, 5.0)
+_SLOPE = (0.03, 3.0)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well a new function fits an old one.
+
+    Attributes:
+        error: root mean square of the difference.
+        relative: the error divided by the deviation of the old function's outputs.
+    """
+
+    error: float
+    relative: float
 
 
 def match(activation: nn.Module, reference: Function, samples: Tensor | None = None) -> float:
@@ -28,6 +51,10 @@ def match(activation: nn.Module, reference: Function, samples: Tensor | None = N
     and channel by channel. If the function is linear in its parameters, one step is enough. Where
     parameters rounded to three decimals fit as well, these are taken, so that exact pairs are
     exact.
+
+    A fit is taken only where the function can go on learning: the gradient of each parameter (root
+    mean square over the samples) is 0.05 to 5 times that at the start, and the slope of f 0.03 to 3
+    times that of g. Elsewhere the parameters are pulled towards the start, as weakly as is enough.
 
     Args:
         activation: an elementwise function, changed in place.
@@ -40,9 +67,21 @@ def match(activation: nn.Module, reference: Function, samples: Tensor | None = N
 
     Raises:
         ValueError: the activation mixes positions (LSLU, DynamicReLU), or a value is not finite.
+
+    Warns:
+        UserWarning: the error is more than 10% of the deviation of g over the samples.
     """
+    found = fit(activation, reference, samples)
+    if found.relative > CLOSE:
+        _warn(f"{reference} -> {type(activation).__name__}", found.relative)
+    return found.error
+
+
+def fit(activation: nn.Module, reference: Function, samples: Tensor | None) -> Fit:
+    """Match `activation` as :func:`match` does, without a warning."""
     for part in list(activation.modules())[1:]:
-        if not isinstance(part, Activation) and [*part.parameters(recurse=False)]:
+        mixes = not isinstance(part, Activation) and not is_activation(part)
+        if mixes and [*part.parameters(recurse=False)]:
             raise ValueError(
                 f"{type(activation).__name__} holds a {type(part).__name__} and is no function of "
                 'single numbers: use match="fade" (activations.Fade) for it'
@@ -71,67 +110,152 @@ def match(activation: nn.Module, reference: Function, samples: Tensor | None = N
         for parameter, part in zip(module.parameters(recurse=False), parts, strict=True):
             parameter.copy_(part.reshape(parameter.shape))
 
-    def difference(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def new(theta: Tensor, x: Tensor) -> Tensor:
         assign(twin, theta)
-        return twin(x) - y
+        return twin(x)
 
     with torch.no_grad():
         y, tail_y = old(x.clone()), old(tail.clone())
+        variance = y.var(0, correction=0)
+        unit = torch.where(variance > 0, variance, variance.mean())
+        unit = torch.where(unit > 0, unit, 1.0)
+        facts = activation if isinstance(activation, Activation) else Activation()
+        least = table(torch.full_like(p, facts.least.get(n, -math.inf)) for n, p in named)
+        scalable = table(torch.full_like(p, float(n == facts.scalable)) for n, p in named) > 0
+
+        def allowed(theta: Tensor) -> Tensor:
+            """The same, clamped as the activation does, and with a sum of 1 where it divides."""
+            total = torch.where(scalable, theta, 0).sum(1, keepdim=True)
+            return torch.where(scalable, theta / total, torch.maximum(theta, least))
+
         starts = []
-        for values in ({}, *getattr(activation, "match_starts", ())):
+        for values in ({}, *facts.match_starts):
             full = (p if n not in values else torch.full_like(p, values[n]) for n, p in named)
-            starts.append(table(full))
+            starts.append(allowed(table(full)))
+        usual = torch.stack([_gradients(lambda t: new(t, x), start) for start in starts]).amax(0)
+        steep = _slopes(old, x)
+
+        def alive(theta: Tensor) -> Tensor:
+            ratio = _gradients(lambda t: new(t, x), theta) / usual
+            slope = _slopes(lambda x: new(theta, x), x) / steep
+            good = [_within(ratio, _GRADIENT).all(1), _within(slope, _SLOPE)]
+            return torch.stack(good).all(0)
+
+        def costs(theta: Tensor) -> Tensor:
+            """Mean squares on the samples and, for a choice among equals, beyond them."""
+            pairs = ((x, y), (tail, tail_y))
+            squares = [(new(theta, at) - to).square().mean(0) for at, to in pairs]
+            return torch.stack(squares).nan_to_num(math.inf, math.inf)
+
         best = starts[0]
-        least = torch.full((2, channels), math.inf, dtype=x.dtype, device=device)
-        for start in starts:
-            theta, cost = _least_squares(lambda theta: difference(theta, x, y), start)
-            outside = difference(theta, tail, tail_y).square().mean(0).nan_to_num(math.inf)
-            # of two that fit the samples equally well, take the one that fits better beyond them
-            better = (cost < least[0] - 1e-24) | (cost < least[0] + 1e-24) & (outside < least[1])
-            best = torch.where(better[:, None], theta, best)
-            least = torch.where(better, torch.stack([cost, outside]), least)
-        if not least[0].isfinite().all():
-            raise ValueError(f"{type(activation).__name__} is not finite on the samples")
+        lowest = costs(best)
+        for start in starts if sizes else ():
+            # the weakest pull that keeps the function alive: none, or found by bisection
+            pull, dead, enough = torch.zeros_like(unit), -7.0 * torch.ones_like(unit), 0 * unit + 1
+            for _ in range(6):
+                theta = _least_squares(lambda t: new(t, x) - y, allowed, start, pull * unit)
+                cost, lives = costs(theta), alive(theta)
+                better = cost[0] < lowest[0] - 1e-24
+                better |= (cost[0] < lowest[0] + 1e-24) & (cost[1] < lowest[1])
+                better &= lives
+                best = torch.where(better[:, None], theta, best)
+                lowest = torch.where(better, cost, lowest)
+                if lives.all() and not pull.any():
+                    break
+                exponent = torch.where(pull > 0, pull.log10(), dead)
+                dead = torch.where(lives, dead, exponent)
+                enough = torch.where(lives, exponent, enough)
+                pull = 10 ** ((dead + enough) / 2)
         assign(activation, best)
-    return math.sqrt(least[0].mean().item())
+        stored = [p.double() for p in activation.parameters(recurse=False)]
+        if next(activation.parameters(), x).itemsize < 4:  # half precision rounds visibly
+            lowest = costs(table(stored))
+        mean = lowest[0].mean()
+    if not mean.isfinite():
+        raise ValueError(f"{type(activation).__name__} is not finite on the samples")
+    relative = (mean / variance.mean()).sqrt().item() if mean else 0.0
+    return Fit(math.sqrt(mean.item()), relative)
 
 
-def _least_squares(difference: Callable[[Tensor], Tensor], theta: Tensor) -> tuple[Tensor, Tensor]:
-    """The parameters (channels, k) from `theta` on, and the mean squares (channels,) with them.
+def _within(ratio: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Whether each ratio lies within the bounds, or has no base (0 / 0 and x / 0)."""
+    return ~ratio.isfinite() | (ratio >= bounds[0]) & (ratio <= bounds[1])
 
-    `difference` is what is minimised, (samples, channels); each channel has its own parameters.
+
+def _slopes(function: Function, x: Tensor) -> Tensor:
+    """Root mean square of the slope, (channels,)."""
+    return ((function(x + 1e-4) - function(x - 1e-4)) / 2e-4).square().mean(0).sqrt()
+
+
+def _gradients(function: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
+    """Root mean square of the derivative for each parameter, shaped like `theta`.
+
+    It is the largest of three: also where all other parameters are moved by 0.1 to either side. A
+    gradient that is 0 only until another parameter moves (CosLU's beta where alpha is 0) is alive.
     """
+    found = torch.zeros_like(theta)
+    for index in range(theta.shape[1]):
+        for shift in (0.0, 0.1, -0.1):
+            near = theta + shift * theta.abs().clamp(min=1)
+            near[:, index] = theta[:, index]
+            column = _derivative(function, near, index).square().mean(0).sqrt()
+            found[:, index] = torch.maximum(found[:, index], column)
+    return found
 
-    def mean_square(theta: Tensor) -> Tensor:
-        return difference(theta).square().mean(0).nan_to_num(math.inf, math.inf)
 
-    cost = mean_square(theta)
+def _derivative(function: Callable[[Tensor], Tensor], theta: Tensor, index: int) -> Tensor:
+    """The derivative of `function` by one parameter: central differences, (samples, channels)."""
+    step = torch.zeros_like(theta)
+    step[:, index] = 1e-5 * theta[:, index].abs().clamp(min=1)
+    rise = function(theta + step) - function(theta - step)
+    return (rise / (2 * step[:, index])).nan_to_num(0, 0, 0)
+
+
+def _least_squares(
+    difference: Callable[[Tensor], Tensor],
+    allowed: Callable[[Tensor], Tensor],
+    start: Tensor,
+    pull: Tensor,
+) -> Tensor:
+    """The parameters (channels, k) that minimise the mean square of `difference`.
+
+    `difference` is (samples, channels); each channel has its own parameters. `allowed` moves
+    parameters to where they may be. `pull` (channels,) times the squared distance from the start is
+    added to the mean square, in units of the start where that is above 1.
+    """
+    weight = pull[:, None] / start.square().clamp(min=1)
+
+    def costs(theta: Tensor) -> Tensor:
+        far = (weight * (theta - start).square()).sum(1)
+        return (difference(theta).square().mean(0) + far).nan_to_num(math.inf, math.inf)
+
+    theta = start
+    cost = costs(theta)
     damping = torch.full_like(cost, 1e-3)
-    for _ in range(200 if theta.numel() else 0):
-        columns = []
-        for index in range(theta.shape[1]):  # central differences
-            step = torch.zeros_like(theta)
-            step[:, index] = 1e-5 * theta[:, index].abs().clamp(min=1)
-            slope = difference(theta + step) - difference(theta - step)
-            columns.append((slope / (2 * step[:, index])).nan_to_num(0, 0, 0))
+    steps, least_gain = (30, 1e-5) if pull.any() else (200, 1e-12)
+    for _ in range(steps):
+        columns = [_derivative(difference, theta, index) for index in range(theta.shape[1])]
         jacobian = torch.stack(columns, -1).transpose(0, 1)  # (channels, samples, k)
-        square = jacobian.mT @ jacobian
+        samples = jacobian.shape[1]
+        square = jacobian.mT @ jacobian + (samples * weight).diag_embed()
         scale = square.diagonal(dim1=1, dim2=2)
-        weight = damping[:, None] * scale + 1e-12 * scale.amax(1, keepdim=True) + 1e-300
+        ridge = damping[:, None] * scale + 1e-12 * scale.amax(1, keepdim=True) + 1e-300
         gradient = jacobian.mT @ difference(theta).T.nan_to_num(0, 0, 0)[..., None]
-        moved = theta - torch.linalg.lstsq(square + weight.diag_embed(), gradient).solution[..., 0]
-        new = mean_square(moved)
+        gradient += (samples * weight * (theta - start))[..., None]
+        step = torch.linalg.lstsq(square + ridge.diag_embed(), gradient).solution[..., 0]
+        moved = allowed(theta - step)
+        new = costs(moved)
         better = new < cost
-        gained = torch.where(better, cost - new, 0).max() > 1e-12 * cost.max()
+        gained = torch.where(better, cost - new, 0).max() > least_gain * cost.max()
         theta = torch.where(better[:, None], moved, theta)
         cost = torch.where(better, new, cost)
         damping = torch.where(better, damping / 10, damping * 10).clamp(1e-12, 1e9)
-        if (not gained and bool((damping > 1e3).all())) or not cost.max():
+        stuck = bool((damping > 1e3).all()) or bool(better.any() & pull.any())
+        if (not gained and stuck) or not cost.max():
             break
-    rounded = (theta * 1000).round() / 1000
-    as_good = mean_square(rounded) <= cost + 1e-24
-    theta = torch.where(as_good[:, None], rounded, theta)
-    return theta, mean_square(theta)
+    rounded = allowed((theta * 1000).round() / 1000)
+    as_good = costs(rounded) <= cost + 1e-15
+    return torch.where(as_good[:, None], rounded, theta)
 
 
 def match_calls(model: nn.Module, calls: Iterable[Call], example: Tensor | None) -> None:
@@ -162,11 +286,27 @@ def match_calls(model: nn.Module, calls: Iterable[Call], example: Tensor | None)
         device = next(model.parameters(), example).device
         with random_state_kept(), torch.no_grad():
             twin(example.to(device))
+    poor: dict[str, list[Call]] = {}
     for activation, same in groups.items():
         parts = samples[activation]
-        error = match(activation, same[0].reference, torch.cat(parts) if parts else None)
+        new = activation.new if isinstance(activation, Fade) else activation
+        found = fit(new, same[0].reference, torch.cat(parts) if parts else None)
         for call in same:
-            call.error = error
+            call.error, call.relative_error = found.error, found.relative
+            if found.relative > CLOSE:
+                poor.setdefault(f"{call.old} -> {type(new).__name__}", []).append(call)
+    for pair, worse in poor.items():
+        worst = max(worse, key=lambda call: call.relative_error or 0)
+        more = f" and {len(worse) - 1} more" if worse[1:] else ""
+        _warn(f"{pair} at {worst.name}{more}", worst.relative_error or 0)
+
+
+def _warn(what: str, relative: float) -> None:
+    warnings.warn(
+        f"match: {what} fits only roughly, with an error of {relative:.0%} of the old outputs' "
+        'deviation; match="fade" (--model.match fade) starts without loss',
+        stacklevel=4,
+    )
 
 
 def _recorder(into: list[Tensor], references: Iterator[nn.Module]) -> Callable[..., Tensor]:
@@ -175,6 +315,7 @@ def _recorder(into: list[Tensor], references: Iterator[nn.Module]) -> Callable[.
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0]
+        module = module.new if isinstance(module, Fade) else module
         channels = getattr(module, "num_parameters", 1)
         axis = getattr(module, "channel_dim", 1) if channels > 1 else -1
         rows = x.movedim(axis, -1).reshape(-1, x.shape[axis] if channels > 1 else 1)

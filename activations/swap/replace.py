@@ -46,6 +46,8 @@ class SwapReport(list[Call]):
                 standard normal.
         """
         match_calls(model, self, example_input)
+        for call in self:
+            call.new = _described(model.get_submodule(call.name))
 
     def __str__(self) -> str:
         """One line for each call, then what was not swapped."""
@@ -54,7 +56,7 @@ class SwapReport(list[Call]):
         for call in self:
             size = "?" if call.axis is None else f"{call.shape[call.axis]}"
             axis = "?" if call.axis is None else f"{call.axis} of {len(call.shape)}"
-            error = [f"{call.error:.1e}" if call.error is not None else ""] * matched
+            error = ["" if call.relative_error is None else f"{call.relative_error:.1%}"] * matched
             rows.append((call.name, call.old, call.new, size, axis, *error))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
@@ -159,9 +161,7 @@ def replace_activations(
         report.match(trial, example_input)
     place(model, found, new)
     for call in report:
-        module = made[call.name]
-        fade = "Fade to " if match == "fade" else ""
-        call.new = f"{fade}{type(module).__name__}({module.extra_repr()})"
+        call.new = _described(new[call.name])
     return report
 
 
@@ -184,6 +184,13 @@ def _state_in_the_way(module: nn.Module) -> str:
     if any(map(is_lazy, values)):
         return "has parameters without a size yet: run the network once on a batch, then swap"
     return ""
+
+
+def _described(new: nn.Module) -> str:
+    """The class and its parameters."""
+    if isinstance(new, Fade):
+        return f"Fade to {_described(new.new)}"
+    return f"{type(new).__name__}({new.extra_repr()})"
 
 
 def _listed(value: str | Sequence[str]) -> list[str]:

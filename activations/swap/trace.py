@@ -61,6 +61,7 @@ class Call:
         shape: the shape of the input.
         axis: the axis of the channels in it; None where it is not known.
         error: root mean square difference from the old function, where the new one was matched.
+        relative_error: the same, divided by the deviation of the old function's outputs.
         reference: the old function, as a module of its own.
     """
 
@@ -70,6 +71,7 @@ class Call:
     shape: tuple[int, ...]
     axis: int | None
     error: float | None = None
+    relative_error: float | None = None
     reference: nn.Module = field(default_factory=nn.Identity, repr=False)
     # For a module (its name, None). For a function the `owner` and `point` of its place.
     key: Key = field(repr=False)
