@@ -2,6 +2,7 @@
 
 from .alternate import AlternatingOptimization
 from .checkpoints import BestCheckpoint, LastCheckpoint, WholeFiles, best_path, finish
+from .headfirst import HeadFirst
 from .monitor import ActivationMonitor
 from .predictions import PredictionWriter
 from .schedule import ActivationSchedule
@@ -12,6 +13,7 @@ __all__ = [
     "ActivationSchedule",
     "AlternatingOptimization",
     "BestCheckpoint",
+    "HeadFirst",
     "LastCheckpoint",
     "PredictionWriter",
     "WholeFiles",

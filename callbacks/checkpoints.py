@@ -112,6 +112,11 @@ class BestCheckpoint(ModelCheckpoint):
             last_model_path="",
         )
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the latest score too, which Lightning leaves out."""
+        super().load_state_dict(state_dict)
+        self.current_score = state_dict["current_score"]
+
 
 class LastCheckpoint(ModelCheckpoint):
     """Saves `last.ckpt` after every epoch, better or not; a run resumed from it goes on exactly.

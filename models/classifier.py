@@ -286,6 +286,11 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer, of weights and of activations' own parameters, and the scheduler."""
+        if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
+            raise ValueError(
+                "all parameters are frozen, the head too, as by Lightning's BackboneFinetuning; "
+                "callbacks.HeadFirst trains the head first, then all"
+            )
         groups = parameter_groups(
             self.backbone, activation_weight_decay=self.activation_weight_decay
         )

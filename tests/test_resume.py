@@ -1,0 +1,319 @@
+"""Runs that are killed, stopped or out of room, and go on."""
+
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+
+import train
+from activations import CosLU
+from activations.files import append, check_writable
+from callbacks import ActivationMonitor, BestCheckpoint, HeadFirst, LastCheckpoint, WholeFiles
+from tests.data import Tiny
+from tests.trainings import Small, classifier, same, trainer
+
+ROOT = Path(train.__file__).parent
+FIT: str = ("fit --data Digits --data.batch_size 64 --model.backbone resnet8 --model.activation CosLU "
+       "--trainer.max_epochs 3 --trainer.limit_train_batches 6 --trainer.log_every_n_steps 2 "
+       "--trainer.enable_model_summary false --trainer.accelerator cpu --test_after_fit true "
+       "--last_checkpoint.every_n_train_steps 4")  # fmt: skip
+RUN = Path("runs/Digits-resnet8-CosLU/version_0")
+RESUME: str = f"fit -c {RUN}/config.yaml --ckpt_path {RUN}/checkpoints/last.ckpt"
+# dies in the middle of the k-th write, or after some seconds
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import train
+left, real = int(sys.argv.pop(1)), os.fsync
+def fsync(handle):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(handle)
+os.fsync = fsync
+train.main()
+"""
+
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+
+
+def start(folder: Path, line: str, write: int = -1) -> subprocess.Popen[bytes]:
+    code = [sys.executable, "-c", KILLED.format(root=str(ROOT)), str(write), *line.split()]
+    with (folder / "log").open("a") as log:
+        return subprocess.Popen(code, cwd=folder, stdout=log, stderr=log)
+
+
+def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    board.Reload()
+    tags = board.Tags()["scalars"]
+    return {tag: sorted({(e.step, e.value) for e in board.Scalars(tag)}) for tag in tags}
+
+
+def assert_equal(run: Path, whole: Path) -> None:
+    """Equal to the bit: checkpoints with all that is in them, tables and logged numbers."""
+    for name in ("best", "last"):
+        files = [folder / f"checkpoints/{name}.ckpt" for folder in (run, whole)]
+        found, expected = (torch.load(file, weights_only=True) for file in files)
+        for each in (found, expected):
+            del each["callbacks"]["ActivationMonitor"]["csv"]  # an absolute path
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert same(found[key], value), (name, key)
+    assert (run / "activations.csv").read_text() == (whole / "activations.csv").read_text()
+    assert scalars(run) == scalars(whole)
+    assert not list(run.rglob("*.part"))
+    assert {file.name for file in whole.iterdir() if "tfevents" not in file.name} == {
+        file.name for file in run.iterdir() if "tfevents" not in file.name
+    }
+
+
+def result(text: str) -> str:
+    return re.findall(r"^test +accuracy.*", text, re.MULTILINE)[-1]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which nothing happened to the run."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train.main(FIT.split())
+    return folder
+
+
+# while a checkpoint is written, and while a table is
+@pytest.mark.parametrize("write", [19, 33])
+def test_a_killed_run_goes_on_as_if_never_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, whole: Path, write: int
+):
+    killed = start(tmp_path, FIT, write)
+    assert killed.wait(240) == -signal.SIGKILL, (tmp_path / "log").read_text()[-2000:]
+    monkeypatch.chdir(tmp_path)
+    train.main(RESUME.split())
+    assert_equal(tmp_path / RUN, whole / RUN)
+    assert [path.name for path in (tmp_path / RUN).parent.iterdir()] == ["version_0"]
+    found = result(capsys.readouterr().out)
+    train.main(RESUME.split())  # nothing is left to do
+    printed = capsys.readouterr().out
+    assert result(printed) == found
+    assert "already finished: epoch 3, step 18; raise trainer.max_epochs" in printed
+    assert_equal(tmp_path / RUN, whole / RUN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(20))
+def test_kills_at_random_moments(tmp_path: Path, whole: Path, number: int):
+    draw = random.Random(number)
+    began = time.monotonic()
+    assert start(tmp_path, FIT).wait(600) == 0
+    length = time.monotonic() - began
+    shutil.rmtree(tmp_path / "runs")
+    line, code = FIT, -1
+    for _ in range(2):
+        run = start(tmp_path, line)
+        try:
+            code = run.wait(draw.uniform(0.3, 1) * length)
+        except subprocess.TimeoutExpired:
+            run.kill()
+            run.wait()
+        if (tmp_path / RUN / "checkpoints/last.ckpt").is_file():
+            line = RESUME
+        else:
+            shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+    if code != 0:
+        assert start(tmp_path, line).wait(600) == 0, (tmp_path / "log").read_text()[-2000:]
+    assert_equal(tmp_path / RUN, whole / RUN)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
+def test_a_signal_saves_and_says_how_to_go_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    whole: Path,
+    number: int,
+    code: int,
+):
+    monkeypatch.chdir(tmp_path)
+
+    def send(model: train.Classifier, optimizer: Any) -> None:
+        if model.global_step == 8:  # in the middle of a step
+            os.kill(os.getpid(), number)
+
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Classifier, "on_before_optimizer_step", send)
+        with pytest.raises(SystemExit) as stop:
+            train.main(FIT.split())
+    assert stop.value.code == code
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
+    text = capsys.readouterr().err
+    assert f"holds epoch 1, step 9. To go on: python train.py {RESUME}" in text
+    train.main(RESUME.split())
+    assert_equal(tmp_path / RUN, whole / RUN)
+
+
+def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path):
+    file, table = tmp_path / "last.ckpt", tmp_path / "table.csv"
+    WholeFiles().save_checkpoint({"step": 1}, file)
+    table.write_text("a,b\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        message = r"cannot write .*last.ckpt: File too large.*MB are free.*earlier file is whole"
+        with pytest.raises(OSError, match=message):
+            WholeFiles().save_checkpoint({"step": torch.rand(100_000)}, file)
+        with pytest.raises(OSError, match=r"cannot write .*table.csv"):
+            append(table, "1,2\n" * 50_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert torch.load(file, weights_only=True) == {"step": 1}
+    assert table.read_text() == "a,b\n"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").touch()
+    with pytest.raises(SystemExit) as stop:
+        train.main(["fit", "--data", "Digits", "--model.backbone", "resnet8"])
+    assert stop.value.code == 2
+    assert "cannot write runs: " in capsys.readouterr().err
+    check_writable(tmp_path / "new" / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_another_folder_takes_the_best_over(tmp_path: Path):
+    def fit(folder: str, epochs: int, path: Path | None = None) -> BestCheckpoint:
+        best = BestCheckpoint(tmp_path / folder, "best", monitor="val/loss")
+        last = LastCheckpoint(dirpath=tmp_path / folder, filename="last",
+                              enable_version_counter=False)  # fmt: skip
+        run = trainer(tmp_path, best, last, max_epochs=epochs, enable_checkpointing=True)
+        run.fit(Small(), datamodule=Tiny(), ckpt_path=path)
+        return best
+
+    first = fit("a", 1)
+    assert first.best_model_score is not None
+    score = torch.tensor(-1.0)  # no later epoch is better
+    file = tmp_path / "a/last.ckpt"
+    for each in ("best", "last"):
+        known = torch.load(tmp_path / f"a/{each}.ckpt", weights_only=True)
+        state = known["callbacks"][first.state_key]
+        state["best_k_models"] = {first.best_model_path: score}
+        torch.save(known, tmp_path / f"a/{each}.ckpt")
+    expected = (tmp_path / "a/best.ckpt").read_bytes()
+    best = fit("b", 2, file)
+    assert best.best_model_score == score
+    assert Path(best.best_model_path) == tmp_path / "b/best.ckpt"
+    assert (tmp_path / "b/best.ckpt").read_bytes() == expected
+    assert (tmp_path / "a/best.ckpt").read_bytes() == expected
+    (tmp_path / "a/best.ckpt").unlink()  # without the file the score is worth nothing
+    best = fit("c", 2, file)
+    assert best.best_model_score is not None
+    assert best.best_model_score > 0
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # own.yaml is left out
+def test_a_users_own_checkpoints_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text(
+        "trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.ModelCheckpoint, "
+        "init_args: {dirpath: own, every_n_epochs: 1}}]}"
+    )
+    paths: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "test", lambda *_, ckpt_path, **__: paths.append(ckpt_path))
+        train.main([*FIT.split(), "--trainer.max_epochs", "1", "-c", "own.yaml"])
+    assert paths == [f"{RUN}/checkpoints/best.ckpt"]
+    assert re.search(rf"checkpoint +{RUN}/checkpoints/best.ckpt", capsys.readouterr().out)
+    assert (tmp_path / "own/epoch=0-step=6.ckpt").is_file()
+    for name in ("test", "predict", "validate"):
+        best = f"{RUN}/checkpoints/best.ckpt"
+        train.main([name, "--data", "Digits", "--ckpt_path", best, "--trainer.accelerator", "cpu"])
+    assert [path.name for path in RUN.parent.iterdir()] == ["version_0"]
+    assert (RUN / "test/confusion.png").is_file()
+
+
+class Noisy(Small):
+    """Dropout, and means that are logged at the end of an epoch."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = self.loss(nn.functional.dropout(batch[0], 0.3), batch[1])
+        self.log("mean", loss, on_step=False, on_epoch=True)
+        self.log("most", loss, on_step=False, on_epoch=True, reduce_fx=max)
+        return loss
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # Lightning's own checkpoints
+@pytest.mark.parametrize("stop", [5, 11, 12])
+def test_the_middle_of_an_epoch_is_exact(tmp_path: Path, stop: int):
+    def fit(name: str, path: Path | None = None) -> dict[str, torch.Tensor]:
+        last = LastCheckpoint(stop, dirpath=tmp_path / name, filename="last")
+        own = ModelCheckpoint(tmp_path / name, "{step}", every_n_train_steps=1, save_top_k=-1)
+        logger, model = CSVLogger(tmp_path, name), Noisy()
+        run = trainer(tmp_path, own, last, ActivationMonitor(2, figure=False), logger=logger,
+                      enable_checkpointing=True, max_epochs=2)  # fmt: skip
+        run.fit(model, datamodule=Tiny(), ckpt_path=path)
+        return model.state_dict()
+
+    torch.manual_seed(7)
+    whole = fit("whole")
+    torch.manual_seed(8)
+    again = fit("again", path=tmp_path / f"whole/step={stop}.ckpt")
+    assert same(whole, again)
+    found, expected = (
+        [row for row in (tmp_path / name / "version_0/metrics.csv").read_text().splitlines() if row]
+        for name in ("again", "whole")
+    )
+    assert [row for row in found[1:] if row in expected] == found[1:]
+    tables = [tmp_path / name / "version_0/activations.csv" for name in ("again", "whole")]
+    assert tables[0].read_text() == tables[1].read_text()
+
+
+@pytest.mark.parametrize("name", ["resnet8", "timm/resnet18"])
+def test_the_head_first(tmp_path: Path, name: str):
+    torch.manual_seed(1)
+    model = train.Classifier(name, 3, 1, 8, CosLU)
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    trainer(tmp_path, HeadFirst(1), max_epochs=1, limit_train_batches=2).fit(
+        model, datamodule=Tiny()
+    )
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, start[n])}
+    assert changed == {"backbone.fc.weight", "backbone.fc.bias"}
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    run = trainer(tmp_path, HeadFirst(1), max_epochs=2, limit_train_batches=2)
+    run.fit(model, datamodule=Tiny())
+    groups = {group["name"]: group for group in run.optimizers[0].param_groups}
+    assert groups["activations"]["weight_decay"] == 0
+    assert not [n for n, p in model.named_parameters() if torch.equal(p, start[n])]
+
+
+def test_lightnings_own_finetuning_gets_a_remedy(tmp_path: Path):
+    from lightning.pytorch.callbacks import BackboneFinetuning
+
+    with pytest.raises(ValueError, match=r"frozen.*callbacks.HeadFirst"):
+        trainer(tmp_path, BackboneFinetuning()).fit(classifier(CosLU), datamodule=Tiny())
