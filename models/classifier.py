@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import BatchSizeFinder
+from lightning.pytorch.callbacks import BackboneFinetuning
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -286,10 +287,11 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer, of weights and of activations' own parameters, and the scheduler."""
-        if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
+        callbacks: Any = getattr(self.trainer, "callbacks", ())
+        if any(isinstance(each, BackboneFinetuning) for each in callbacks):
             raise ValueError(
-                "all parameters are frozen, the head too, as by Lightning's BackboneFinetuning; "
-                "callbacks.HeadFirst trains the head first, then all"
+                "Lightning's BackboneFinetuning would leave the head frozen, which is in "
+                "`backbone` here; callbacks.HeadFirst trains the head first, then all"
             )
         groups = parameter_groups(
             self.backbone, activation_weight_decay=self.activation_weight_decay

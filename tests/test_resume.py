@@ -315,5 +315,5 @@ def test_the_head_first(tmp_path: Path, name: str):
 def test_lightnings_own_finetuning_gets_a_remedy(tmp_path: Path):
     from lightning.pytorch.callbacks import BackboneFinetuning
 
-    with pytest.raises(ValueError, match=r"frozen.*callbacks.HeadFirst"):
+    with pytest.raises(ValueError, match=r"head frozen.*callbacks.HeadFirst"):
         trainer(tmp_path, BackboneFinetuning()).fit(classifier(CosLU), datamodule=Tiny())
