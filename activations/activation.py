@@ -335,6 +335,25 @@ def precise(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def expm1(x: Tensor) -> Tensor:
+    """exp(x) - 1; the older exporter to ONNX (`dynamo=False`) has no operator for it."""
+    if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():  # pyright: ignore
+        return x.exp() - 1
+    return torch.expm1(x)
+
+
+def erfc(x: Tensor) -> Tensor:
+    """1 - erf(x); the older exporter to ONNX has no operator for it either."""
+    if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():  # pyright: ignore
+        return 1 - torch.erf(x)
+    return torch.erfc(x)
+
+
+def rises(table: Tensor) -> Tensor:
+    """What each value of the last axis adds to the one before it; ONNX has no `diff`."""
+    return table[..., 1:] - table[..., :-1]
+
+
 def gate(x: Tensor) -> Tensor:
     """sigmoid(x); its gradient is exactly 0 far from 0, whatever it is multiplied by."""
     return torch.sigmoid(x.clamp(-1000, 1000))

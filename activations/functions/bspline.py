@@ -6,7 +6,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from activations.activation import Activation, Channels, finite, integer
+from activations.activation import Activation, Channels, finite, integer, rises
 from activations.fusion.kernel import Expression
 
 Take = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
@@ -47,7 +47,7 @@ def interpolate(
     else:
         table = table[0]
     left = take(table[..., :-1], (*row, cell))
-    rise = take(table.diff(dim=-1), (*row, cell))
+    rise = take(rises(table), (*row, cell))
     return left + rise * fraction, rise * scale
 
 

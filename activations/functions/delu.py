@@ -5,13 +5,13 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from activations.activation import Activation, Channels, Options
+from activations.activation import Activation, Channels, Options, expm1
 from activations.fusion.kernel import Expression
 
 
 def delu(x: Tensor, n: Tensor | float) -> Tensor:
     """`x sigmoid(x)` for x <= 0, else `(n + 0.5) x + |exp(-x) - 1|`; `n` broadcasts against `x`."""
-    return torch.where(x > 0, (n + 0.5) * x - torch.expm1(-x.abs()), x * torch.sigmoid(x))
+    return torch.where(x > 0, (n + 0.5) * x - expm1(-x.abs()), x * torch.sigmoid(x))
 
 
 class DELU(Activation):

@@ -8,7 +8,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from activations.activation import Activation, Channels, finite, inside, integer, positive, precise
+from activations.activation import (
+    Activation,
+    Channels,
+    erfc,
+    expm1,
+    finite,
+    inside,
+    integer,
+    positive,
+    precise,
+    rises,
+)
 from activations.fusion.kernel import Expression
 from activations.torch_private import is_intercepted
 
@@ -67,7 +78,7 @@ def cpab(x: Tensor, velocities: Tensor) -> Tensor:
         (P, K): the solution at t = 1 of dx/dt = v(x), x(0) = x, differentiable by `velocities`.
     """
     rows, cells = velocities.shape[0], velocities.shape[1] - 1
-    slopes = velocities.diff(dim=1) * cells
+    slopes = rises(velocities) * cells
     x = x.to(velocities).expand(rows, -1)
     cell = (x.detach() * cells).long().clamp(0, cells - 1)
     left = torch.ones_like(x)  # time that is left
@@ -104,7 +115,7 @@ def _expm1_over(z: Tensor) -> Tensor:
     """(exp(z) - 1) / z, 1 at z = 0."""
     small = z.detach().abs() < 1e-4
     safe, near = torch.where(small, 1.0, z), z.clamp(-1e-4, 1e-4)
-    return torch.where(small, 1 + near / 2 + near * near / 6, torch.expm1(safe) / safe)
+    return torch.where(small, 1 + near / 2 + near * near / 6, expm1(safe) / safe)
 
 
 def transform(
@@ -142,7 +153,7 @@ def ditac(
         return torch.where(x >= 0, moved, F.gelu(x))
     if variant == "leaky":
         return F.leaky_relu(moved, 0.01)
-    normal_cdf = 0.5 * torch.erfc(x * -(0.5**0.5))
+    normal_cdf = 0.5 * erfc(x * -(0.5**0.5))
     return inside(moved) * normal_cdf
 
 
@@ -260,7 +271,7 @@ class DiTAC(Activation):
         grid = torch.linspace(0, 1, self.table + 1, dtype=wide, device=self.theta.device)
         flowed = self.a + (self.b - self.a) * cpab(grid, velocities)
         # the flow's slope at an end is exp of the field's slope there
-        ends = (velocities.diff(dim=1) * (velocities.shape[1] - 1)).exp()[:, [0, -1]]
+        ends = (rises(velocities) * (velocities.shape[1] - 1)).exp()[:, [0, -1]]
         dtype = precise(self.theta).dtype
         return flowed.to(dtype), ends.to(dtype)
 

@@ -5,7 +5,7 @@ from typing import ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from activations.activation import Activation, Channels, finite, precise
+from activations.activation import Activation, Channels, expm1, finite, precise
 from activations.fusion.kernel import Expression
 
 
@@ -18,7 +18,7 @@ def pelu(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def _pelu(x: Tensor, a: Tensor, inverse: Tensor) -> Tensor:
     u = inverse * x
     right = u > 0
-    return a * torch.where(right, u, torch.expm1(torch.where(right, -u, u)))
+    return a * torch.where(right, u, expm1(torch.where(right, -u, u)))
 
 
 class PELU(Activation):
