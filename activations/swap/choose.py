@@ -17,6 +17,7 @@ from .calls import Found
 from .kinds import bounds, is_activation, plain
 from .make import Factory
 from .trace import Call
+from .unseen import unseen
 
 
 class Left(NamedTuple):
@@ -92,6 +93,8 @@ def choose(
     for name, module in model.named_modules():
         if is_activation(module) and module not in called:
             left.append(Left(name, type(module).__name__, "never called"))
+    for place, function in unseen(model, found.calls, found.counts):
+        left.append(Left(place, function, "in a branch that no trial took"))
     if found.failure:
         why = f"does not run on {tuple(found.example.shape)}: {found.failure}"
         left.append(Left("the network", "training or evaluation mode", why))

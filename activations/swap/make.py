@@ -25,11 +25,13 @@ def make_all(
     share: Share,
 ) -> dict[str, nn.Module]:
     """The new module of each call, by name; `rules` are the factories of the `chosen` calls."""
-    near = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     made: dict[Any, tuple[Call, nn.Module, int | None]] = {}
     new: dict[str, nn.Module] = {}
     taken: set[int] = set()  # all parts of what was made, which `made` keeps alive
     for call, glob in chosen:
+        # a network may lie on several devices: its layer before the call tells
+        values = (*model.get_submodule(call.layer).parameters(), *model.parameters())
+        near = next((p for p in values if p.is_floating_point()), torch.empty(0))
         key = (glob, {"stage": call.stage, "model": None}.get(share, call.name))
         if key not in made:
             module, channels = _make(rules[glob], call, share)
@@ -46,6 +48,11 @@ def make_all(
             raise ValueError(
                 f"share={share!r}: {first.name} has {channels} channels and {call.name} "
                 f"{call.channels}, but {type(module).__name__} is made for one number of channels"
+            )
+        device = next(module.parameters(), near).device
+        if device != near.device:
+            raise ValueError(
+                f"share={share!r}: {first.name} is on {device} and {call.name} on {near.device}"
             )
         _check(call, module)
         new[call.name] = module

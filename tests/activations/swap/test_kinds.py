@@ -369,3 +369,35 @@ def test_a_headless_network_has_the_keys_of_one_with_a_head():
     whole, headless = [timm.create_model("test_resnet", num_classes=n) for n in (3, 0)]
     names = [[c.name for c in replace_activations(m, CosLU)] for m in (whole, headless)]
     assert names[0] == names[1]
+
+
+def test_each_new_activation_lies_where_the_layer_before_it_does():
+    model, x = network(), torch.zeros(2, 3, 4, 4)
+    model[2].to("meta", torch.bfloat16)  # the device of a second part; trials have no numbers
+    weight = model[2].get_parameter("weight")
+    model[2].forward = lambda x: F.conv2d(x.bfloat16(), weight).to(x.dtype)
+    with pytest.raises(ValueError, match="share='model': 1 is on cpu and 3 on meta"):
+        replace_activations(model, CosLU, example_input=x, share="model")
+    replace_activations(model, CosLU, example_input=x)
+    assert (model[1].alpha.device.type, model[3].alpha.device.type) == ("cpu", "meta")
+    assert (model[1].alpha.dtype, model[3].alpha.dtype) == (torch.float32, torch.bfloat16)
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor, wide: bool = False) -> Tensor:
+        x = F.relu(self.conv(x))
+        return F.gelu(x) if wide else torch.sigmoid(x)
+
+
+def test_a_function_in_a_branch_that_no_trial_took_is_listed():
+    model = nn.Sequential(Branches())
+    report = replace_activations(model, CosLU, example_input=torch.zeros(2, 3, 4, 4))
+    line = Branches.forward.__code__.co_firstlineno + 2
+    assert [call.name for call in report] == ["0.relu"]
+    assert report.left[1:] == (
+        (f"0.forward, line {line}", "gelu", "in a branch that no trial took"),
+    )
