@@ -31,7 +31,8 @@ quickstart: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "supple needs Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[train,dev]'
+	@echo 'installing torch and the other packages into .venv; with CUDA about 2.7 GB, some minutes'
+	$(BIN)/python -m pip install --editable '.[train,dev]'
 	@touch $@
 
 .venv/installed-docs: .venv/installed

@@ -9,12 +9,16 @@ import sys
 import threading
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+import yaml
+from jsonargparse import get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
@@ -25,6 +29,7 @@ from torch import distributed, nn
 
 import activations
 import datamodules
+from activations import parameter_groups
 from activations.files import check_writable, is_full, replacing, system_error
 from callbacks import (
     ActivationMonitor,
@@ -41,17 +46,39 @@ from models import Classifier, DivergedError
 ROOT = Path(__file__).resolve().parent
 BASE = {"default_config_files": [str(ROOT / "configs/base.yaml")]}
 CRASH, SLIP, DIVERGED = 1, 2, 3  # exit codes; Python's own for a crash is 1, too
-MISTAKES = (ValueError, TypeError, OSError, RuntimeError, DivergedError, MisconfigurationException)
+MISTAKES = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError)
+MISTAKES += (MisconfigurationException,)
 # Lightning 2.6 calls what torch deprecates, and advertises litlogger; users can change neither.
 warnings.filterwarnings("ignore", message=".*LeafSpec")
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
     lambda record: "litlogger" not in record.getMessage()
 )
-# Texts that jsonargparse does not promise; tests/test_train.py fails when one has changed
+# Texts that jsonargparse does not promise; tests/test_slips.py fails when one has changed
 KEY = re.compile(r'key "([\w.]+)"')
-VALUE = re.compile(r"(?:Given value|dot import path string): (\S+)")
-OPTION = re.compile(r"(?:unrecognized arguments|ambiguous option): (--[\w.]+)")
+CLASS = re.compile(r"given class_path '([\w.]+)':\s*(.*)")
+PACKAGE = re.compile(r"Requirement '([\w-]+).*not met|No module named '(\w+)'")
+VALUE = re.compile(r"(?:Given value|Got value|dot import path string): ?(.*)")
+OPTION = re.compile(r"(?:unrecognized arguments|ambiguous option): --?([\w.+-]+)")
+UNKNOWN = re.compile(r"(?:does not accept option|Option) '([\w.]+)'")
+NESTED = re.compile(r"NestedArg\(key='([\w.]+)'")
+REQUIRED = re.compile(r"arguments are required: ([\w., ]+)")
 NO_CLASS = "Dict must include a class_path"
+TYPES = re.compile(
+    r"(?:Subtypes: \[|Expected an? (?=<|typing|coll))(.*?)(?:\]$|\. Got|$)", re.MULTILINE
+)
+KINDS = {
+    "NoneType": "null",
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "list": "a list",
+    "Iterable": "a list",
+    "dict": "a mapping {name: value}",
+    "timedelta": "a time such as 00:12:00:00",
+    "Callable": "a class",
+    "Union": "",
+}
 
 
 class Parser(LightningArgumentParser):
@@ -63,31 +90,180 @@ class Parser(LightningArgumentParser):
             options["skip"] = {"activation.init_args.device", "activation.init_args.dtype"}
         return super().add_class_arguments(theclass, nested_key, **options)
 
+    def format_help(self) -> str:
+        """Show the default optimizer by what it is, not as a function's address."""
+        default = "SGD lr 0.1, momentum 0.9, weight_decay 1e-4"
+        return re.sub(r"<function\s+_sgd\s+at\s+0x\w+>", default, super().format_help())
+
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Print `message` with a remedy and exit with status 2."""
-        key, value = KEY.search(message), VALUE.search(message)
-        packages = {"model.activation": activations, "data": datamodules}
-        if key and value and (package := packages.get(key[1])) and "." not in value[1]:
-            known = [name for name in package.__all__ if _is_choice(getattr(package, name))]
-            close = difflib.get_close_matches(value[1], known, n=3, cutoff=0.4) or known
-            example = f"torch.nn.{value[1] if hasattr(nn, value[1]) else 'GELU'}"
-            message = (
-                f"unknown --{key[1]} {value[1]!r}; the nearest: {', '.join(close)}. Other classes "
-                f"need a full path, such as {'my_data.Mine' if key[1] == 'data' else example}"
-            )
-        elif key and NO_CLASS in message:
-            message = (
-                f"--{key[1]} has arguments but no class: name the class first, such as "
-                f"--{key[1]} {'SGD' if key[1].endswith('optimizer') else 'NAME'} --{key[1]}.lr 0.05"
-            )
-        elif option := OPTION.match(message):
-            known = {"--model.optimizer.lr", *re.findall(r"--[\w.]+", self.format_help())}
-            last = "." + option[1].strip("-").rpartition(".")[2]
-            close = [name for name in sorted(known) if name.endswith(last)]
-            close = close or difflib.get_close_matches(option[1], known, n=3, cutoff=0.6)
-            message += f"; the nearest: {', '.join(close)}" if close else ""
-        sys.stderr.write(f"train.py: error: {message}\nOptions: python train.py fit --help\n")
+        """Print one sentence for `message`, and exit with status 2."""
+        parser = _inner(ex) or self
+        sys.stderr.write(
+            f"train.py: error: {explain(message, parser)}\nOptions: python train.py fit --help\n"
+        )
         sys.exit(SLIP)
+
+
+def explain(message: str, parser: Any = None) -> str:
+    """One sentence for an error of jsonargparse or of a library: option, value, what is accepted.
+
+    Args:
+        message: the text of the error.
+        parser: the parser of the options, or of the class, that the error is about.
+    """
+    key, value = KEY.search(message), VALUE.search(message)
+    option = f"--{key[1]}" if key else "a value"
+    given = value[1].strip() if value else ""
+    packages = {"model.activation": activations, "data": datamodules}
+    if own_class := re.search(r"class_path='([\w.]+)'", given):
+        given = own_class[1]
+    if needed := PACKAGE.search(message):
+        name = needed[1] or needed[2]
+        if needed[1] or not key:
+            return f"{name} is not installed: pip install {name}"
+        return f"{option}: there is no module {name!r}; name a class, or give its full path"
+    if needed := REQUIRED.search(message):
+        if needed[1].rpartition(".")[2] == "data":
+            return "--data is missing: choose a data set, such as --data Digits"
+        return f"the class needs arguments that are not given: {needed[1]}"
+    if message.startswith("Unexpected config"):
+        return f"a file of -c holds no mapping {{name: value}}: {_line(message[18:], 60)!r}"
+    if "codec can't decode" in message:
+        return f"a file of options is no text in UTF-8: {_line(message)}"
+    if nested := NESTED.search(given):
+        return f"{option} has no option {nested[1]!r}: give {_accepted(message)}"
+    if key and given and (package := packages.get(key[1])) and re.fullmatch(r"\w+", given):
+        known = [name for name in package.__all__ if _is_choice(getattr(package, name))]
+        close = difflib.get_close_matches(given, known, n=3, cutoff=0.4) or known
+        example = f"torch.nn.{given if hasattr(nn, given) else 'GELU'}"
+        return (
+            f"unknown {option} {given!r}; the nearest: {', '.join(close)}. Other classes "
+            f"need a full path, such as {'my_data.Mine' if key[1] == 'data' else example}"
+        )
+    if key and NO_CLASS in message:
+        return (
+            f"{option} has arguments but no class: name the class first, such as "
+            f"{option} {'SGD' if key[1].endswith('optimizer') else 'NAME'} {option}.lr 0.05"
+        )
+    if wrong := OPTION.match(message) or UNKNOWN.search(message):
+        return _unknown(message, wrong[1], parser)
+    if found := CLASS.search(message):
+        name = found[1].rpartition(".")[2]
+        problem = _line(re.split(r"\n\s*- Expected|Given value", message[found.start(2) :])[0])
+        return f"{name}: {problem}"
+    if "Unable to load config" in message or "parsing config" in message:
+        reason = message.rpartition("  - ")[2] if "  - " in message else message
+        reason = re.sub(r'Parser key "[\w.]+":|Problems? parsing config[^:]*:', "", reason)
+        if key:
+            return f"{option} is neither a file of options nor {{name: value}}: {_line(reason)}"
+        return f"a file of -c cannot be read: {_line(reason)}"
+    if key and ("Expected a" in message or "mport path" in message):
+        paths = {path.rpartition(".")[2]: path for path in _subclasses(parser, option)}
+        same = [path for path in _subclasses(parser, option) if path.endswith(f".{given}")]
+        close = [paths[name] for name in difflib.get_close_matches(given, paths, n=3)]
+        near = f"; the nearest: {', '.join(same or close)}" if same or close else ""
+        shown = _line(given, 60)
+        return f"{option} {shown!r} does not fit: give {_accepted(message)}{near}"
+    return re.sub(r'^Parser key "([\w.]+)":\s*', r"--\1: ", _line(message))
+
+
+def _unknown(message: str, name: str, parser: Any) -> str:
+    """The sentence for an option that does not exist, with the options of nearly that name."""
+    given = [a.partition("=")[0] for a in sys.argv if a.startswith("--")]
+    full = next((a[2:] for a in given if a.endswith(f".{name}")), name)
+    text = str(parser.format_help()) if parser else ""
+    known: list[str] = re.findall(r"--([\w.]+)", text)
+    known = [each for each in known if not each.endswith(".help")]
+    known = sorted({*known, *(["model.optimizer.lr"] if "trainer.max_epochs" in known else [])})
+    last = name.rpartition(".")[2]
+    close = [k for k in known if k.endswith(f".{last}")] if "." in name or len(known) > 60 else []
+    close = close or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if full != name:  # an argument of a class
+        close = [f"{full.removesuffix(name)}{each}" for each in close]
+    dashes = "" if full == name and len(known) <= 60 else "--"  # a file names no option of a class
+    near = ", ".join(f"{dashes}{each}" for each in close)
+    if match := OPTION.match(message):
+        return f"{message}; the nearest: {near}" if near else f"no option {match[0]}"
+    nearest = f"; the nearest: {near}" if near else ""
+    return f"{dashes}{full} is not accepted: there is no such option{nearest}"
+
+
+def _accepted(message: str) -> str:
+    """What an option takes, from the types in `message`."""
+    found: list[str] = []
+    types = TYPES.search(message)
+    for kind in _split(types[1]) if types else []:
+        if choices := re.match(r"typing\.Literal\[(.*)\]", kind):
+            found += [each.strip(" '") for each in choices[1].split(",")]
+            continue
+        name = re.sub(r"<class '(.*)'>", r"\1", kind).partition("[")[0].rpartition(".")[2]
+        found.append(KINDS.get(name, f"a class of the kind {name}" if name else ""))
+    if not found and (kind := re.search(r"subclass of (\w+)", message)):
+        found.append(f"a class of the kind {kind[1]}")
+    *most, last = dict.fromkeys(filter(None, found)) or ["the name of a class, or its full path"]
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _split(types: str) -> Iterator[str]:
+    """The parts between the commas of a list that are in no brackets."""
+    depth, start = 0, 0
+    for position, letter in enumerate(types):
+        depth += (letter == "[") - (letter == "]")
+        if letter == "," and not depth:
+            yield types[start:position].strip()
+            start = position + 1
+    yield types[start:].strip()
+
+
+def _subclasses(parser: Any, option: str) -> list[str]:
+    """The paths of classes that the help of `option` lists."""
+    text = parser.format_help() if parser else ""
+    section = re.search(rf"\n  {re.escape(option)} .*?(?=\n  --|\Z)", text, re.DOTALL)
+    names = "".join((section[0] if section else "").split()).partition("knownsubclasses:")[2]
+    return names.rstrip(")").split(",")
+
+
+def _line(text: str, most: int = 300) -> str:
+    """`text` on one line, cut to `most` characters."""
+    words = " ".join(text.split())
+    return words if len(words) <= most else f"{words[:most]}..."
+
+
+def _inner(error: BaseException | None) -> Any:
+    """The innermost parser that `error` passed through: that of the class with the wrong option."""
+    parser = None
+    for frame, _ in traceback.walk_tb(error.__traceback__ if error else None):
+        owner = frame.f_locals.get("self")
+        parser = owner if isinstance(owner, Parser) else parser
+    return getattr(error, "subcommand_parser", None) or parser
+
+
+def _read_yaml(text: str) -> Any:
+    """Read YAML; refuse a key that is there twice, and aliases that make a small file huge."""
+    if "\n" in text or "&" in text:
+        root = yaml.compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        if root and _size(root, {}) > 10_000:
+            raise yaml.YAMLError("more than 10,000 values: no file of options is so large")
+    return _plain_yaml(text)
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values `node` has when its aliases are written out."""
+    if id(node) not in known:
+        known[id(node)] = 1  # an alias of what it is in
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in parts]
+            if twice := [key for key, count in Counter(map(str, keys)).items() if count > 1]:
+                line = node.start_mark.line + 1
+                raise yaml.YAMLError(f"{twice[0]!r} is there twice in the mapping at line {line}")
+            parts = [value for _, value in parts]
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
+
+
+_plain_yaml = get_loader("yaml")
+set_loader("yaml", _read_yaml, (yaml.YAMLError,))
 
 
 class SaveConfig(SaveConfigCallback):
@@ -175,15 +351,31 @@ class CLI(LightningCLI):
         path = config.ckpt_path
         if self.subcommand != "fit" and path is None:
             raise ValueError(f"{self.subcommand} needs trained weights: --ckpt_path best.ckpt")
-        if path not in (None, "best", "last", "hpc", "registry") and not Path(path).exists():
+        if path is not None and not path:
+            raise ValueError("--ckpt_path is empty: name a file, or leave the option out")
+        if path not in (None, "best", "last", "hpc") and not Path(path).is_file():
             raise FileNotFoundError(f"no checkpoint {str(path)!r} (--ckpt_path)")
+        for name in ("trainer", "model"):
+            if config[name] is None:
+                raise ValueError(f"{name}: null leaves no options: name some, or leave it out")
+        for name, value in config.items():
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise ValueError(f"--{name} {value} is too large: give a number below 2**63")
+        for name in ("checkpoint", "last_checkpoint"):
+            if config[name].monitor == "":
+                raise ValueError(f"--{name}.monitor is empty: name a metric, such as val/acc")
         trainer, off = config.trainer, set[str]()
+        for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
+            if isinstance(given := trainer[name], int | float) and given <= 0:
+                raise ValueError(f"--trainer.{name} must be above 0, got {given}")
         if trainer.barebones:  # takes none of these
             trainer.logger, trainer.log_every_n_steps = False, 0
             off |= {"checkpoint", "last_checkpoint", "progress", "monitor"}
         if trainer.enable_checkpointing is False or trainer.fast_dev_run:
             off |= {"checkpoint", "last_checkpoint"}
-        own_bar = any("ProgressBar" in each.class_path for each in trainer.callbacks or [])
+        callbacks = trainer.callbacks or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        own_bar = any("ProgressBar" in each.class_path for each in callbacks)
         if trainer.enable_progress_bar is False or own_bar:
             off.add("progress")
         for keys in self.callback_keys:
@@ -219,6 +411,8 @@ class CLI(LightningCLI):
             folders = [logger.save_dir for logger in self.trainer.loggers if logger.save_dir]
             for folder in folders or [self.trainer.default_root_dir]:
                 check_writable(Path(folder))
+        if self.subcommand == "fit":
+            try_optimizer(self.model)
         cores, asked = os.cpu_count() or 1, self.trainer.num_devices
         if isinstance(self.trainer.accelerator, CPUAccelerator) and asked > cores:
             raise ValueError(
@@ -228,6 +422,11 @@ class CLI(LightningCLI):
 
     def before_fit(self) -> None:
         """With `--test_after_fit true`, check that there is something to test, before training."""
+        if not is_overridden("train_dataloader", self.datamodule, LightningDataModule):
+            raise ValueError(
+                f"--data {type(self.datamodule).__name__} has no train_dataloader: choose a data "
+                "set, such as Digits, or add the method"
+            )
         if self.config[str(self.subcommand)].test_after_fit:
             if not is_overridden("test_dataloader", self.datamodule, LightningDataModule):
                 raise ValueError(
@@ -249,6 +448,25 @@ class CLI(LightningCLI):
             print(f"{summary}{finished}")
 
 
+def try_optimizer(model: Classifier) -> None:
+    """Make the optimizer for small tensors, and take one step.
+
+    Raises:
+        ValueError: it refuses its arguments, or needs what this training does not give, such as a
+            closure (LBFGS) or sparse gradients (SparseAdam).
+    """
+    groups = parameter_groups(
+        nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), activations.CosLU()),
+        activation_weight_decay=model.activation_weight_decay,
+    )
+    for parameter in (each for group in groups for each in group["params"]):
+        parameter.grad = torch.ones_like(parameter)
+    try:
+        model.optimizer(groups).step()
+    except Exception as error:
+        raise ValueError(f"--model.optimizer cannot work here: {_line(str(error))}") from error
+
+
 def _is_choice(thing: Any) -> bool:
     bases = (activations.Activation, datamodules.ImageDataModule)
     return isinstance(thing, type) and issubclass(thing, bases) and thing not in bases
@@ -260,6 +478,10 @@ def main(args: list[str] | None = None) -> None:
     Errors that this project raises are printed without traceback.
     """
     own, handlers = sys.argv, {}
+    for each in own[1:] if args is None else args:
+        if (file := Path(each.rpartition("=")[2])).is_fifo():  # reading it would wait for ever
+            sys.stderr.write(f"train.py: error: {str(file)!r} is a pipe, not a file\n")
+            sys.exit(SLIP)
     if args is not None:
         sys.argv = [str(ROOT / "train.py"), *args]  # processes of several GPUs start by it too
     if threading.current_thread() is threading.main_thread():
@@ -276,14 +498,21 @@ def main(args: list[str] | None = None) -> None:
             parser_kwargs=dict.fromkeys(CLI.subcommands(), BASE),
         )
     except MISTAKES as error:
-        lightnings = error if isinstance(error, MisconfigurationException) else None
-        mistake = next(_raised_here(error), lightnings)
+        # before the first batch, a library that refuses its arguments refuses the user's options
+        file = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        refused = isinstance(error, MisconfigurationException) or not _begun(error)
+        refused |= file.parent.parts[-3:] == ("lightning", "pytorch", "callbacks")
+        mistake = next(_raised_here(error), error if refused else None)
         system = system_error(error)
         full = system is not None and is_full(system)
         if not (mistake or full) or os.environ.get("SUPPLE_TRACEBACK"):
             raise
-        mistake = mistake or f"{system}: make room there, or choose another folder"
-        sys.stderr.write(f"train.py: error: {mistake} [SUPPLE_TRACEBACK=1 shows the traceback]\n")
+        text = str(mistake)
+        if mistake is error and next(_raised_here(error), None) is None:
+            text = explain(text) or f"{type(error).__name__} without a message"
+        if full and mistake in (None, error):
+            text = f"{system}: make room there, or choose another folder"
+        sys.stderr.write(f"train.py: error: {text} [SUPPLE_TRACEBACK=1 shows the traceback]\n")
         diverged = isinstance(mistake, DivergedError)
         sys.exit(CRASH if full else DIVERGED if diverged else SLIP)
     finally:
@@ -296,6 +525,17 @@ def main(args: list[str] | None = None) -> None:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
+
+
+def _begun(error: BaseException) -> bool:
+    """Whether a batch had been run when `error` was raised."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        trainer: Any = frame.f_locals.get("self")
+        if isinstance(trainer, Trainer) and hasattr(trainer, "fit_loop"):  # else half made
+            fit = trainer.fit_loop.epoch_loop
+            others = (fit.val_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop)
+            return any(loop.batch_progress.current.ready for loop in (fit, *others))
+    return False
 
 
 def _raised_here(error: BaseException | None) -> Iterator[BaseException]:

@@ -105,7 +105,10 @@ class ImageDataModule(LightningDataModule):
 
     def load(self, split: Part) -> Data:
         """Read one part: images (M, C, H, W) in uint8, and labels (M,) in int64."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} reads no images: choose a data set, such as Digits, or write "
+            "the method load(split)"
+        )
 
     def choose(self, split: Split, labels: Tensor) -> Tensor:
         """Positions of the samples of a split among those that :meth:`load` returned."""
@@ -134,6 +137,12 @@ class ImageDataModule(LightningDataModule):
             self.setup("test")
         if trainer.training:
             loader = self.train_dataloader()  # refuses a batch that the data do not fill
+            every, epochs = trainer.val_check_interval, trainer.check_val_every_n_epoch
+            if isinstance(every, int) and epochs is not None and every > len(loader):
+                raise ValueError(
+                    f"val_check_interval {every} is more than the {len(loader)} batches of an "
+                    "epoch: lower it, or set check_val_every_n_epoch to null"
+                )
             if self.augment or self.mix:
                 next(iter(loader))  # refuses transforms that fail
                 loader.next_batch = 0
@@ -261,15 +270,15 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     return torch.cat(first).sort().values, torch.cat(second).sort().values
 
 
-def check_min(low: int, **values: float) -> None:
-    """Raise a ValueError with the name of a value below `low`."""
+def check_min(low: int, **values: Any) -> None:
+    """Raise a ValueError with the name of a value that is no integer, or below `low`."""
     for name, value in values.items():
-        if not value >= low:
-            raise ValueError(f"{name} must be >= {low}, got {value}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")
 
 
-def check_part(**values: float) -> None:
+def check_part(**values: Any) -> None:
     """Raise a ValueError with the name of a value that is not between 0 and 1."""
     for name, value in values.items():
-        if not 0 < value < 1:
-            raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+        if not isinstance(value, int | float) or not 0 < value < 1:
+            raise ValueError(f"{name} must lie between 0 and 1, got {value!r}")

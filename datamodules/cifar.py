@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Split, check_min
+from .base import Split
 from .official import Official
 
 
@@ -42,7 +42,8 @@ class CIFAR10(Official):
         **common: Any,
     ) -> None:
         super().__init__(root, download, **common)
-        check_min(1, imbalance_factor=imbalance_factor)
+        if not imbalance_factor >= 1:
+            raise ValueError(f"imbalance_factor must be >= 1, got {imbalance_factor!r}")
         self.imbalance_factor = imbalance_factor
 
     def choose(self, split: Split, labels: Tensor) -> Tensor:

@@ -44,6 +44,9 @@ def list_images(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], l
                 f"class folder {str(folder / name)!r} holds no image "
                 f"({', '.join(sorted(SUFFIXES))}): add some"
             )
+        for file in images:
+            if not file.is_file():  # a pipe would wait for ever
+                raise damaged(file, "it is no regular file", "replace or delete it")
         files += images
         labels += [label] * len(images)
     return files, labels

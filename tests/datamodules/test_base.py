@@ -157,10 +157,10 @@ def test_a_missing_test_folder(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
         ({"val_fraction": 1.0}, "val_fraction must lie between 0 and 1, got 1.0"),
-        ({"crop_padding": -2}, "crop_padding must be >= 0, got -2"),
-        ({"image_size": 4}, "image_size must be >= 8"),
+        ({"crop_padding": -2}, "crop_padding must be an integer >= 0, got -2"),
+        ({"image_size": 4}, "image_size must be an integer >= 8"),
     ],
 )
 def test_bad_numbers(arguments: dict, message: str):
