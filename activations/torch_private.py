@@ -65,6 +65,35 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+_HOOKS = [
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_backward_pre_hooks", "_backward_hooks"),
+]
+
+
+def hooks_of(module: nn.Module) -> list[dict[int, Any]]:
+    """The tables of the hooks on `module` that a forward or backward pass calls."""
+    return [getattr(module, name) for name in _HOOKS]
+
+
+def move_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Give the hooks of `old` to `new`; their handles still remove them."""
+    for name in _HOOKS:
+        hooks = getattr(old, name)  # the handles know this table
+        hooks.update(getattr(new, name))
+        setattr(old, name, type(hooks)())
+        setattr(new, name, hooks)
+    new._is_full_backward_hook = old._is_full_backward_hook
+
+
+def copy_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Give the hooks of `old` to `new` too; their handles remove them from `old` alone."""
+    for mine, others in zip(hooks_of(new), hooks_of(old), strict=True):
+        mine.update(others)
+    new._is_full_backward_hook = old._is_full_backward_hook
+
+
 def leave_fast_path(owner: nn.Module) -> None:
     """Let torch's transformer encoder call its activation also where no gradient is needed."""
     if isinstance(owner, nn.TransformerEncoderLayer):

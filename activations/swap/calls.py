@@ -4,7 +4,11 @@ Copies of the network run in training and in evaluation mode (`trace`). The call
 merged, and each gets its name and its channel axis.
 """
 
+import functools
 import itertools
+import logging
+import threading
+import time
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -13,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .inputs import Inputs
 from .kinds import CONVOLUTIONS
 from .locate import Location
 from .trace import Call, Key, Run, run
 
+_log = logging.getLogger(__name__)
 _SIZES = (224, 299, 384, 64, 32, 28)  # tried in turn where no example input is given
 
 
@@ -27,53 +33,81 @@ class Found:
     calls: list[Call]  # gates included
     counts: Counter[str]  # how often each module was called
     overwritten: set[Key]  # see Run
-    example: Tensor
+    example: Inputs
     meta: bool  # whether the network runs without numbers
     failure: str  # why the network does not run in one of the modes; empty where it does
+    started: float  # the time when the trial began
 
 
 def find_calls(
-    model: nn.Module, example_input: Tensor | None, kinds: frozenset[str] = frozenset()
+    model: nn.Module, example: Inputs | None, kinds: frozenset[str] = frozenset()
 ) -> Found:
     """Find the calls of `model`, and of modules whose class is named in `kinds`.
 
     Raises:
         ValueError: the network does not run.
     """
-    examples = [example_input] if example_input is not None else _examples(model)
-    # batch normalisation trains on two samples at least
-    examples = [torch.cat([x, x]) if len(x) == 1 else x for x in examples]
-    attempts = []
+    started = time.monotonic()
+    examples = [example] if example else [Inputs.of(x) for x in _examples(model)]
+    examples = [inputs.of_two() for inputs in examples]
+    attempts: list[tuple[dict[bool, Run], Exception | None, Inputs, bool]] = []
     # without numbers first, which is quick; some networks compute with them as they run
-    for meta, example in itertools.product((True, False), examples):
-        runs, error = _runs(model, example, kinds, meta)
-        attempts.append((runs, error, example, meta))
-        if not error:
+    for meta in (True, False):
+        said: set[str] = set()
+        for inputs in examples:
+            runs, error = _runs(model, inputs, meta, started, kinds)
+            attempts.append((runs, error, inputs, meta))
+            # the same words again: another size does not help
+            if not error or (str(error) in said and (meta or False in runs)):
+                break
+            said |= {str(error)} - {""}
+        if not attempts[-1][1]:
             break
     # the first one that ran in both modes, else the first one that ran in evaluation mode
-    runs, error, example, meta = min(attempts, key=lambda a: (a[1] is not None, False not in a[0]))
+    runs, error, inputs, meta = min(attempts, key=lambda a: (a[1] is not None, False not in a[0]))
     if False not in runs:
         raise ValueError(
-            f"{type(model).__name__} fails on an example input of shape {tuple(example.shape)}: "
-            f"{error}. example_input must be a batch such as the network takes"
+            f"{type(model).__name__} fails on an example input of shape {inputs}: {error}. "
+            "example_input must be a batch such as the network takes: a tensor, a tuple of its "
+            "inputs, or a dict of them by name"
         ) from error
-    larger = _larger(example)
-    at_twice = {} if larger is None else _runs(model, larger, kinds, meta)[0]
+    larger = inputs.larger()
+    at_twice = {} if larger is None else _runs(model, larger, meta, started, kinds)[0]
     return Found(
         _merge(model, runs, at_twice),
         _total(runs),
         set().union(*(seen.overwritten for seen in runs.values())),
-        example,
+        inputs,
         meta,
         str(error or ""),
+        started,
     )
 
 
-def verify(model: nn.Module, found: Found, new: Mapping[str, nn.Module]) -> None:
-    """Run the swapped network: each new module must be called as often as the old ones were."""
-    runs, error = _runs(model, found.example, frozenset(), found.meta)
-    if error and found.meta:
-        runs, error = _runs(model, found.example, frozenset(), False)
+def verify(model: nn.Module, old: nn.Module, found: Found, new: Mapping[str, nn.Module]) -> None:
+    """Run the swapped network: each new module must be called as often as the old ones were.
+
+    It must have a backward pass too, if the network `old` has one.
+    """
+    watched = {name for name, module in model.named_modules() if module in set(new.values())}
+    try_on = functools.partial(_runs, inputs=found.example, started=found.started)
+    meta = found.meta
+    runs, error = try_on(model, meta=meta, backward=True, watched=watched)
+    if meta and not _passed(found, runs, error):
+        meta = False
+        runs, error = try_on(model, meta=meta, backward=True, watched=watched)
+    if not _passed(found, runs, error):
+        if _passed(found, *try_on(old, meta=meta, backward=True)):
+            for seen in runs.values():
+                if seen.error:
+                    raise ValueError(
+                        f"cannot swap {', '.join(seen.changed) or 'the activations'}: the new ones "
+                        f"fail in the backward pass ({_first_part(seen.error)}). The network "
+                        "changes in place what goes into the call or comes out of it: write "
+                        "x = x + y for x += y there, or exclude the call"
+                    )
+        else:  # the network has no backward pass with its old activations either
+            runs, error = try_on(model, meta=meta)
     if error and not found.failure:
         raise ValueError(f"with its new activations {type(model).__name__} fails: {error}")
     expected: Counter[nn.Module] = Counter()
@@ -90,6 +124,15 @@ def verify(model: nn.Module, found: Found, new: Mapping[str, nn.Module]) -> None
                 f"cannot swap {name}: the network calls the new module {called[module]} times "
                 f"in a trial, not {expected[module]}; exclude it"
             )
+
+
+def _passed(found: Found, runs: dict[bool, Run], error: Exception | None) -> bool:
+    """Whether all modes ran, backward too, that ran before the swap."""
+    return not any(seen.error for seen in runs.values()) and (not error or bool(found.failure))
+
+
+def _first_part(error: Exception) -> str:
+    return str(error).partition(", which")[0]
 
 
 def _examples(model: nn.Module) -> list[Tensor]:
@@ -110,23 +153,29 @@ def _examples(model: nn.Module) -> list[Tensor]:
     return [torch.zeros(2, *size) for size in dict.fromkeys([*sizes[:1], known, *sizes]) if size]
 
 
-def _larger(example: Tensor) -> Tensor | None:
-    kept = 2 if example.is_floating_point() else 1
-    shape = (*example.shape[:kept], *(2 * size for size in example.shape[kept:]))
-    return example.new_zeros(shape) if len(shape) > kept else None
-
-
 def _runs(
-    model: nn.Module, example: Tensor, kinds: frozenset[str], meta: bool
+    model: nn.Module,
+    inputs: Inputs,
+    meta: bool,
+    started: float,
+    kinds: frozenset[str] = frozenset(),
+    **options: Any,
 ) -> tuple[dict[bool, Run], Exception | None]:
     """Runs by mode (True is training), and the error of a mode that failed."""
     runs: dict[bool, Run] = {}
     error = None
     for training in (True, False):
+        mode = "training" if training else "evaluation"
+        doing = f"{type(model).__name__}: trial run in {mode} mode on {inputs}"
+        alive = threading.Timer(max(0, started + 5 - time.monotonic()), _log.warning, [doing])
+        alive.daemon = True
+        alive.start()
         try:
-            runs[training] = run(model, example, kinds, meta=meta, training=training)
+            runs[training] = run(model, inputs, kinds, meta=meta, training=training, **options)
         except Exception as failure:
             error = failure
+        finally:
+            alive.cancel()
     return runs, error
 
 

@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 from torch import nn
 
-from activations.torch_private import has_hooks
-
 from .calls import Found
 from .kinds import bounds, is_activation, plain
 from .make import Factory
@@ -87,8 +85,6 @@ def choose(
                 f"cannot swap {call.name}: it changes its input in place, and the network uses "
                 f"that input again. Use the result of the call instead, or exclude {call.site!r}"
             )
-        if not call.function and has_hooks(model.get_submodule(owner)):
-            left.append(Left(call.name, "forward hooks", "not carried over"))
     called = {model.get_submodule(name) for name in found.counts}
     for name, module in model.named_modules():
         if is_activation(module) and module not in called:
@@ -96,7 +92,7 @@ def choose(
     for place, function in unseen(model, found.calls, found.counts):
         left.append(Left(place, function, "in a branch that no trial took"))
     if found.failure:
-        why = f"does not run on {tuple(found.example.shape)}: {found.failure}"
+        why = f"does not run on {found.example}: {found.failure}"
         left.append(Left("the network", "training or evaluation mode", why))
     return chosen, left
 

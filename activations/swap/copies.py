@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from activations.torch_private import hooks_of
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -22,14 +24,23 @@ def copied(module: Module, taken: Callable[[Tensor], Tensor] = Tensor.detach) ->
     """A deep copy of `module` in which `taken` says what becomes of each tensor.
 
     By default the copy shares the memory of all tensors. A tensor that is the result of a
-    computation with gradients, which `copy.deepcopy` refuses, is taken like all others.
+    computation with gradients, which `copy.deepcopy` refuses, is taken like all others. Hooks of
+    users stay behind.
     """
     memo: dict[int, Any] = {}
     for part in module.modules():
         for value in part.parameters(recurse=False):
             memo[id(value)] = nn.Parameter(taken(value.detach()), value.requires_grad)
+        for hooks in hooks_of(part):
+            # torch's own, as of weight_norm and of lazy modules, are part of the network
+            if not all(_module_of(hook).startswith("torch.") for hook in hooks.values()):
+                memo[id(hooks)] = type(hooks)()
     with _Taking(taken):
         return copy.deepcopy(module, memo)
+
+
+def _module_of(hook: Any) -> str:
+    return getattr(hook, "__module__", None) or type(hook).__module__
 
 
 class _Taking(TorchFunctionMode):

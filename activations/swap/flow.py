@@ -3,11 +3,11 @@
 An activation whose result reaches no parameter is the last one on its way to an output.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
+from .inputs import tensors_in
 from .kinds import CONVOLUTIONS
 
 
@@ -42,14 +42,3 @@ class Flow:
 
 def _sources(value: Tensor) -> frozenset[int]:
     return getattr(value, "_from_activations", frozenset())
-
-
-def tensors_in(values: Any) -> Iterator[Tensor]:
-    """The tensors in lists, tuples and dictionaries, one within the other."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from tensors_in(value)
-        elif isinstance(value, dict):
-            yield from tensors_in(value.values())

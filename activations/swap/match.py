@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from activations.activation import Activation
 
-from .copies import random_state_kept
+from .copies import copied, random_state_kept
 from .fade import Fade
+from .inputs import Inputs
 from .kinds import is_activation
-from .trace import Call
+from .trace import Call, device_of
 
 Function = Callable[[Tensor], Tensor]
 
@@ -258,7 +259,7 @@ def _least_squares(
     return torch.where(as_good[:, None], rounded, theta)
 
 
-def match_calls(model: nn.Module, calls: Iterable[Call], example: Tensor | None) -> None:
+def match_calls(model: nn.Module, calls: Iterable[Call], example: Inputs | None) -> None:
     """Match the new activation of each call to its reference, and note the error in the call.
 
     The samples are the inputs that each call has when the network runs on `example` with its old
@@ -276,16 +277,16 @@ def match_calls(model: nn.Module, calls: Iterable[Call], example: Tensor | None)
             )
     samples: dict[nn.Module, list[Tensor]] = {activation: [] for activation in groups}
     if example is not None:
-        twin = copy.deepcopy(model)
+        twin = copied(model, Tensor.clone)
         means = [b for name, b in twin.named_buffers() if name.endswith("running_mean")]
         twin.train(bool(means) and not any(mean.any() for mean in means))
         for activation, same in groups.items():
             references = itertools.cycle([call.reference for call in same])
             recorder = _recorder(samples[activation], references)
             twin.get_submodule(same[0].name).register_forward_hook(recorder)
-        device = next(model.parameters(), example).device
+        here = example.on(device_of(model))
         with random_state_kept(), torch.no_grad():
-            twin(example.to(device))
+            twin(*here.args, **here.kwargs)
     poor: dict[str, list[Call]] = {}
     for activation, same in groups.items():
         parts = samples[activation]

@@ -5,11 +5,12 @@ Where one module is called several times, a `PerCall` holds one activation for e
 calls are rewritten to name theirs.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from activations.torch_private import leave_fast_path
+from activations.torch_private import copy_hooks, hooks_of, leave_fast_path, move_hooks
 
 from .calls import Found
 from .locate import End
@@ -37,6 +38,15 @@ def place(model: nn.Module, found: Found, new: Mapping[str, nn.Module]) -> None:
     groups: dict[Key, list[Call]] = {}
     for call in found.calls:
         groups.setdefault(call.key, []).append(call)
+    heirs: dict[nn.Module, nn.Module] = {}  # what has the hooks of an old activation
+    users = Counter(id(module) for module in new.values())
+    for (name, point), calls in groups.items():
+        shared = len(calls) == 1 and users[id(new.get(calls[0].name))] > 1
+        if shared and not point and any(hooks_of(model.get_submodule(name))):
+            raise ValueError(
+                f"cannot swap {name} with this share: its hooks would see the calls of others too. "
+                'Use share="site", or remove them'
+            )
     edits: dict[str, dict[str, dict[End, Edit]]] = {}
     for (name, point), calls in groups.items():
         if not any(call.name in new for call in calls):
@@ -63,6 +73,11 @@ def place(model: nn.Module, found: Found, new: Mapping[str, nn.Module]) -> None:
         else:  # all its names, except those by which it is called separately
             same = [path for path, child in paths if child is old]
             targets = [path for path in same if path == name or path not in found.counts]
+            if old in heirs:  # an activation with several names
+                copy_hooks(heirs[old], replacement)
+            else:
+                move_hooks(old, replacement)
+                heirs[old] = replacement
         for target in targets:
             path, _, attribute = target.rpartition(".")
             owner = model.get_submodule(path)

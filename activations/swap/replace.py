@@ -6,7 +6,7 @@ verify and `match` them there, and at last place them into the network itself.
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from .calls import find_calls, verify
 from .choose import Left, choose
 from .copies import copied
 from .fade import Fade
+from .inputs import Inputs, tensors_in
 from .kinds import is_activation, plain
 from .make import Factory, Share, make_all
 from .match import match_calls
@@ -37,15 +38,16 @@ class SwapReport(list[Call]):
 
     left: tuple[Left, ...] = ()
 
-    def match(self, model: nn.Module, example_input: Tensor | None = None) -> None:
+    def match(self, model: nn.Module, example_input: Any = None) -> None:
         """Start the new functions of `model` as the old ones; see :func:`activations.match`.
 
         Args:
             model: the swapped network.
-            example_input: a batch of real inputs; by default the input of each call is taken to be
-                standard normal.
+            example_input: a batch of real inputs, in a form that :func:`replace_activations` takes;
+                by default the input of each call is taken to be standard normal.
         """
-        match_calls(model, self, example_input)
+        example = None if example_input is None else Inputs.of(example_input)
+        match_calls(model, self, example)
         for call in self:
             call.new = _described(model.get_submodule(call.name))
 
@@ -76,7 +78,7 @@ def replace_activations(
     model: nn.Module,
     factory: Factory | Mapping[str, Factory],
     *,
-    example_input: Tensor | None = None,
+    example_input: Any = None,
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
     include_kinds: str | Sequence[str] = (),
@@ -101,8 +103,10 @@ def replace_activations(
         factory: makes one activation: a class, or `functools.partial` of one; or a mapping of globs
             over the calls' names to factories, of which the first that matches is taken. Where its
             class takes `channels` or `dims`, it receives those of the call's input.
-        example_input: a batch such as the network takes. By default zeros in the size of a timm
-            network's `pretrained_cfg`, else 224 x 224 or the first usual size that works.
+        example_input: a batch such as the network takes: a tensor, a tuple of several inputs, or a
+            dict of inputs by name. An input that is itself a dict or a tuple goes into a tuple. By
+            default zeros in the size of a timm network's `pretrained_cfg`, else 224 x 224 or the
+            first usual size that works.
         include: globs over names (`layer4.*`, `*.act3`): only these calls are swapped.
         exclude: globs over names: these are not.
         include_kinds: gates, or classes that are not recognised as activations, to be swapped
@@ -130,8 +134,9 @@ def replace_activations(
     for name, module in model.named_modules():
         if why := _state_in_the_way(module):
             raise ValueError(f"{name or 'the network'} {why}")
-    if example_input is not None and not isinstance(example_input, Tensor):
-        raise TypeError(f"example_input must be one tensor, got {type(example_input).__name__}")
+    example = None if example_input is None else Inputs.of(example_input)
+    if example and not any(True for _ in tensors_in(example)):
+        raise TypeError(f"example_input must hold a tensor, got {type(example_input).__name__}")
     if match not in (True, False, "fade"):
         raise ValueError(f'match must be True, False or "fade", got {match!r}')
     if is_activation(model):
@@ -142,7 +147,7 @@ def replace_activations(
         raise ValueError(f"share must be one of {', '.join(Share.__args__)}, got {share!r}")
     rules = dict(factory) if isinstance(factory, Mapping) else {"*": factory}
     kinds = frozenset(plain(kind) for kind in _listed(include_kinds))
-    found = find_calls(model, example_input, kinds)
+    found = find_calls(model, example, kinds)
     globs = _listed(include), _listed(exclude)
     chosen, left = choose(model, found, rules, *globs, kinds, matched=bool(match))
     report = SwapReport(call for call, _ in chosen)
@@ -156,7 +161,7 @@ def replace_activations(
     # a copy that shares all tensors: where anything fails on it, `model` is as before
     trial = copied(model)
     place(trial, found, new)
-    verify(trial, found, new)
+    verify(trial, model, found, new)
     if match is True:
         report.match(trial, example_input)
     place(model, found, new)
@@ -201,7 +206,7 @@ def _reference(model: nn.Module, call: Call) -> nn.Module:
     """The old activation, not in place, as a module that the network does not hold."""
     if call.function:
         return call.function  # with its arguments
-    old = copy.deepcopy(model.get_submodule(call.key[0]))
+    old = copied(model.get_submodule(call.key[0]), Tensor.clone)
     for module in old.modules():
         if hasattr(module, "inplace"):
             setattr(module, "inplace", False)  # noqa: B010 - nn.Module does not declare it

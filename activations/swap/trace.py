@@ -9,6 +9,7 @@ import copy
 import inspect
 import types
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .copies import copied, random_state_kept
-from .flow import Flow, tensors_in
+from .flow import Flow
+from .inputs import Inputs, tensors_in
 from .kinds import CONVOLUTIONS, GATE_FUNCTIONS, NAME_OF, kind_of, plain
 from .locate import Location, locate
 
@@ -105,11 +107,19 @@ class Call:
 
 
 def run(
-    model: nn.Module, example: Tensor, kinds: frozenset[str], *, meta: bool, training: bool
+    model: nn.Module,
+    inputs: Inputs,
+    kinds: frozenset[str] = frozenset(),
+    *,
+    meta: bool,
+    training: bool,
+    backward: bool = False,
+    watched: Collection[str] = (),
 ) -> "Run":
-    """Run a copy of `model` on `example`; `model` and the random states stay as they are.
+    """Run a copy of `model` on `inputs`; `model` and the random states stay as they are.
 
-    With `meta` the copy has shapes and no numbers. `kinds` are names of further gates.
+    With `meta` the copy has shapes and no numbers. `kinds` are names of further gates. `backward`
+    adds a backward pass, for which inputs and outputs of the modules `watched` must not change.
     """
     twin = copied(model, _without_numbers if meta else Tensor.clone).train(training)
     seen: set[nn.Module] = set()
@@ -118,19 +128,30 @@ def run(
             if module in seen:  # one activation with several names: count their calls separately
                 twin.set_submodule(path, copy.deepcopy(module))
             seen.add(module)
-    device = "meta" if meta else next(model.parameters(), example).device
-    watch = Run(twin, kinds)
-    with random_state_kept(), torch.no_grad(), watch:
-        twin(example.to(device))
+    here = inputs.on("meta" if meta else device_of(model))
+    watch = Run(twin, kinds, watched)
+    with random_state_kept(), torch.set_grad_enabled(backward):
+        if backward:  # what is frozen now may learn later
+            for parameter in twin.parameters():
+                parameter.requires_grad_(parameter.is_floating_point())
+        with watch:
+            out = twin(*here.args, **here.kwargs)
+        watch.backward(out)
     for number, call in enumerate(watch.calls):
         call.last = number not in watch.flow.used
     watch._changed.clear()  # frees the memory
     watch._frames.clear()
+    watch._kept.clear()
     return watch
 
 
 def _without_numbers(value: Tensor) -> Tensor:
     return value.to("meta")
+
+
+def device_of(model: nn.Module) -> torch.device | None:
+    """Where its inputs go; None where it has no parameters."""
+    return next((parameter.device for parameter in model.parameters()), None)
 
 
 class Run(TorchFunctionMode):
@@ -141,9 +162,13 @@ class Run(TorchFunctionMode):
         flow: which of them have a layer behind them.
         counts: how often each module was called.
         overwritten: keys of the calls that change their input in place where it is used again.
+        error: why the backward pass failed; None where it did not.
+        changed: names of the watched modules whose input or output was changed in place later.
     """
 
-    def __init__(self, network: nn.Module, kinds: frozenset[str]) -> None:
+    def __init__(
+        self, network: nn.Module, kinds: frozenset[str], watched: Collection[str] = ()
+    ) -> None:
         super().__init__()
         self.calls: list[Call] = []
         self.flow = Flow()
@@ -151,6 +176,10 @@ class Run(TorchFunctionMode):
         self.overwritten: set[Key] = set()
         self._names = {id(module): name for name, module in network.named_modules()}
         self._kinds = {module: _kind(module, kinds) for module in network.modules()}
+        self._watched = watched
+        self.error: Exception | None = None
+        self.changed: list[str] = []
+        self._kept: list[tuple[str, Tensor, int]] = []  # what watched modules took and gave
         self._stack: list[str] = []
         # the last frame that made a call, by the call's key and place, and its number of calls
         self._frames: dict[Any, tuple[types.FrameType | None, int]] = {}
@@ -187,6 +216,8 @@ class Run(TorchFunctionMode):
         self._inside -= bool(kind)
         number = len(self.calls) - 1 if kind and not self._inside else None
         self.flow.through((args, kwargs), out, number)
+        if name in self._watched:
+            self._kept += [(name, x, x._version) for x in tensors_in((args, out))]
         if kind and not self._inside and args and self._version != _version(args[0]):
             changed = self._overwrite(args[0], (name, None))
             return changed if out is args[0] else None
@@ -205,7 +236,8 @@ class Run(TorchFunctionMode):
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any], caller: Any) -> Any:
         called = getattr(func, "__name__", "")
         if called not in _LOOKS:
-            self.overwritten.update(key for x in tensors_in(args) if (key := self._stale(x)))
+            used = tensors_in((args, kwargs))
+            self.overwritten.update(key for x in used if (key := self._stale(x)))
         name = NAME_OF.get(func)
         if not name or self._inside:
             return func(*args, **kwargs)
@@ -221,6 +253,18 @@ class Run(TorchFunctionMode):
         if called.endswith("_") or kwargs.get("inplace") is True:
             return self._overwrite(x, key)
         return out
+
+    def backward(self, out: Any) -> None:
+        """Run the backward pass of what the network returned, if it has one."""
+        counts = self.counts.copy()
+        self.changed = list(dict.fromkeys(n for n, x, before in self._kept if x._version > before))
+        roots = [x for x in tensors_in(out) if x.requires_grad]
+        try:
+            if roots:
+                torch.autograd.backward(roots, [torch.ones_like(x) for x in roots])
+        except Exception as error:
+            self.error = error
+        self.counts = counts  # checkpoints call modules again
 
     def _record(
         self,

@@ -91,6 +91,26 @@ def test_has_hooks():
     assert torch_private.has_hooks(module)
 
 
+def test_hooks_of_move_hooks_and_copy_hooks():
+    old, new = nn.ReLU(), nn.ReLU()
+    seen: list[str] = []
+    handle = old.register_forward_hook(lambda *_: seen.append("after"))
+    old.register_forward_pre_hook(lambda *_: seen.append("before"))
+    old.register_full_backward_hook(lambda *_: seen.append("backward"))
+    new.register_forward_hook(lambda *_: seen.append("own"))
+    torch_private.move_hooks(old, new)
+    torch_private.copy_hooks(new, copied := nn.ReLU())
+    assert not any(torch_private.hooks_of(old))
+    for module in (new, copied):
+        assert sum(map(len, torch_private.hooks_of(module))) == 4
+    new(torch.ones(1, requires_grad=True)).backward()
+    assert seen == ["before", "after", "own", "backward"]
+    handle.remove()
+    old(torch.ones(1))
+    new(torch.ones(1))
+    assert seen[4:] == ["before", "own"]
+
+
 def test_leave_fast_path():
     calls = []
 

@@ -1,10 +1,13 @@
 """The swap: one instance a call, names kept, outputs kept, refusals that name the site."""
 
 import copy
+import itertools
 import math
 import pickle
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import pytest
 import timm
@@ -676,11 +679,254 @@ def test_a_kind_of_torchs_own_and_old_weight_norm():
     assert [call.old for call in report] == ["Mine"]
 
 
-def test_hooks_of_the_old_module_are_reported():
-    network = nn.Sequential(nn.Conv1d(3, 4, 1), nn.ReLU())
-    network[1].register_forward_hook(lambda module, inputs, output: None)
-    report = replace_activations(network, CosLU, example_input=torch.zeros(2, 3, 5))
-    assert report.left == (("1", "forward hooks", "not carried over"),)
+@pytest.mark.filterwarnings("ignore:match. .* fits only roughly")
+def test_hooks_go_with_the_activation_and_no_trial_calls_them():
+    seen: list[str] = []
+    model = nn.Sequential(nn.Conv1d(3, 4, 1), nn.ReLU())
+    handles = [
+        model[1].register_forward_hook(lambda *_: seen.append("forward")),
+        model[1].register_forward_hook(lambda *_: seen.append("always"), always_call=True),
+        model[1].register_forward_hook(lambda *_: seen.append("kwargs"), with_kwargs=True),
+        model[1].register_forward_pre_hook(lambda *_: seen.append("before")),
+        model[1].register_full_backward_hook(lambda *_: seen.append("backward")),
+        model[1].register_full_backward_pre_hook(lambda *_: seen.append("pre-backward")),
+        model[0].register_forward_hook(lambda *_: seen.append("convolution")),
+        model.register_forward_pre_hook(lambda *_: seen.append("network")),
+    ]
+    x = torch.randn(2, 3, 5)
+    choices: list[Any] = [{}, {"match": True}, {"match": "fade"}]
+    for options in choices:
+        report = replace_activations(model, CosLU, example_input=x, **options)
+        assert not report.left
+        assert not seen
+        model(x).sum().backward()
+        kinds = ["network", "convolution", "before", "forward", "always", "kwargs"]
+        assert seen == [*kinds, "pre-backward", "backward"]
+        seen.clear()
+    handles[3].remove()
+    model(x)
+    assert "before" not in seen
+
+
+def test_hooks_of_a_module_with_several_calls_see_each():
+    seen: list[torch.Tensor] = []
+    model, x = Reused().eval(), torch.randn(2, 3, 6, 5)
+
+    def see(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        seen.append(output)
+
+    model.act.register_forward_hook(see)
+    expected = copy.deepcopy(model)(x)
+    before = [output.clone() for output in seen]
+    seen.clear()
+    replace_activations(model, ReLU, example_input=x, include="act.1")
+    replace_activations(model, ReLU, example_input=x, include="act.[02]")
+    assert torch.equal(model(x), expected)
+    assert len(before) == 3
+    assert all(torch.equal(a, b) for a, b in zip(seen, before, strict=True))
+    twice = nn.Sequential(act := nn.ReLU(), nn.Sequential(act))
+    act.register_forward_hook(see)
+    replace_activations(twice, CosLU, example_input=torch.zeros(2, 3))
+    seen.clear()
+    twice(torch.zeros(2, 3))
+    assert len(seen) == 2
+    shared = nn.Sequential(nn.Conv1d(3, 3, 1), nn.ReLU(), nn.Conv1d(3, 3, 1), nn.ReLU())
+    shared[1].register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"cannot swap 1 with this share: its hooks would see"):
+        replace_activations(shared, CosLU, example_input=torch.zeros(2, 3, 5), share="model")
+    assert [type(module) for module in shared[1::2]] == [nn.ReLU] * 2
+
+
+def test_timms_features_by_hooks():
+    make = partial(timm.create_model, "resnet18", features_only=True, feature_cls="hook")
+    torch.manual_seed(0)
+    model, x = make().eval(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = [feature.clone() for feature in model(x)]
+        replace_activations(model, ReLU)
+        after = model(x)
+    assert len(before) == 5
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+class Added(Net):
+    """Changes in place what goes into the activation, or comes out of it."""
+
+    kind = "input"
+
+    def forward(self, x):
+        x = self.conv(x)
+        if self.kind == "input":
+            x += self.more(self.act(x))
+        elif self.kind == "slice":
+            y = self.act(x)
+            x[:, 1:] *= 2
+            x = x + y
+        elif self.kind == "output":
+            y = self.act(x)
+            y += x
+            return y
+        elif self.kind == "statistics":  # not through the input's tensor
+            y = self.act(x)
+            with torch.no_grad():
+                x.mul_(0.5)
+            return y
+        return x
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("kind", ["input", "slice", "statistics"])
+def test_what_fails_in_the_backward_pass_is_refused(kind: str, frozen: bool):
+    model, x = Added(), torch.randn(2, 3, 6, 5)
+    model.kind, model.act.inplace = kind, False
+    model.requires_grad_(not frozen)
+    before = repr(model), list(model.state_dict())
+    with pytest.raises(
+        ValueError, match=r"cannot swap act: the new ones fail in the backward pass .*modified by"
+    ):
+        replace_activations(model, CosLU, example_input=x)
+    assert (repr(model), list(model.state_dict())) == before
+    assert all(parameter.requires_grad != frozen for parameter in model.parameters())
+    model.requires_grad_(True)
+    model(x).sum().backward()  # as the old one saves its output
+
+
+def test_an_output_changed_in_place():
+    model, x = Added(), torch.randn(2, 3, 6, 5)
+    model.kind, model.act.inplace = "output", False
+    replace_activations(model, CosLU, example_input=x)  # it saves its input
+    model(x).sum().backward()
+    with pytest.raises(ValueError, match="cannot swap act: the new ones fail in the backward"):
+        replace_activations(model, nn.Sigmoid, example_input=x)  # it saves its output
+
+
+def test_a_network_without_a_backward_pass_is_swapped():
+    class Broken(Net):
+        def forward(self, x):
+            y = self.conv(x).exp()
+            y += 1
+            return self.act(y)
+
+    assert len(replace_activations(Broken(), CosLU, example_input=torch.zeros(2, 3, 6, 5))) == 1
+
+
+class UNet(Net):
+    def __init__(self):
+        super().__init__()
+        self.time = nn.Linear(1, 4)
+
+    def forward(self, x, t, *, context=None, scale: float = 1.0):
+        x = self.conv(x) + F.silu(self.time(t[:, None].float()))[..., None, None]
+        x = x if context is None else x + context["text"].mean(1)[..., None, None]
+        return {"sample": self.act(x) * scale, "time": t}
+
+
+class Encoder(nn.Module):
+    """Token numbers to a tuple of tensors, with a mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.fc = nn.Embedding(9, 6), nn.Linear(6, 6)
+
+    def forward(self, batch):
+        x = self.words(batch["ids"]) * batch["mask"][..., None]
+        return F.gelu(self.fc(x)), (x.mean(1), None)
+
+
+@pytest.mark.parametrize(
+    ("build", "example", "sites"),
+    [
+        (UNet, (torch.randn(2, 3, 8, 8), torch.arange(2)), {"silu": 4, "act": 4}),
+        (UNet, (torch.randn(1, 3, 8, 8), torch.arange(1)), {"silu": 4, "act": 4}),
+        (UNet, {"t": torch.arange(2), "x": torch.randn(2, 3, 8, 8)}, {"silu": 4, "act": 4}),
+        (
+            UNet,
+            {
+                "t": torch.arange(2),
+                "x": torch.randn(2, 3, 8, 8),
+                "context": {"text": torch.randn(2, 5, 4)},
+                "scale": 0.5,
+            },
+            {"silu": 4, "act": 4},
+        ),
+        (
+            lambda: nn.Transformer(8, 2, 1, 1, 12, activation=F.gelu, batch_first=True),
+            (torch.randn(2, 5, 8), torch.randn(2, 3, 8)),
+            {"encoder.layers.0.gelu": 12, "decoder.layers.0.gelu": 12},
+        ),
+        (
+            Encoder,
+            ({"ids": torch.randint(9, (2, 5)), "mask": torch.ones(2, 5)},),
+            {"gelu": 6},
+        ),
+    ],
+    ids=["tuple", "one sample", "names", "nested", "transformer", "dict"],
+)
+@pytest.mark.filterwarnings("ignore:match. .* fits only roughly")
+def test_several_inputs(build, example, sites: dict[str, int]):
+    torch.manual_seed(0)
+    before = build().eval()
+    after = copy.deepcopy(before)
+    kept = copy.deepcopy(example)
+    choices: list[Any] = [{}, {"match": True}]
+    for options in choices:
+        model = copy.deepcopy(before)
+        report = replace_activations(model, CosLU, example_input=example, **options)
+        assert {call.name: call.channels for call in report} == sites
+        assert all((call.error is not None) == bool(options) for call in report)
+    assert repr(example) == repr(kept)
+    replace_activations(after, nn.Identity, example_input=example)
+    args, kwargs = ((), example) if isinstance(example, dict) else (example, {})
+    assert repr(after(*args, **kwargs)) != repr(before(*args, **kwargs))
+
+
+class Detector(Net):
+    """A list of images, and in training targets; it computes with numbers as torchvision's do."""
+
+    def __init__(self):
+        super().__init__()
+        self.tried: list[bool] = []
+
+    def forward(self, images, targets=None):
+        Detector.runs.append(self.training)
+        if self.training and targets is None:
+            raise ValueError("targets should not be none when in training mode")
+        x = self.act(self.conv(torch.stack(list(images))))
+        size = int(x.mean().item() * 0) + 1  # what the meta device cannot
+        if targets is not None and self.training:
+            return {"loss": (x.mean() - targets[0]["boxes"].mean()) ** 2}
+        return [{"boxes": x[:, :size]}]
+
+    runs: list[bool] = []  # noqa: RUF012
+
+
+def test_detection_takes_few_trial_runs():
+    Detector.runs.clear()
+    report = replace_activations(Detector(), CosLU)
+    assert [call.name for call in report] == ["act"]
+    assert "targets should not be none" in str(report)
+    assert len(Detector.runs) <= 14
+    images = [torch.zeros(3, 8, 8), torch.zeros(3, 8, 8)]
+    targets = [{"boxes": torch.ones(1, 4)}, {"boxes": torch.ones(1, 4)}]
+    report = replace_activations(Detector(), CosLU, example_input=(images, targets))
+    assert not report.left
+    assert report[0].runs == 2
+
+
+def test_a_long_trial_shows_what_it_does(caplog, monkeypatch):
+    clock = itertools.count(step=1000)  # each look at the clock is far later
+    monkeypatch.setattr("activations.swap.calls.time.monotonic", lambda: next(clock))
+
+    class Slow(Net):
+        def forward(self, x):
+            for _ in range(100):
+                if caplog.records:
+                    break
+                threading.Event().wait(0.1)
+            return super().forward(x)
+
+    replace_activations(Slow(), CosLU, example_input=torch.zeros(2, 3, 4, 4))
+    assert "Slow: trial run in training mode on (2, 3, 4, 4)" in caplog.messages
 
 
 class Learned(Net):
@@ -728,10 +974,7 @@ class Wide(nn.Module):
         ({"factory": F.relu}, "when called without arguments"),
         ({"match": "Fade"}, r"match must be True, False or \"fade\", got 'Fade'"),
         ({"exclude": "*"}, "leave no call to swap"),
-        (
-            {"example_input": (torch.zeros(2, 3, 8, 8),)},
-            "example_input must be one tensor, got tuple",
-        ),
+        ({"example_input": (2, 3, 8, 8)}, "example_input must hold a tensor, got tuple"),
         ({"factory": lambda: LSLU(channels=16)}, "must pass channels, dims on to it"),
     ],
     ids=[
