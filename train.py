@@ -90,10 +90,12 @@ class Parser(LightningArgumentParser):
             options["skip"] = {"activation.init_args.device", "activation.init_args.dtype"}
         return super().add_class_arguments(theclass, nested_key, **options)
 
-    def format_help(self) -> str:
+    def format_help(self, *args: Any, **more: Any) -> str:
         """Show the default optimizer by what it is, not as a function's address."""
         default = "SGD lr 0.1, momentum 0.9, weight_decay 1e-4"
-        return re.sub(r"<function\s+_sgd\s+at\s+0x\w+>", default, super().format_help())
+        return re.sub(
+            r"<function\s+_sgd\s+at\s+0x\w+>", default, super().format_help(*args, **more)
+        )
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Print one sentence for `message`, and exit with status 2."""
