@@ -12,13 +12,14 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
+from inspect import signature
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 import yaml
-from jsonargparse import get_loader, set_loader
+from jsonargparse import get_loader, set_loader, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
@@ -42,12 +43,14 @@ from callbacks import (
     run_summary,
 )
 from models import Classifier, DivergedError
+from models.checkpoints import check_complete, check_fits, check_given, read_checkpoint
 
 ROOT = Path(__file__).resolve().parent
 BASE = {"default_config_files": [str(ROOT / "configs/base.yaml")]}
 CRASH, SLIP, DIVERGED = 1, 2, 3  # exit codes; Python's own for a crash is 1, too
 MISTAKES = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError)
 MISTAKES += (MisconfigurationException,)
+set_parsing_settings(instantiate_subclass_spec_in_any=False)
 # Lightning 2.6 calls what torch deprecates, and advertises litlogger; users can change neither.
 warnings.filterwarnings("ignore", message=".*LeafSpec")
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
@@ -330,6 +333,8 @@ class CLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Only the one asked for, if it is known: each takes a quarter of a second to set up."""
         known = LightningCLI.subcommands()
+        for skipped in known.values():  # with weights_only: false a file could run code
+            skipped.add("weights_only")
         return {name: known[name] for name in sys.argv[1:2] if name in known} or known
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -347,6 +352,34 @@ class CLI(LightningCLI):
             "--test_after_fit", type=bool, default=False, help="Test the best checkpoint after fit."
         )
 
+        parser.add_argument(
+            "--trust",
+            action="append",
+            type=str,
+            default=[],
+            help="A package whose classes a checkpoint may name; can be repeated.",
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Check the checkpoint before Lightning takes options from it, which imports classes."""
+        super().parse_arguments(parser, args)
+        subcommand, self.checkpoint = str(self.config.subcommand), None
+        config = self.config[subcommand]
+        path = config.ckpt_path
+        if path in (None, "", "best", "last", "hpc", "registry"):
+            return
+        known = read_checkpoint(path, signature(Classifier).parameters, config.trust)
+        if subcommand == "fit" and "optimizer_states" not in known:
+            raise ValueError(
+                f"{str(path)!r} holds weights alone, from which no run can be resumed: start a new "
+                "one from them with --model.checkpoint_path"
+            )
+        default = self._parser(subcommand).get_defaults().model
+        given = {name for name, value in config.model.items() if value != default.get(name)}
+        unused = set[str]() if subcommand == "fit" else {"optimizer", "lr_scheduler"}
+        check_complete(known, str(path), given | unused)
+        self.checkpoint = known
+
     def before_instantiate_classes(self) -> None:
         """Check the command, and name the run's folder <data>-<backbone>-<activation>."""
         config = self.config[str(self.subcommand)]
@@ -355,8 +388,6 @@ class CLI(LightningCLI):
             raise ValueError(f"{self.subcommand} needs trained weights: --ckpt_path best.ckpt")
         if path is not None and not path:
             raise ValueError("--ckpt_path is empty: name a file, or leave the option out")
-        if path not in (None, "best", "last", "hpc") and not Path(path).is_file():
-            raise FileNotFoundError(f"no checkpoint {str(path)!r} (--ckpt_path)")
         for name in ("trainer", "model"):
             if config[name] is None:
                 raise ValueError(f"{name}: null leaves no options: name some, or leave it out")
@@ -366,6 +397,8 @@ class CLI(LightningCLI):
         for name in ("checkpoint", "last_checkpoint"):
             if config[name].monitor == "":
                 raise ValueError(f"--{name}.monitor is empty: name a metric, such as val/acc")
+        for option in ("model", "data", "trainer"):
+            check_given(config.as_dict().get(option), option)
         trainer, off = config.trainer, set[str]()
         for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
             if isinstance(given := trainer[name], int | float) and given <= 0:
@@ -407,7 +440,7 @@ class CLI(LightningCLI):
             arguments.name, arguments.version = run.parent.name, run.name
 
     def after_instantiate_classes(self) -> None:
-        """Refuse a folder that cannot be written, and more processes than a CPU has cores."""
+        """Refuse a checkpoint or a folder that does not serve, and too many processes."""
         self.config[str(self.subcommand)].trainer = self.given
         if self.trainer.loggers or self.subcommand == "fit":
             folders = [logger.save_dir for logger in self.trainer.loggers if logger.save_dir]
@@ -415,6 +448,10 @@ class CLI(LightningCLI):
                 check_writable(Path(folder))
         if self.subcommand == "fit":
             try_optimizer(self.model)
+        if self.checkpoint:
+            path = self.config[str(self.subcommand)].ckpt_path
+            check_fits(self.model, self.checkpoint, str(path))
+            self.checkpoint = None
         cores, asked = os.cpu_count() or 1, self.trainer.num_devices
         if isinstance(self.trainer.accelerator, CPUAccelerator) and asked > cores:
             raise ValueError(

@@ -190,7 +190,9 @@ def _check_size(path: Path, header: Any, length: int) -> None:
     """Compare sizes before wfdb allocates memory, as a damaged header can give any length."""
     width = {"212": 1.5, "16": 2, "80": 1}
     for name, kind in set(zip(header.file_name, header.fmt, strict=False)):
-        file = path.with_name(str(name))
+        file = path.parent / str(name)
+        if file.name != name:  # a file of another folder
+            raise _damaged(path.with_suffix(".hea"), f"it names the file {name!r}")
         if kind not in width or not file.is_file():
             raise _damaged(path.with_suffix(".hea"), f"no file {name} in format {kind}")
         expected = length * header.file_name.count(name) * width[kind]

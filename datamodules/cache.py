@@ -114,13 +114,13 @@ def _open(folder: Path) -> dict[str, Tensor] | None:
     """The arrays in `folder`; None if they are not there or damaged."""
     try:
         sums = json.loads((folder / "sums.json").read_text())
-        files = {name: folder / f"{name}.npy" for name in sums}
+        files = {name: folder / Path(f"{name}.npy").name for name in sums}
         if any(_sum(file) != sums[name] for name, file in files.items()):
             return None
         # copy on write: torch needs writable memory, and processes share the pages that none writes
         arrays = {name: np.load(file, mmap_mode="c") for name, file in files.items()}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return None
 
 

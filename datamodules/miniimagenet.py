@@ -235,7 +235,8 @@ def read_pickle(file: Path) -> tuple[np.ndarray, list[str]]:
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         known = {"_reconstruct", "scalar", "_frombuffer", "ndarray", "dtype"}
-        if module.split(".")[0] == "numpy" and name in known:
+        numpy = ("numpy", "numpy.core.multiarray", "numpy.core.numeric")  # numpy._core in 2.x
+        if module.replace("_core", "core") in numpy and name in known:
             return super().find_class(module, name)
         if (module, name) in (("_codecs", "encode"), ("collections", "OrderedDict")):
             return super().find_class(module, name)

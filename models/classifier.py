@@ -1,8 +1,10 @@
 """The LightningModule that trains any backbone with any activation."""
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -19,6 +21,14 @@ from activations.activation import positive
 from activations.torch_private import is_compiled
 
 from .backbones import Stem, build_backbone, check_input
+from .checkpoints import (
+    FACTORIES,
+    INSTANTIATOR,
+    check_complete,
+    check_fits,
+    describe,
+    read_checkpoint,
+)
 from .metrics import classification_metrics, log_classes, warn_of_absent
 from .weights import kaiming_, load_weights, read_weights
 
@@ -130,10 +140,15 @@ class Classifier(LightningModule):
         if init == "kaiming" and (pretrained or checkpoint_path):
             raise ValueError("init: kaiming would overwrite the pretrained weights")
         self.save_hyperparameters(logger=False)
+        self.hparams["_instantiator"] = INSTANTIATOR
+        self._not_stored: dict[str, str] = {}
         for name, value in list(self.hparams.items()):
-            values = value.values() if isinstance(value, dict) else [value]
-            if any(map(callable, values)):  # a checkpoint holds data only, in train.py their paths
+            try:  # a checkpoint holds data only
+                self.hparams[name] = describe(value)
+            except ValueError as error:
                 del self.hparams[name]
+                if value is not _sgd:
+                    self._not_stored[name] = str(error)
         self.stem: Stem = "imagenet" if stem == "auto" and pretrained else stem
         options = {"image_size": image_size, **(backbone_kwargs or {})}
         network = build_backbone(
@@ -178,6 +193,12 @@ class Classifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Compile; in a new run, match the new activations to the old ones on the first batch."""
+        callbacks: Any = getattr(self.trainer, "callbacks", ())
+        if any(isinstance(each, BackboneFinetuning) for each in callbacks):
+            raise ValueError(
+                "Lightning's BackboneFinetuning would leave the head frozen, which is in "
+                "`backbone` here; callbacks.HeadFirst trains the head first, then all"
+            )
         if self.compile_mode == "activations":
             fuse(self.backbone)
         if self.compile_mode == "model" and not is_compiled(self.backbone):
@@ -192,6 +213,47 @@ class Classifier(LightningModule):
         known = checkpoint.get("hyper_parameters")
         if known is not None:
             known.update(stem=self.stem, pretrained=False, checkpoint_path=None)
+        if self._not_stored:
+            checkpoint["not_stored"] = self._not_stored
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the weights of another network."""
+        path = self._trainer.ckpt_path if self._trainer else None
+        check_fits(self, checkpoint, str(path or "the checkpoint"))
+
+    @classmethod
+    def load_from_checkpoint(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        *,
+        trust: Sequence[str] = (),
+        **changes: Any,
+    ) -> Self:
+        """The trained network of a checkpoint; opening it runs no code of the file.
+
+        Args:
+            checkpoint_path: the file.
+            map_location: where the tensors go; by default where they were.
+            trust: packages, besides torch's own and this project's, from which the file may name
+                classes.
+            changes: arguments of the class that replace the stored ones.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged or of another program, names code that is not trusted,
+                or lacks an argument that could not be stored.
+        """
+        options = [*signature(cls).parameters]
+        content = read_checkpoint(checkpoint_path, options, trust, changes)
+        stored = content.get("hyper_parameters", {})
+        check_complete(content, str(checkpoint_path), changes)
+        changes = {"map_location": map_location, "weights_only": True, **changes}
+        model = super().load_from_checkpoint(checkpoint_path, **changes)
+        for name in FACTORIES.keys() & stored.keys() - changes.keys():
+            model.hparams[name] = stored[name]
+            model._not_stored.pop(name, None)
+        return model
 
     def forward(self, images: Tensor) -> Tensor:
         """Class scores (logits) of (N, C, H, W) images or (N, C, L) signals."""
@@ -286,12 +348,6 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer, of weights and of activations' own parameters, and the scheduler."""
-        callbacks: Any = getattr(self.trainer, "callbacks", ())
-        if any(isinstance(each, BackboneFinetuning) for each in callbacks):
-            raise ValueError(
-                "Lightning's BackboneFinetuning would leave the head frozen, which is in "
-                "`backbone` here; callbacks.HeadFirst trains the head first, then all"
-            )
         groups = parameter_groups(
             self.backbone, activation_weight_decay=self.activation_weight_decay
         )

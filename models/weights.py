@@ -5,10 +5,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from activations.swap.kinds import CONVOLUTIONS
+
+from .checkpoints import read_file
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -22,17 +23,15 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         ValueError: the file cannot be read, or does not hold tensors by name.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {str(path)!r} (checkpoint_path)")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+    if path.suffix == ".safetensors" and path.is_file():
+        from safetensors.torch import load_file
 
+        try:
             content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{str(path)!r} cannot be read as weights: {error}") from error
+        except Exception as error:
+            raise ValueError(f"{str(path)!r} cannot be read as weights: {error}") from error
+    else:
+        content = read_file(path, "--model.checkpoint_path")
     for key in ("state_dict", "model", "state_dict_ema"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -121,7 +121,7 @@ def test_seed_zero_is_a_seed_and_reaches_the_data(parsed):
         ("--data Digits --model.class_weights [1,2]", "class_weights has 2 numbers, the data 10 classes"),
         ("--data Digits -c none.yaml", "none.yaml"),
         ("--data Digits --data.image_size 4", "error: image_size must be an integer >= 8, got 4"),
-        ("--data Digits --ckpt_path none.ckpt", "no checkpoint 'none.ckpt'"),
+        ("--data Digits --ckpt_path none.ckpt", "no weights at 'none.ckpt'"),
         ("--data Digits --data.batch_size 5000", "1295 images do not fill one batch of 5000"),
     ],
 )  # fmt: skip

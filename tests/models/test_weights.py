@@ -56,7 +56,9 @@ def test_weights_that_do_not_fit(tmp_path):
     torch.save({"a": 1}, path)
     with pytest.raises(ValueError, match=r"weights.pth' holds no weights by name"):
         build_backbone("resnet8", 10, checkpoint_path=path)
-    with pytest.raises(FileNotFoundError, match=r"no weights at 'none.pth' \(checkpoint_path\)"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no weights at 'none.pth' \(--model.checkpoint_path\)"
+    ):
         build_backbone("resnet8", 10, checkpoint_path="none.pth")
     with pytest.raises(ValueError, match="resnet8 has no pretrained weights"):
         build_backbone("resnet8", 10, pretrained=True)

@@ -1,0 +1,250 @@
+"""Checkpoints: what is safe to open, and the network that a checkpoint describes."""
+
+import os
+import pkgutil
+import re
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+# importing a module runs its code: for a checkpoint only these are imported
+TRUSTED = ("torch.nn", "torch.optim", "activations", "models", "datamodules", "timm", "torchvision",
+           "lightning.pytorch.cli.ReduceLROnPlateau")  # fmt: skip
+FACTORIES: dict[str, type] = {
+    "activation": nn.Module,
+    "activation_by_site": nn.Module,
+    "optimizer": Optimizer,
+    "lr_scheduler": LRScheduler,
+}
+DEFAULT_OPTIMIZER = "models.classifier._sgd"  # the one function that a checkpoint may name
+INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # by which Lightning makes factories
+PLAIN = (bool, int, float, str, type(None))
+
+
+def read_file(path: str | Path, option: str = "--ckpt_path") -> Any:
+    """The content of a file of `torch.save`: tensors and plain data; no code of it is run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds more than data. A changed bit is noticed by the
+            checksums that `torch.save` writes and `torch.load` does not compare.
+    """
+    path = Path(path)
+    if not path.is_file():
+        kind = ", which is no file" if path.exists() else ""
+        raise FileNotFoundError(f"no weights at {str(path)!r}{kind} ({option})")
+    try:
+        if not path.stat().st_size:
+            raise ValueError("it is empty")
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if changed := archive.testzip():
+                    raise ValueError(f"the checksum of {changed!r} is wrong")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise ValueError(
+                f"{str(path)!r} names the code {code[1]!r}, which was not run: give a file that "
+                f"holds data alone with {option}"
+            ) from error
+        reason = "no file of torch.save"
+        if isinstance(error, ValueError | RuntimeError):  # torch's other errors fill a page
+            reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{str(path)!r} cannot be read as weights, it is damaged or of another kind "
+            f"({reason[:200]}): give another file with {option}, such as an earlier checkpoint"
+        ) from error
+
+
+def read_checkpoint(
+    path: str | Path,
+    options: Iterable[str],
+    trust: Sequence[str] = (),
+    replaced: Iterable[str] = (),
+) -> dict[str, Any]:
+    """The content of a checkpoint of :class:`models.Classifier`, whose classes are trusted.
+
+    Args:
+        path: the file.
+        options: arguments of the classifier.
+        trust: packages, besides torch's own and this project's, from which it may name classes.
+        replaced: arguments that are not taken from the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or of another program, or names code that is not trusted.
+    """
+    content, name = read_file(path), str(path)
+    if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
+        raise ValueError(
+            f"{name!r} is no checkpoint of this program, which would name its network: if it holds "
+            "weights, start from them with --model.checkpoint_path, and name the network"
+        )
+    state: Any = content.get("state_dict")
+    stored: Any = content.get("hyper_parameters", {})
+    ours = isinstance(state, dict) and isinstance(stored, dict)
+    ours = ours and all(isinstance(value, Tensor) for value in state.values())
+    ours = ours and any(str(key).startswith("backbone.") for key in state)
+    ours = ours and {"hparams", "module_arguments"}.isdisjoint(content)  # Lightning before 0.8
+    ours = ours and stored.get("_instantiator", INSTANTIATOR) == INSTANTIATOR
+    if not ours or not {*options, "_instantiator"}.issuperset(stored):
+        raise ValueError(
+            f"{name!r} is a checkpoint of another program, not of this classifier: give one of "
+            "this program with --ckpt_path, or start from its weights with --model.checkpoint_path"
+        )
+    check_stored({key: stored[key] for key in stored.keys() - set(replaced)}, name, trust)
+    return content
+
+
+def check_stored(stored: Mapping[str, Any], source: str, trust: Sequence[str] = ()) -> None:
+    """Raise ValueError if stored options name anything but trusted classes where these belong.
+
+    The names are compared before anything is imported, and what they lead to afterwards.
+    """
+    for option, value in stored.items():
+        kind, names = FACTORIES.get(option), list(_names(value, option, source))
+        if value and option in ("pretrained", "checkpoint_path"):
+            raise ValueError(f"{source!r} asks for other weights ({option}), none are read for it")
+        if names and kind is None:
+            raise ValueError(f"{source!r} names {names[0]!r} in {option}, where no class belongs")
+        for name in names:
+            if not _inside(name, (*TRUSTED, *trust)):
+                raise _untrusted(source, name, option, name)
+        for name in names:
+            try:
+                thing = pkgutil.resolve_name(name)
+            except (ImportError, AttributeError) as error:
+                raise ValueError(f"{source!r} names {name!r} as {option}: {error}") from error
+            if not isinstance(thing, type) or not issubclass(thing, kind or object):
+                raise ValueError(f"{source!r} names {name!r} as {option}, which is no such class")
+            origin = f"{thing.__module__}.{thing.__qualname__}"
+            if not _inside(origin, (*TRUSTED, *trust)):
+                raise _untrusted(source, name, option, origin)
+
+
+def check_given(value: Any, option: str) -> None:
+    """Raise ValueError if a parsed option of the command line names a function, at any depth.
+
+    A class is accepted unless it is Python's own: the parser has compared it with the option's
+    type. Functions are accepted from torchvision's transforms alone.
+    """
+    thing = value if callable(value) and not isinstance(value, os.PathLike) else None
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            check_given(inner, option if key == "init_args" else f"{option}.{key}")
+        name = value.get("class_path")
+        if isinstance(name, str) and "." in name:
+            thing = pkgutil.resolve_name(name)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            check_given(inner, option)
+    if thing is None:
+        return
+    module = str(getattr(thing, "__module__", None))
+    if isinstance(thing, type):
+        accepted = module.partition(".")[0] not in sys.stdlib_module_names
+    else:  # the classifier's own default optimizer is a function too
+        accepted = _inside(module, ("torchvision.transforms", "models.classifier"))
+    if not accepted:
+        shown = f"{module}.{getattr(thing, '__qualname__', type(thing).__name__)}"
+        raise ValueError(f"--{option} cannot be {shown}: name a class that is made for this option")
+
+
+def describe(factory: Any) -> Any:
+    """A class, or a partial of one, as the command line stores it: `class_path` and `init_args`.
+
+    Raises:
+        ValueError: `factory` cannot be named, such as a lambda or a local class.
+    """
+    if isinstance(factory, PLAIN):
+        return factory
+    if isinstance(factory, os.PathLike):
+        return os.fspath(factory)
+    if isinstance(factory, list | tuple):
+        return [describe(each) for each in factory]
+    if isinstance(factory, dict):
+        return {key: describe(each) for key, each in factory.items()}
+    given = factory.keywords if isinstance(factory, partial) else {}
+    made = factory.func if isinstance(factory, partial) else factory
+    if not isinstance(made, type) or (isinstance(factory, partial) and factory.args):
+        shown = getattr(made, "__qualname__", type(made).__qualname__)
+        raise ValueError(f"{shown} is no class, nor a partial of one with named arguments")
+    path = f"{made.__module__}.{made.__qualname__}"
+    if made.__module__ == "__main__" or "<" in path or pkgutil.resolve_name(path) is not made:
+        raise ValueError(f"{path} cannot be imported")
+    return {"class_path": path, "init_args": describe(given)}
+
+
+def check_complete(content: Mapping[str, Any], source: str, given: Iterable[str]) -> None:
+    """Raise ValueError if a checkpoint lacks an argument that is not `given` either."""
+    for name, reason in content.get("not_stored", {}).items():
+        if name not in given:
+            raise ValueError(f"{source!r} lacks its {name} ({reason}): give it, {name}=...")
+
+
+def check_fits(network: nn.Module, content: Mapping[str, Any], source: str) -> None:
+    """Raise ValueError if the weights of a checkpoint do not fit `network`."""
+    own, state = (
+        {key: value for key, value in each.items() if key.startswith("backbone.")}
+        for each in (network.state_dict(), content["state_dict"])
+    )
+    wrong = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    lost = [*(own.keys() ^ state.keys()), *wrong]
+    if not lost:
+        return
+    stored = content.get("hyper_parameters", {}).get("num_classes")
+    given = getattr(network, "hparams", {}).get("num_classes", stored)
+    if stored != given:
+        raise ValueError(
+            f"{source!r} was trained on {stored} classes, the data have {given}: give the data "
+            "that it knows, or start from its weights with --model.checkpoint_path"
+        )
+    raise ValueError(
+        f"{source!r} is of another network, {len(lost)} of its tensors do not fit, such as "
+        f"{min(lost)}: choose the backbone, the activation and the data that it was trained with"
+    )
+
+
+def _names(value: Any, option: str, source: str, key: str = "") -> Iterator[str]:
+    """The names of classes in a stored option, at any depth.
+
+    A text may also be read as YAML or as the name of a file of options: such texts are refused.
+    """
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            if str(name).startswith("__"):
+                raise ValueError(f"{source!r} has the reserved name {name!r} in {option}")
+            yield from _names(inner, option, source, str(name))
+    elif isinstance(value, list | tuple | set):
+        for inner in value:
+            yield from _names(inner, option, source, key)
+    elif isinstance(value, str):
+        factory = option in FACTORIES
+        unclear = not re.fullmatch(r"[\w.+/-]*", value) or os.path.isfile(value)
+        if "class_path" in value or (factory and unclear):
+            raise ValueError(f"{source!r} has {value[:80]!r} in {option}, which is no class")
+        dotted = "." in value and all(part.isidentifier() for part in value.split("."))
+        if (key == "class_path" or (factory and dotted)) and value != DEFAULT_OPTIMIZER:
+            yield value
+    elif not isinstance(value, PLAIN) or key == "class_path":
+        raise ValueError(f"{source!r} has a {type(value).__name__} in {option}")
+
+
+def _inside(path: str, packages: Sequence[str]) -> bool:
+    """Whether a dotted name is one of `packages` or within one; no part of it may be `__x__`."""
+    return "__" not in path and any(f"{path}.".startswith(f"{name}.") for name in packages)
+
+
+def _untrusted(source: str, name: str, option: str, origin: str) -> ValueError:
+    return ValueError(
+        f"{source!r} names {name!r} as {option}, which is neither torch's nor this project's: if "
+        f"it may run on this machine, add --trust {origin.partition('.')[0]}"
+    )
