@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from activations.swap.inputs import Inputs
 from activations.swap.trace import run
 
 from .conv1d import arguments_of, to_1d
@@ -93,7 +94,7 @@ def check_input(network: nn.Module, example: Tensor) -> None:
     failure = None
     for meta in (True, False):  # without numbers first, which is quick; some networks need them
         try:
-            run(network, example, frozenset(), meta=meta, training=False)
+            run(network, Inputs.of(example), frozenset(), meta=meta, training=False)
         except Exception as error:
             failure = error
         else:
