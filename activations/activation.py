@@ -279,7 +279,9 @@ class Activation(Leaf):
     def shape_values(self) -> dict[str, Tensor]:
         """Each shape parameter and schedule buffer as it is used, clamped: (channels, terms)."""
         schedule = ((name, b) for name, b in self.named_buffers(recurse=False) if b.dim() == 0)
-        named = [*self.named_parameters(recurse=False), *schedule]
+        # what torch.nn.utils.parametrize computes
+        computed = ((name, getattr(self, name)) for name in getattr(self, "parametrizations", ()))
+        named = [*self.named_parameters(recurse=False), *computed, *schedule]
         return {
             name: value.detach()
             .clamp(min=self.least.get(name, -math.inf))

@@ -1,5 +1,6 @@
 """Which parameters are an activation's shape, and optimizer groups that respect it."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -10,15 +11,31 @@ from .activation import Activation
 def shape_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Name and value of every parameter that an activation of `model` learns as its shape.
 
-    These are the direct parameters of `Activation` and `torch.nn.PReLU` modules. LSLU's convolution
-    and batch normalisation sit in child modules and are weights.
+    These are the direct parameters of `Activation` and `torch.nn.PReLU` modules, also where
+    `torch.nn.utils.parametrize` computes them from others. LSLU's convolution and batch
+    normalisation sit in child modules and are weights.
     """
     return {
         f"{site}.{name}" if site else name: parameter
         for site, module in model.named_modules()
         if isinstance(module, Activation | nn.PReLU)
-        for name, parameter in module.named_parameters(recurse=False)
+        for name, parameter in _own(module)
     }
+
+
+def _own(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    yield from module.named_parameters(recurse=False)
+    if isinstance(parametrized := getattr(module, "parametrizations", None), nn.Module):
+        yield from parametrized.named_parameters("parametrizations")
+
+
+def no_weight_decay(model: nn.Module) -> set[str]:
+    """Names of the parameters that are not decayed: the network's own list, and all shapes.
+
+    The swap makes it the method `no_weight_decay()` of a network, which timm's optimizers call.
+    """
+    own = getattr(type(model), "no_weight_decay", None)
+    return {*(own(model) if own else ()), *shape_parameters(model)}
 
 
 def parameter_groups(

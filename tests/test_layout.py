@@ -20,7 +20,11 @@ ALLOWED = {
         "activations/fusion",
         "activations/torch_private",
     },
-    "activations/swap": {"activations/activation", "activations/torch_private"},
+    "activations/swap": {
+        "activations/activation",
+        "activations/groups",
+        "activations/torch_private",
+    },
     "bench": {"activations", "callbacks", "datamodules", "models"},
     "callbacks": {"activations"},
     "datamodules": set(),

@@ -6,12 +6,14 @@ verify and `match` them there, and at last place them into the network itself.
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from activations.groups import no_weight_decay
 from activations.torch_private import is_compiled
 
 from .calls import find_calls, verify
@@ -118,6 +120,8 @@ def replace_activations(
             `example_input` gives it (:func:`activations.match`); `"fade"` moves from the old
             function to the new one during training (:class:`activations.Fade`).
 
+    The network gets a method `no_weight_decay()`, by which timm's optimizers spare the shapes too.
+
     Returns:
         The swapped calls, and what was not swapped; `print` shows both.
 
@@ -167,6 +171,7 @@ def replace_activations(
     place(model, found, new)
     for call in report:
         call.new = _described(new[call.name])
+    model.no_weight_decay = partial(no_weight_decay, model)  # pyright: ignore[reportArgumentType]
     return report
 
 
