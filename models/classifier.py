@@ -193,12 +193,6 @@ class Classifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Compile; in a new run, match the new activations to the old ones on the first batch."""
-        callbacks: Any = getattr(self.trainer, "callbacks", ())
-        if any(isinstance(each, BackboneFinetuning) for each in callbacks):
-            raise ValueError(
-                "Lightning's BackboneFinetuning would leave the head frozen, which is in "
-                "`backbone` here; callbacks.HeadFirst trains the head first, then all"
-            )
         if self.compile_mode == "activations":
             fuse(self.backbone)
         if self.compile_mode == "model" and not is_compiled(self.backbone):
@@ -260,6 +254,15 @@ class Classifier(LightningModule):
         if images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         return self.backbone(images)
+
+    def on_fit_start(self) -> None:
+        """Refuse a callback that would freeze the head."""
+        callbacks: Any = getattr(self.trainer, "callbacks", ())
+        if any(isinstance(each, BackboneFinetuning) for each in callbacks):
+            raise ValueError(
+                "Lightning's BackboneFinetuning would leave the head frozen, which is in "
+                "`backbone` here; callbacks.HeadFirst trains the head first, then all"
+            )
 
     def on_train_start(self) -> None:
         """Take the class weights of `--data.balance loss`, and a learning rate that was found."""

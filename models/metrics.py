@@ -105,7 +105,8 @@ def warn_of_absent(module: LightningModule, metrics: MetricCollection) -> None:
 def class_names(module: LightningModule, count: int) -> Sequence[str]:
     """The names of the classes, or their numbers where the data have no names."""
     datamodule = getattr(module.trainer, "datamodule", None)
-    return getattr(datamodule, "class_names", tuple(map(str, range(count))))
+    names = getattr(datamodule, "class_names", ())
+    return names if len(names) == count else [str(number) for number in range(count)]
 
 
 def class_measures(matrix: Tensor) -> dict[str, Tensor]:

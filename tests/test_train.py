@@ -214,10 +214,13 @@ def test_untrained_weights_are_not_judged(capsys: Any, name: str):
     assert f"{name} needs trained weights: --ckpt_path" in capsys.readouterr().err
 
 
-def test_what_a_library_raises_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(train.CLI, "_run_subcommand", lambda cli, name: json.loads("{"))
+def test_what_a_library_raises_in_training_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train.Classifier, "on_train_epoch_end", lambda model: json.loads("{"))
     with pytest.raises(json.JSONDecodeError):  # a ValueError that is not one of our messages
-        command("fit --data Digits --model.backbone resnet8")
+        command("fit --data Digits --model.backbone resnet8 --trainer.log_every_n_steps 1")
 
 
 def test_one_setting_shows_the_traceback(monkeypatch: pytest.MonkeyPatch):

@@ -179,7 +179,7 @@ def test_what_cannot_be_planned_is_refused(tmp_path: Path):
         fit(ActivationSchedule("epoch"), max_time="00:01:00:00")
     with pytest.raises(ValueError, match=r"2 ActivationSchedule callbacks .*--schedule.interval"):
         fit(ActivationSchedule(), ActivationSchedule("epoch"))
-    with pytest.raises(ValueError, match="default cosine needs a planned length"):
+    with pytest.raises(ValueError, match="schedule needs a planned length"):
         trainer(tmp_path, max_epochs=-1).fit(classifier(), datamodule=Tiny())
 
 
