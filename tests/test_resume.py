@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists a
 def start(folder: Path, line: str, write: int = -1) -> subprocess.Popen[bytes]:
     code = [sys.executable, "-c", KILLED.format(root=str(ROOT)), str(write), *line.split()]
     with (folder / "log").open("a") as log:
-        return subprocess.Popen(code, cwd=folder, stdout=log, stderr=log)
+        one = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(code, cwd=folder, stdout=log, stderr=log, env=one)
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
@@ -86,6 +88,15 @@ def assert_equal(run: Path, whole: Path) -> None:
 
 def result(text: str) -> str:
     return re.findall(r"^test +accuracy.*", text, re.MULTILINE)[-1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The order of a sum, and so its last bit, depends on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
