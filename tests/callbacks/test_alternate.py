@@ -243,6 +243,7 @@ from tests.callbacks.test_alternate import one_of
 if __name__ == "__main__":
     run, state = one_of(2)
     torch.save(state, f"{sys.argv[1]}/{run.global_rank}.pt")
+    torch.distributed.destroy_process_group()  # else its threads may end the interpreter by abort
 """
 
 
