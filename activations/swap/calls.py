@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +72,11 @@ def find_calls(
             "inputs, or a dict of them by name"
         ) from error
     larger = inputs.larger()
-    at_twice = {} if larger is None else _runs(model, larger, meta, started, kinds)[0]
+    at_twice = {}
+    if larger is not None:
+        places = {mode: {call.place for call in seen.calls} for mode, seen in runs.items()}
+        modes = [mode for mode in runs if not mode or places[mode] - places[False]]
+        at_twice = _runs(model, larger, meta, started, kinds, modes=modes)[0]
     return Found(
         _merge(model, runs, at_twice),
         _total(runs),
@@ -159,19 +163,36 @@ def _runs(
     meta: bool,
     started: float,
     kinds: frozenset[str] = frozenset(),
+    *,
+    modes: Iterable[bool] = (True, False),
+    backward: bool = False,
     **options: Any,
 ) -> tuple[dict[bool, Run], Exception | None]:
-    """Runs by mode (True is training), and the error of a mode that failed."""
+    """Runs by mode (True is training), and the error of a mode that failed.
+
+    What runs without numbers stops at the first failure: with numbers it may run in both modes.
+    `backward` adds a backward pass to the first mode that runs.
+    """
     runs: dict[bool, Run] = {}
     error = None
-    for training in (True, False):
+    for training in modes:
+        if error and meta:
+            break
         mode = "training" if training else "evaluation"
         doing = f"{type(model).__name__}: trial run in {mode} mode on {inputs}"
         alive = threading.Timer(max(0, started + 5 - time.monotonic()), _log.warning, [doing])
         alive.daemon = True
         alive.start()
         try:
-            runs[training] = run(model, inputs, kinds, meta=meta, training=training, **options)
+            runs[training] = run(
+                model,
+                inputs,
+                kinds,
+                meta=meta,
+                training=training,
+                backward=backward and not runs,
+                **options,
+            )
         except Exception as failure:
             error = failure
         finally:

@@ -49,8 +49,8 @@ class Inputs(NamedTuple):
         return self.map(lambda x: x if shape(x) == x.shape else x.new_zeros(shape(x)))
 
     def __str__(self) -> str:
-        """The shapes."""
-        return ", ".join(str(tuple(x.shape)) for x in tensors_in(self))
+        """The shapes, each once."""
+        return ", ".join(dict.fromkeys(str(tuple(x.shape)) for x in tensors_in(self)))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
