@@ -33,7 +33,7 @@ from datamodules.loader import ImageLoader
 from .measure import generated, in_turns
 
 OFFERED = {name: getattr(datamodules, name) for name in datamodules.__all__}
-KINDS = {n: kind for n, kind in OFFERED.items() if kind is not ImageDataModule and kind.reads_files}
+KINDS = {name: kind for name, kind in OFFERED.items() if hasattr(kind, "root")}
 BATCH, ROUNDS, SECONDS = 128, 3, 2.0
 
 

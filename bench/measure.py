@@ -10,6 +10,7 @@ import torch
 from pandas import DataFrame
 from torch import Tensor
 
+from datamodules import CIFAR10
 from datamodules.loader import ImageLoader
 
 
@@ -83,8 +84,8 @@ def generated(count: int, batch_size: int, device: str = "cpu") -> ImageLoader:
     """Training batches of `count` random images of CIFAR's shape, made on `device`."""
     every, generator = torch.arange(count), torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    return ImageLoader(pixels, every % 10, every, batch_size, mean=(0.5,) * 3, std=(0.25,) * 3,
-                       training=True, crop_padding=4, flip=True, device=device)  # fmt: skip
+    data = CIFAR10(batch_size=batch_size)
+    return ImageLoader(data, pixels, every % 10, every, training=True, device=device)
 
 
 class Turns:

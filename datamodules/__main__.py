@@ -25,7 +25,7 @@ def main() -> None:
         sys.exit(f"{__doc__}NAME is one of {', '.join(names)}.")
     kind, root, path, *options = getattr(datamodules, sys.argv[1]), *sys.argv[2:]
     chosen: dict[str, Any] = {"batch_size": COLUMNS * ROWS, "balance": "sampling"}
-    chosen |= {"root": root} if kind.reads_files else {}
+    chosen |= {"root": root} if hasattr(kind, "root") else {}
     for option in options:
         key, _, value = option.partition("=")
         chosen[key] = value

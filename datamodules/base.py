@@ -1,8 +1,8 @@
 """The base class of all data sets: splits that share no sample, and their loaders."""
 
-import os
+import math
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -10,21 +10,24 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from .cache import default_cache_dir
 from .images import Images
 from .loader import ImageLoader
+from .options import check_part, check_range, check_types
 
 Part = Literal["train", "test"]
 Split = Literal["train", "val", "test"]
 Data = tuple[Tensor | Images, Tensor]
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ImageDataModule(LightningDataModule):
     """A labelled set of images, or of signals, which are images without a height.
 
     A subclass sets the class attributes and reads its files in :meth:`load`. Validation is a
     stratified part of the training images. Only `test` and `predict` read the test images.
     A set whose files are not divided into training and test overrides :meth:`choose`.
+    The options are fields of a dataclass: a subclass that is one too adds its own, or gives one
+    another default.
 
     Args:
         batch_size: training images per step and process.
@@ -33,7 +36,8 @@ class ImageDataModule(LightningDataModule):
         split_seed: seed of that split: runs with the same one validate on the same images.
         seed: seed of the order and augmentation of the training images; by default the seed of the
             run (`--seed_everything`).
-        crop_padding: pixels of zero padding before the random crop; 0 turns the crop off.
+        crop_padding: pixels of zero padding before the random crop; 0 turns the crop off, and null
+            stands for an eighth of the side.
         flip: mirror half of the training images, chosen at random.
         augment: more transforms of each training image, before it is normalised, such as
             torchvision.transforms.v2.RandAugment; no Normalize. They give uint8, or floats in
@@ -48,56 +52,44 @@ class ImageDataModule(LightningDataModule):
         dims: 2 for images, 1 for signals (N, C, L).
         image_size: side of the images, or length of the signals.
         will_test: whether a test follows the training: then its data are read before, too.
-        reads_files: of the class: whether it has an option `root`, the folder of its files.
 
     Raises:
-        ValueError: a number is out of its range.
+        ValueError: an option has a value of another type, or out of its range.
     """
 
-    num_classes: int
-    in_channels: int
-    image_size: int
-    dims: int = 2
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    reads_files: bool = True
-    will_test: bool = False
+    num_classes: int = field(init=False)
+    in_channels: int = field(init=False)
+    image_size: int = field(init=False)
+    class_names: tuple[str, ...] = field(init=False)
+    mean: tuple[float, ...] = field(init=False)
+    std: tuple[float, ...] = field(init=False)
+    dims = 2
+    will_test = False
 
-    # Subclasses pass these options on as `**common: Any`: jsonargparse follows the call of
-    # super().__init__ to the defaults here. The keys of an Unpack[TypedDict] have no defaults in
-    # its help and printed config, and clash with an option that a subclass defines again.
-    def __init__(
-        self,
-        batch_size: int = 128,
-        eval_batch_size: int = 500,
-        val_fraction: float = 0.1,
-        split_seed: int = 0,
-        seed: int | None = None,
-        crop_padding: int = 4,
-        flip: bool = True,
-        augment: list[nn.Module] | None = None,
-        mix: nn.Module | None = None,
-        balance: Literal["sampling", "loss"] | None = None,
-        cache_dir: str | None = None,
-    ) -> None:
+    batch_size: int = 128
+    eval_batch_size: int = 500
+    val_fraction: float = 0.1
+    split_seed: int = 0
+    seed: int | None = None
+    crop_padding: int | None = 4
+    flip: bool = True
+    augment: list[nn.Module] | None = None
+    mix: nn.Module | None = None
+    balance: Literal["sampling", "loss"] | None = None
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
         super().__init__()
-        check_min(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
-        check_min(0, crop_padding=crop_padding)
-        check_part(val_fraction=val_fraction)
-        if balance not in (None, "sampling", "loss"):
-            raise ValueError(f"balance must be 'sampling', 'loss' or None, got {balance!r}")
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.val_fraction, self.split_seed = val_fraction, split_seed
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
-        self.crop_padding, self.flip = crop_padding, flip
-        self.augment, self.mix, self.balance = augment or [], mix, balance
-        if any(type(each).__name__ == "Normalize" for each in _within(self.augment)):
+        check_types(self)
+        check_range(1, math.inf, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
+        check_range(0, math.inf, crop_padding=self.crop_padding or 0)
+        check_range(-(2**63), 2**63 - 1, split_seed=self.split_seed)
+        check_part(val_fraction=self.val_fraction)
+        if any(type(each).__name__ == "Normalize" for each in _within(self.augment or ())):
             raise ValueError(
                 "augment holds Normalize: leave it out. All images are normalised afterwards, with "
                 f"the mean {self.mean} and the standard deviation {self.std} of the data set"
             )
-        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self._train: Data | None = None
         self._test: Data | None = None
         self._train_loader: ImageLoader | None = None
@@ -201,26 +193,17 @@ class ImageDataModule(LightningDataModule):
 
     def _loader(self, data: Data | None, indices: Tensor, *, training: bool = False) -> ImageLoader:
         assert data is not None, "call setup(stage) first"
-        trainer = self.trainer
+        if (trainer := self.trainer) is None:
+            return ImageLoader(self, *data, indices, training=training)
         return ImageLoader(
+            self,
             *data,
             indices,
-            self.batch_size if training else self.eval_batch_size,
-            mean=self.mean,
-            std=self.std,
             training=training,
-            crop_padding=self.crop_padding,
-            flip=self.flip,
-            augment=self.augment,
-            mix=self.mix,
-            classes=self.num_classes,
-            balanced=self.balance == "sampling",
             fixed=bool(getattr(trainer, "overfit_batches", 0)),
-            transform_batch=self.transform_batch,
-            seed=self.seed,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-            device=trainer.strategy.root_device if trainer else "cpu",
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            device=trainer.strategy.root_device,
         )
 
     def _take(self, split: Split, labels: Tensor) -> Tensor:
@@ -268,17 +251,3 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         second.append(members[:count])
         first.append(members[count:])
     return torch.cat(first).sort().values, torch.cat(second).sort().values
-
-
-def check_min(low: int, **values: Any) -> None:
-    """Raise a ValueError with the name of a value that is no integer, or below `low`."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")
-
-
-def check_part(**values: Any) -> None:
-    """Raise a ValueError with the name of a value that is not between 0 and 1."""
-    for name, value in values.items():
-        if not isinstance(value, int | float) or not 0 < value < 1:
-            raise ValueError(f"{name} must lie between 0 and 1, got {value!r}")

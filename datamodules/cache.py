@@ -17,12 +17,6 @@ from torch import Tensor
 Create = Callable[[str, tuple[int, ...], Any], np.ndarray]
 
 
-def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/supple`, or `~/.cache/supple`."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "supple"
-
-
 def stamp(root: Path, files: Iterable[Path]) -> tuple[str, list[tuple[str, int, int]]]:
     """`root`, and the name, size and time of change of each file in it: for the key of a cache."""
     status = ((file, file.stat()) for file in files)
@@ -31,24 +25,27 @@ def stamp(root: Path, files: Iterable[Path]) -> tuple[str, list[tuple[str, int, 
 
 
 def prepare(
-    folder: Path, name: str, key: Any, build: Callable[[Create], None]
+    cache_dir: str | Path | None, name: str, key: Any, build: Callable[[Create], None]
 ) -> dict[str, Tensor]:
-    """The arrays that `build` makes, read from `folder` where an earlier call has stored them.
+    """The arrays that `build` makes, read from the disk where an earlier call has stored them.
 
     They are built in a folder of another name, which is renamed when they are complete. A second
     process that needs them in the meantime waits. Arrays whose checksum is wrong are built again.
 
     Args:
-        folder: folder of all prepared sets.
+        cache_dir: folder of all prepared sets; by default `$XDG_CACHE_HOME/supple`, or
+            `~/.cache/supple`.
         name: name of the set, with which its own folder's name starts.
         key: everything that the arrays depend on, as `repr` shows it.
         build: fills the arrays that it makes with `create(name, shape, dtype)`.
 
     Raises:
-        OSError: `folder` cannot be written, or has too little room.
+        OSError: the folder cannot be written, or has too little room.
     """
     from filelock import FileLock
 
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(cache_dir or f"{home}/supple").expanduser()
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
     whole = folder / f"{name}-{digest}"
     if found := _open(whole):

@@ -1,14 +1,17 @@
 """CIFAR-10 and CIFAR-100, from torchvision's download or from class folders of PNG files."""
 
-from typing import Any
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .base import Split
 from .official import Official
+from .options import check_range
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class CIFAR10(Official):
     """CIFAR-10 (Krizhevsky 2009): 32 x 32 colour images of 10 classes.
 
@@ -19,7 +22,6 @@ class CIFAR10(Official):
         imbalance_factor: how many times more training images the first class has than the last;
             the numbers between are a geometric series (Cao et al. 2019, long-tailed CIFAR).
             Validation and test stay balanced.
-        common: see `ImageDataModule`.
 
     Raises:
         ValueError: a number is out of its range.
@@ -34,17 +36,11 @@ class CIFAR10(Official):
     std = (0.2470, 0.2435, 0.2616)
     archive = "cifar-10-batches-py"
 
-    def __init__(
-        self,
-        root: str = "data",
-        download: bool = False,
-        imbalance_factor: float = 1.0,
-        **common: Any,
-    ) -> None:
-        super().__init__(root, download, **common)
-        if not imbalance_factor >= 1:
-            raise ValueError(f"imbalance_factor must be >= 1, got {imbalance_factor!r}")
-        self.imbalance_factor = imbalance_factor
+    imbalance_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(1, math.inf, imbalance_factor=self.imbalance_factor)
 
     def choose(self, split: Split, labels: Tensor) -> Tensor:
         """The split of the base class; `imbalance_factor` thins out the training images."""

@@ -1,14 +1,16 @@
 """Scanned digits that scikit-learn contains, so that nothing has to be downloaded."""
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import ImageDataModule, Part, check_min, stratified_split
+from .base import ImageDataModule, Part, stratified_split
+from .options import check_range
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Digits(ImageDataModule):
     """1,797 grey images of handwritten digits from scikit-learn, 8 x 8 enlarged to 32 x 32.
 
@@ -16,31 +18,23 @@ class Digits(ImageDataModule):
 
     Args:
         image_size: side in pixels to which the images are enlarged, bilinearly.
-        batch_size: training images per step and process.
-        crop_padding: pixels of zero padding before the random crop; 0 turns the crop off.
         flip: mirror half of the training images; digits are not symmetric, so the default is off.
-        common: see `ImageDataModule`.
     """
 
     num_classes = 10
     in_channels = 1
-    image_size = 32
     class_names = tuple("0123456789")
     mean = (0.306,)
     std = (0.324,)
-    reads_files = False
 
-    def __init__(
-        self,
-        image_size: int = 32,
-        batch_size: int = 64,
-        crop_padding: int = 2,
-        flip: bool = False,
-        **common: Any,
-    ) -> None:
-        super().__init__(batch_size=batch_size, crop_padding=crop_padding, flip=flip, **common)
-        check_min(8, image_size=image_size)
-        self.image_size = image_size
+    image_size: int = 32
+    batch_size: int = 64
+    crop_padding: int | None = 2
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(8, 4096, image_size=self.image_size)
 
     def load(self, split: Part) -> tuple[Tensor, Tensor]:
         """Read one part from scikit-learn's files."""

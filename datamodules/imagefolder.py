@@ -1,8 +1,10 @@
 """Folders of classes: one pool of images, or splits that the author of the set has made."""
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,17 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from .base import Data, ImageDataModule, Part, Split, check_min, check_part, stratified_split
+from .base import Data, ImageDataModule, Part, Split, stratified_split
 from .cache import Create, prepare, stamp
 from .images import Images, class_folders, list_images, some
+from .options import check_part, check_range
 
 _PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 _NUMBER = {"train": 0, "val": 1, "test": 2}
 LEFT_OUT = -1
 
 
+@dataclass(eq=False, repr=False)
 class ImageFolder(ImageDataModule):
     """Any folder of classes, `<class>/<image>`: each class is a folder of image files.
 
@@ -40,50 +44,46 @@ class ImageFolder(ImageDataModule):
         root: see above.
         image_size: side in pixels.
         test_fraction: part of each class of a pool that becomes the test set.
-        crop_padding: pixels of zero padding before the random crop; by default an eighth of the
-            side.
         cache_limit: size of the largest prepared set in GB; 0 stores no images.
-        common: see `ImageDataModule`.
 
     Raises:
         FileNotFoundError: `root` does not exist.
-        ValueError: it holds no classes, or a number is out of its range.
+        ValueError: it holds no classes, or an option is out of its range.
     """
 
     in_channels = 3
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
 
-    def __init__(
-        self,
-        root: str = "data",
-        image_size: int = 224,
-        test_fraction: float = 0.2,
-        crop_padding: int | None = None,
-        cache_limit: float = 20.0,
-        **common: Any,
-    ) -> None:
-        padding = image_size // 8 if crop_padding is None else crop_padding
-        super().__init__(crop_padding=padding, **common)
-        check_min(8, image_size=image_size)
-        check_part(test_fraction=test_fraction)
-        self.root, self.image_size = Path(root).expanduser(), image_size
-        self.test_fraction, self.cache_limit = test_fraction, cache_limit
+    root: str = "data"
+    _: KW_ONLY
+    image_size: int = 224
+    test_fraction: float = 0.2
+    crop_padding: int | None = None
+    cache_limit: float = 20.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(8, 4096, image_size=self.image_size)
+        check_range(0, math.inf, cache_limit=self.cache_limit)
+        check_part(test_fraction=self.test_fraction)
+        self.folder = Path(self.root).expanduser()
         self._pool: Data | None = None
 
     # found when first needed: the message of a wrong folder is clearer outside the constructor
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The names of the class folders, sorted."""
-        if not self.root.is_dir():
+        if not self.folder.is_dir():
             raise FileNotFoundError(
-                f"no folder {str(self.root)!r}: give the folder of the images with --data.root DIR"
+                f"no folder {str(self.folder)!r}: give the folder of the images with "
+                "--data.root DIR"
             )
         names = class_folders(next(iter(self._folders().values())))
         if len(names) < 2:
             raise ValueError(
-                f"{str(self.root)!r} holds {len(names)} class folder(s) ({some(names)}): give the "
-                "folder that holds a folder of images for each class with --data.root DIR"
+                f"{str(self.folder)!r} holds {len(names)} class folder(s) ({some(names)}): give "
+                "the folder that holds a folder of images for each class with --data.root DIR"
             )
         return tuple(names)
 
@@ -107,14 +107,14 @@ class ImageFolder(ImageDataModule):
         self._files, labels, parts = self.files()
         side, files = self.image_size, self._files
         shape = (len(files), 3, side, side)
-        fits = np.prod(shape) <= self.cache_limit * 1e9
+        fits = math.prod(shape) <= self.cache_limit * 1e9
 
         def build(create: Create) -> None:
             create("first", (len(files),), np.int64)[:] = first_copies(files)
             if fits:
                 Images(files, side).decode_into(create("images", shape, np.uint8))
 
-        key = (*stamp(self.root, files), side if fits else None)
+        key = (*stamp(self.folder, files), side if fits else None)
         arrays = prepare(self.cache_dir, type(self).__name__, key, build)
         return arrays.get("images", Images(files, side)), labels, parts, arrays["first"]
 
@@ -146,17 +146,17 @@ class ImageFolder(ImageDataModule):
 
     def describe(self, index: int) -> dict[str, Any]:
         """The file of an image."""
-        return {"file": str(self._files[index].relative_to(self.root))}
+        return {"file": str(self._files[index].relative_to(self.folder))}
 
     def _folders(self) -> dict[str, Path]:
         """The folders of the splits; `root` alone for a pool, of which a class may be `train`."""
         parts = {
-            part: self.root / name
+            part: self.folder / name
             for part, known in _PARTS.items()
-            for name in class_folders(self.root)
-            if name.lower() in known and class_folders(self.root / name)
+            for name in class_folders(self.folder)
+            if name.lower() in known and class_folders(self.folder / name)
         }
-        return parts if "train" in parts else {"train": self.root}
+        return parts if "train" in parts else {"train": self.folder}
 
     def _some_of_each(self, labels: Tensor, among: Tensor, first: Tensor, part: float) -> Tensor:
         """Mask of `part` of each class within the mask `among`; copies stay together."""
@@ -177,14 +177,16 @@ class ImageFolder(ImageDataModule):
             )
 
 
+@dataclass(eq=False, repr=False)
 class Silkworm(ImageFolder):
     """Photos of silkworms, a folder for each disease and one for healthy ones; as `ImageFolder`.
 
     The data set of Feng et al. 2024 is not public; any folder of classes can take its role.
     """
 
-    def __init__(self, root: str = "data/silkworm", image_size: int = 128, **common: Any) -> None:
-        super().__init__(root, image_size, **common)
+    root: str = "data/silkworm"
+    _: KW_ONLY
+    image_size: int = 128
 
 
 def keep_apart(splits: Tensor, first: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Batches of a labelled set, shuffled, cropped, flipped and normalised as whole tensors."""
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from torch.nn import functional as F
 from torch.utils.data import Sampler
 
 from .images import Images
+
+if TYPE_CHECKING:
+    from .base import ImageDataModule
 
 _MIX = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)  # of SplitMix64, as int64
 
@@ -79,24 +83,12 @@ class ImageLoader:
     After a resume, the loader gives exactly the batches that were left of the interrupted epoch.
 
     Args:
+        data: the set, for its options, mean, standard deviation and `transform_batch`.
         images: (M, C, H, W) in uint8, or (M, C, *) in a floating dtype, or image files.
         labels: (M,), int64.
         indices: positions of the images that this loader serves.
-        batch_size: images per batch and process.
-        mean: mean of each channel; of uint8 images, divided by 255.
-        std: standard deviation of each channel, likewise.
         training: shuffle, augment, drop the incomplete last batch.
-        crop_padding: zero pixels added on each side before the random crop.
-        flip: mirror half of the training images.
-        augment: more transforms of a training image (C, H, W) in uint8, one image at a time. They
-            too draw from (seed, epoch, index). They may give floats in [0, 1].
-        mix: transform of a training batch (normalised images, one-hot labels), such as MixUp. It
-            draws from (seed, epoch, batch).
-        classes: number of classes, for `mix`.
         fixed: all epochs are like the first.
-        balanced: draw training images with replacement, so that all classes come equally often.
-        transform_batch: the last step of every batch, such as a spectrogram.
-        seed: seed of order and augmentation.
         rank: number of this process.
         world_size: number of processes.
         device: device of the batches.
@@ -107,46 +99,38 @@ class ImageLoader:
 
     def __init__(
         self,
+        data: "ImageDataModule",
         images: Tensor | Images,
         labels: Tensor,
         indices: Tensor,
-        batch_size: int,
         *,
-        mean: Sequence[float],
-        std: Sequence[float],
         training: bool = False,
-        crop_padding: int = 0,
-        flip: bool = False,
-        augment: Sequence[nn.Module] = (),
-        mix: nn.Module | None = None,
-        classes: int = 0,
-        balanced: bool = False,
         fixed: bool = False,
-        transform_batch: Callable[[Tensor], Tensor] | None = None,
-        seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.images, self.labels, self.indices = images, labels, indices
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self.training, self.seed, self.device = training, seed, torch.device(device)
-        self.crop_padding, self.flip, self.augment = crop_padding, flip, augment
-        self.mix, self.classes, self.transform_batch = mix, classes, transform_batch
+        self.data, self.images, self.labels, self.indices = data, images, labels, indices
+        self.training, self.rank, self.world_size = training, rank, world_size
+        self.device = torch.device(device)
+        self.batch_size = data.batch_size if training else data.eval_batch_size
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if data.seed is None else data.seed
+        eighth = data.image_size // 8
+        self.crop_padding = eighth if data.crop_padding is None else data.crop_padding
         whole = 255 if images.dtype == torch.uint8 else 1
         each = (-1, *[1] * (2 if isinstance(images, Images) else images.ndim - 2))
-        self.shift = whole * torch.tensor(mean, device=self.device).view(each)
-        self.scale = 1 / (whole * torch.tensor(std, device=self.device).view(each))
+        self.shift = whole * torch.tensor(data.mean, device=self.device).view(each)
+        self.scale = 1 / (whole * torch.tensor(data.std, device=self.device).view(each))
         served = labels[indices]
-        weights = 1 / served.bincount()[served].float() if balanced else None
-        self.sampler = EpochOrder(indices, seed, weights, fixed=fixed)
+        weights = 1 / served.bincount()[served].float() if data.balance == "sampling" else None
+        self.sampler = EpochOrder(indices, self.seed, weights, fixed=fixed)
         self.batch_sampler = None  # Lightning asks for it where there is a sampler
         self.next_batch = 0
         self._checked = False
         self._resumed_epoch = -1
         if len(self) == 0 or len(indices) < world_size:
             raise ValueError(
-                f"{len(indices)} images do not fill one batch of {batch_size} in each of "
+                f"{len(indices)} images do not fill one batch of {self.batch_size} in each of "
                 f"{world_size} process(es): lower batch_size"
             )
 
@@ -182,12 +166,10 @@ class ImageLoader:
         for batch, chosen in enumerate(batches, start=first):
             images = self._images(next(pixels), chosen)
             labels, index = self._send(self.labels[chosen]), self._send(chosen)
-            if self.training and self.mix is not None:
-                images, labels = self._mix(images, labels, batch)
+            if self.training and self.data.mix is not None:
+                images, labels = self._mix(images, labels, self.data.mix, batch)
             self.next_batch = batch + 1
-            if self.transform_batch is not None:
-                images = self.transform_batch(images)
-            yield images, labels, index
+            yield self.data.transform_batch(images), labels, index
 
     def _images(self, images: Tensor, chosen: Tensor) -> Tensor:
         images = self._send(images)
@@ -197,10 +179,10 @@ class ImageLoader:
             top, left, mirrored, seeds = uniform(self.seed, self.sampler.drawn, chosen, bounds)
             if self.crop_padding:
                 images = crop(images, self.crop_padding, self._send(top), self._send(left))
-            if self.flip:
+            if self.data.flip:
                 mirrored = self._send(mirrored).bool().view(-1, 1, 1, 1)
                 images = torch.where(mirrored, images.flip(3), images)
-            if self.augment:
+            if self.data.augment:
                 drawn = zip(images, seeds, strict=True)
                 images = self._augmented([self._augment(image, seed) for image, seed in drawn])
         return (images.float() - self.shift) * self.scale
@@ -214,7 +196,7 @@ class ImageLoader:
     def _augment(self, image: Tensor, seed: Tensor) -> Tensor:
         new: Any = image
         with self._drawing(seed):
-            for transform in self.augment:
+            for transform in self.data.augment or ():
                 try:
                     new = transform(new)
                 except Exception as error:
@@ -248,12 +230,13 @@ class ImageLoader:
             self._checked = True
         return batch * 255
 
-    def _mix(self, images: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        assert self.mix is not None
+    def _mix(
+        self, images: Tensor, labels: Tensor, mix: nn.Module, batch: int
+    ) -> tuple[Tensor, Tensor]:
         number = torch.tensor(batch * self.world_size + self.rank)
         [seed] = uniform(self.seed, self.sampler.drawn, number, (2**31,))
         with self._drawing(seed):
-            return self.mix(images, F.one_hot(labels, self.classes).float())
+            return mix(images, F.one_hot(labels, self.data.num_classes).float())
 
     @contextmanager
     def _drawing(self, seed: Tensor) -> Iterator[None]:

@@ -4,9 +4,10 @@ import csv
 import hashlib
 import itertools
 import pickle
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -50,6 +51,7 @@ REMEDY = "Unpack mini-ImageNet again, or read the folder with --data ImageFolder
 _SPLIT_OF = {name: number for number, names in enumerate(CLASSES.values()) for name in names}
 
 
+@dataclass(eq=False, repr=False)
 class MiniImageNet(ImageFolder):
     """Mini-ImageNet (Vinyals et al. 2016): 100 classes of ImageNet, 600 images each, 84 x 84.
 
@@ -75,25 +77,22 @@ class MiniImageNet(ImageFolder):
         protocol: see above.
         image_size: side in pixels; images are resized if it is not 84.
         test_fraction: part of each class that becomes the test set, if no folders divide the files.
-        common: see `ImageFolder`.
 
     Raises:
         FileNotFoundError: `root` holds none of the forms, or a file of it is missing.
         ValueError: a class is missing, or a file is damaged.
     """
 
-    shares: ClassVar = (0.68, 0.17, 0.15)
+    shares = (0.68, 0.17, 0.15)
 
-    def __init__(
-        self,
-        root: str = "data/miniimagenet",
-        protocol: Literal["supervised", "dsrelu", "ravi"] = "supervised",
-        image_size: int = 84,
-        test_fraction: float = 1 / 6,
-        **common: Any,
-    ) -> None:
-        super().__init__(root, image_size, test_fraction, **common)
-        self.protocol = protocol
+    root: str = "data/miniimagenet"
+    _: KW_ONLY
+    protocol: Literal["supervised", "dsrelu", "ravi"] = "supervised"
+    image_size: int = 84
+    test_fraction: float = 1 / 6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._rows: list[int] = []
 
     @cached_property
@@ -103,17 +102,17 @@ class MiniImageNet(ImageFolder):
 
     def files(self) -> tuple[list[Path], Tensor, Tensor]:
         """The image files, their classes, and the folder of each."""
-        if (self.root / "images").is_dir():
+        if (self.folder / "images").is_dir():
             return self._listed()
-        if not self.root.is_dir() or not class_folders(self.root):
+        if not self.folder.is_dir() or not class_folders(self.folder):
             raise FileNotFoundError(
-                f"no mini-ImageNet in {str(self.root)!r}, which should hold folders of classes, or "
-                "images/ and its CSV files, or mini-imagenet-cache-*.pkl: give the right folder "
+                f"no mini-ImageNet in {str(self.folder)!r}, which should hold folders of classes, "
+                "or images/ and its CSV files, or mini-imagenet-cache-*.pkl: give the right folder "
                 "with --data.root DIR"
             )
         folders = list(self._folders().values())
         classes = [class_folders(folder) for folder in folders]
-        check_classes(self.root, itertools.chain(*classes), self.class_names, REMEDY)
+        check_classes(self.folder, itertools.chain(*classes), self.class_names, REMEDY)
         files, labels, parts = [], [], []
         for part, (folder, names) in enumerate(zip(folders, classes, strict=True)):
             found, numbers = list_images(folder, names)
@@ -148,18 +147,18 @@ class MiniImageNet(ImageFolder):
 
     def _listed(self) -> tuple[list[Path], Tensor, Tensor]:
         """The files that the three CSV files name; they do not divide them."""
-        paths = [(self.root / "splits" / f"{p}.csv", self.root / f"{p}.csv") for p in CLASSES]
+        paths = [(self.folder / "splits" / f"{p}.csv", self.folder / f"{p}.csv") for p in CLASSES]
         lists = [inner if inner.is_file() else beside for inner, beside in paths]
         require(lists, "Put the three lists of Ravi and Larochelle beside images/ or into splits/")
         rows = [row for file in lists for row in read_list(file)]
-        check_classes(self.root, [label for _, label in rows], self.class_names, REMEDY)
-        files = [self.root / "images" / name for name, _ in rows]
+        check_classes(self.folder, [label for _, label in rows], self.class_names, REMEDY)
+        files = [self.folder / "images" / name for name, _ in rows]
         require(files, "The CSV files name them: unpack mini-ImageNet again")
         labels = torch.tensor([self.class_names.index(label) for _, label in rows])
         return files, labels, torch.zeros_like(labels)
 
     def _pickles(self) -> list[Path]:
-        files = [self.root / f"mini-imagenet-cache-{part}.pkl" for part in CLASSES]
+        files = [self.folder / f"mini-imagenet-cache-{part}.pkl" for part in CLASSES]
         return files if any(file.is_file() for file in files) else []
 
     def read(self) -> tuple[Tensor | Images, Tensor, Tensor, Tensor]:
@@ -173,7 +172,7 @@ class MiniImageNet(ImageFolder):
             contents = [read_pickle(file) for file in files]
             images = [image for pixels, _ in contents for image in pixels]
             names = [name for _, classes in contents for name in classes]
-            check_classes(self.root, names, self.class_names, REMEDY)
+            check_classes(self.folder, names, self.class_names, REMEDY)
             pixels = create("images", (len(images), 3, side, side), np.uint8)
             for position, image in enumerate(images):
                 pixels[position] = square(image, side)
@@ -183,7 +182,7 @@ class MiniImageNet(ImageFolder):
             create("first", (len(images),), np.int64)[:] = first_equal(digests)
             create("rows", (len(files),), np.int64)[:] = [len(rows) for rows, _ in contents]
 
-        key = (*stamp(self.root, files), side)
+        key = (*stamp(self.folder, files), side)
         arrays = prepare(self.cache_dir, "MiniImageNet-pickle", key, build)
         labels, self._rows = arrays["labels"], arrays["rows"].tolist()
         return arrays["images"], labels, torch.zeros_like(labels), arrays["first"]

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +12,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from . import beats
-from .base import ImageDataModule, Part, Split, check_part, stratified_split
+from .base import ImageDataModule, Part, Split, stratified_split
 from .beats import AAMI, SYMBOLS
 from .cache import Create, prepare, stamp
 from .images import require, some
+from .options import check_part, check_range
 
 # de Chazal, O'Dwyer and Reilly 2004; the paced records 102, 104, 107 and 217 are in neither
 DS1 = (101, 106, 108, 109, 112, 114, 115, 116, 118, 119, 122,
@@ -25,6 +27,7 @@ PACED = (102, 104, 107, 217)
 VALIDATION = (101, 118, 124, 205, 223)
 
 
+@dataclass(eq=False, repr=False)
 class MITBIH(ImageDataModule):
     """Heart beats of the MIT-BIH Arrhythmia Database (Moody and Mark 2001), 48 half-hour records.
 
@@ -59,7 +62,6 @@ class MITBIH(ImageDataModule):
             (`minmax`), or leave it in millivolt (`none`).
         val_records: the records of DS1 that are the validation set.
         test_fraction: part of each class that `intra_patient` tests on.
-        common: see `ImageDataModule`.
 
     Raises:
         ValueError: an option has an impossible value.
@@ -68,51 +70,52 @@ class MITBIH(ImageDataModule):
     in_channels = 1
     mean, std = (0.0,), (1.0,)
 
-    def __init__(
-        self,
-        root: str = "data/mitdb",
-        download: bool = False,
-        protocol: Literal["inter_patient", "intra_patient", "kaggle"] = "inter_patient",
-        representation: Literal["signal", "image", "spectrogram"] = "signal",
-        classes: Literal["aami", "symbols"] = "aami",
-        lead: str = "MLII",
-        window: tuple[float, float] = (0.5, 0.996),
-        rate: float | None = 125.0,
-        baseline: bool = True,
-        normalize: beats.Normalize = "zscore",
-        val_records: Sequence[int] = VALIDATION,
-        test_fraction: float = 0.2,
-        **common: Any,
-    ) -> None:
-        super().__init__(crop_padding=0, flip=False, **common)
-        check_part(test_fraction=test_fraction)
-        if rate is not None and not 10 <= rate <= 3600:
-            raise ValueError(f"rate must lie between 10 and 3600 samples per second, got {rate}")
-        if min(window) < 0 or sum(window) * (rate or beats.RATE) < 8:
+    root: str = "data/mitdb"
+    download: bool = False
+    _: KW_ONLY
+    protocol: Literal["inter_patient", "intra_patient", "kaggle"] = "inter_patient"
+    representation: Literal["signal", "image", "spectrogram"] = "signal"
+    classes: Literal["aami", "symbols"] = "aami"
+    lead: str = "MLII"
+    window: tuple[float, float] = (0.5, 0.996)
+    rate: float | None = 125.0
+    baseline: bool = True
+    normalize: beats.Normalize = "zscore"
+    val_records: Sequence[int] = VALIDATION
+    test_fraction: float = 0.2
+    crop_padding: int | None = field(default=0, init=False)
+    flip: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_part(test_fraction=self.test_fraction)
+        rate = beats.RATE if self.rate is None else self.rate
+        check_range(10, 3600, rate=rate)
+        if not (min(self.window) >= 0 and sum(self.window) * rate >= 8 and sum(self.window) <= 600):
             raise ValueError(
-                f"window must be two times >= 0 that together hold 8 samples, got {window}"
+                "window must be two times >= 0 that together hold 8 samples and at most 600 "
+                f"seconds, got {self.window}"
             )
-        if strangers := sorted(set(val_records) - set(DS1)):
+        if strangers := sorted(set(self.val_records) - set(DS1)):
             raise ValueError(f"val_records {strangers} are not in DS1, {DS1}")
-        if not val_records or set(val_records) == set(DS1):
+        if not self.val_records or set(self.val_records) == set(DS1):
             raise ValueError("val_records must be some records of DS1, not none and not all")
-        if protocol == "kaggle" and classes == "symbols":
+        if self.protocol == "kaggle" and self.classes == "symbols":
             raise ValueError(
                 "the Kaggle files have the five AAMI classes only: set classes to aami"
             )
-        self.root, self.download, self.protocol = Path(root).expanduser(), download, protocol
-        self.window = beats.Window(lead, *window, rate, baseline, normalize)
-        self.val_records, self.test_fraction = tuple(val_records), test_fraction
-        self.representation = representation
-        self.symbols_of = AAMI if classes == "aami" else dict(zip(SYMBOLS, SYMBOLS, strict=True))
+        self.folder = Path(self.root).expanduser()
+        self.cut = beats.Window(self.lead, *self.window, self.rate, self.baseline, self.normalize)
+        self.symbols_of = dict(zip(SYMBOLS, SYMBOLS, strict=True))
+        if self.classes == "aami":
+            self.symbols_of = AAMI
         self.class_names = tuple(self.symbols_of)
         self.num_classes = len(self.class_names)
-        self.dims = 1 if representation == "signal" else 2
-        length = 187 if protocol == "kaggle" else self.window.samples
-        self.image_size = 32 if representation == "spectrogram" else length
-        self.records: tuple[int, ...] = tuple(sorted(DS1 + DS2))
-        if protocol == "intra_patient":
-            self.records = tuple(sorted(DS1 + DS2 + PACED))
+        self.dims = 1 if self.representation == "signal" else 2
+        length = 187 if self.protocol == "kaggle" else self.cut.samples
+        self.image_size = 32 if self.representation == "spectrogram" else length
+        paced = PACED if self.protocol == "intra_patient" else ()
+        self.records = tuple(sorted(DS1 + DS2 + paced))
         self._beats: dict[str, Tensor] = {}
 
     def prepare_data(self) -> None:
@@ -121,13 +124,13 @@ class MITBIH(ImageDataModule):
         if self.download and self.protocol != "kaggle" and missing:
             import wfdb
 
-            self.root.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             names = [file.name for record in missing for file in self._files(record)]
             try:
-                wfdb.dl_files("mitdb", str(self.root), [*names, "SHA256SUMS.txt"])
+                wfdb.dl_files("mitdb", str(self.folder), [*names, "SHA256SUMS.txt"])
             except Exception as error:
                 raise RuntimeError(
-                    f"MIT-BIH could not be downloaded to {str(self.root)!r} ({error}): check the "
+                    f"MIT-BIH could not be downloaded to {str(self.folder)!r} ({error}): check the "
                     "connection and run it again; complete files are kept"
                 ) from error
         super().prepare_data()
@@ -173,7 +176,7 @@ class MITBIH(ImageDataModule):
         if self.protocol == "kaggle":
             return {"row": index + 1}
         record, peak = (int(self._beats[name][index]) for name in ("records", "peaks"))
-        return {"record": record, "time": f"{peak / beats.RATE:.3f}", "lead": self.window.lead}
+        return {"record": record, "time": f"{peak / beats.RATE:.3f}", "lead": self.lead}
 
     def transform_batch(self, images: Tensor) -> Tensor:
         """Bring beats (N, 1, L) into the form that `representation` names."""
@@ -182,7 +185,7 @@ class MITBIH(ImageDataModule):
         return beats.spectrogram(images) if self.representation == "spectrogram" else images
 
     def _files(self, record: int) -> list[Path]:
-        return [self.root / f"{record}{suffix}" for suffix in (".hea", ".dat", ".atr")]
+        return [self.folder / f"{record}{suffix}" for suffix in (".hea", ".dat", ".atr")]
 
     def _annotated(self) -> dict[str, Tensor]:
         """Symbol, record and peak of all annotated beats; the signals of those `inside`."""
@@ -190,20 +193,20 @@ class MITBIH(ImageDataModule):
         require(files, "Give their folder with --data.root DIR, or add --data.download true")
 
         def build(create: Create) -> None:
-            sums = beats.known_sums(self.root)
+            sums = beats.known_sums(self.folder)
             columns = defaultdict(list)
             for record in self.records:
-                if found := beats.read_beats(self.root / str(record), self.window, sums):
+                if found := beats.read_beats(self.folder / str(record), self.cut, sums):
                     columns["records"].append(np.full(len(found.symbols), record))
                     for name, values in found._asdict().items():
                         columns[name].append(values)
             if not columns:
-                raise ValueError(f"no record in {str(self.root)!r} has a lead {self.window.lead!r}")
+                raise ValueError(f"no record in {str(self.folder)!r} has a lead {self.lead!r}")
             for name, parts in columns.items():
                 whole = np.concatenate(parts)
                 create(name, whole.shape, whole.dtype)[:] = whole
 
-        key = (*stamp(self.root, files), self.window)
+        key = (*stamp(self.folder, files), self.cut)
         return prepare(self.cache_dir, f"MITBIH-{len(self.records)}", key, build)
 
     def _report(self, annotated: dict[str, Tensor]) -> None:
@@ -221,10 +224,10 @@ class MITBIH(ImageDataModule):
                     f"{dropped} of them dropped, as their window leaves the record"
                 )
         if without := sorted(set(self.records) - set(record_of.tolist())):
-            rank_zero_info(f"MITBIH: left out, without a lead {self.window.lead}: {some(without)}")
+            rank_zero_info(f"MITBIH: left out, without a lead {self.lead}: {some(without)}")
 
     def _kaggle(self, split: Part) -> dict[str, Tensor]:
-        file = self.root / f"mitbih_{split}.csv"
+        file = self.folder / f"mitbih_{split}.csv"
         remedy = "Unpack Kaggle's heartbeat data there, or give their folder with --data.root DIR"
         require([file], remedy)
 
@@ -234,4 +237,4 @@ class MITBIH(ImageDataModule):
             create("labels", (len(rows),), np.int64)[:] = rows[:, 187]
 
         name = f"MITBIH-kaggle-{split}"
-        return prepare(self.cache_dir, name, stamp(self.root, [file]), build)
+        return prepare(self.cache_dir, name, stamp(self.folder, [file]), build)

@@ -1,10 +1,11 @@
 """MNIST, from torchvision's download or from class folders of PNG files."""
 
-from typing import Any
+from dataclasses import dataclass
 
 from .official import Official
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class MNIST(Official):
     """MNIST (LeCun, Cortes and Burges 1998): 60,000 training and 10,000 test digits, 28 x 28 grey.
 
@@ -12,9 +13,7 @@ class MNIST(Official):
         root: a folder that holds torchvision's download (`MNIST/raw`), or `train/<class>/*.png`
             and `test/<class>/*.png`.
         download: fetch what is missing of the download, unless there are class folders.
-        crop_padding: pixels of zero padding before the random crop; 0 turns the crop off.
         flip: mirror half of the training images; digits are not symmetric, so the default is off.
-        common: see `ImageDataModule`.
     """
 
     num_classes = 10
@@ -25,12 +24,5 @@ class MNIST(Official):
     std = (0.3081,)
     archive = "MNIST/raw"
 
-    def __init__(
-        self,
-        root: str = "data",
-        download: bool = False,
-        crop_padding: int = 2,
-        flip: bool = False,
-        **common: Any,
-    ) -> None:
-        super().__init__(root, download, crop_padding=crop_padding, flip=flip, **common)
+    crop_padding: int | None = 2
+    flip: bool = False

@@ -1,7 +1,8 @@
 """What the data sets that torchvision downloads have in common."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -11,6 +12,7 @@ from .cache import Create, prepare, stamp
 from .images import Images, list_images
 
 
+@dataclass(eq=False, repr=False)
 class Official(ImageDataModule):
     """A set of the same name in torchvision: its download, or the same images as class folders.
 
@@ -18,23 +20,25 @@ class Official(ImageDataModule):
         root: a folder that holds torchvision's download, or `train/<class>/*.png` and
             `test/<class>/*.png`.
         download: fetch what is missing of the download, unless there are class folders.
-        common: see `ImageDataModule`.
 
     Attributes:
         archive: of the class: the folder of the download within `root`.
     """
 
-    archive: str
+    archive: ClassVar[str]
 
-    def __init__(self, root: str = "data", download: bool = False, **common: Any) -> None:
-        super().__init__(**common)
-        self.root, self.download = Path(root).expanduser(), download
+    root: str = "data"
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.folder = Path(self.root).expanduser()
         self._files: list[Path] = []
 
     @property
     def in_folders(self) -> bool:
         """Whether `root` holds folders of this set's classes."""
-        return any((self.root / "train" / name).is_dir() for name in self.class_names)
+        return any((self.folder / "train" / name).is_dir() for name in self.class_names)
 
     def prepare_data(self) -> None:
         """Download what is missing, if `download` is set."""
@@ -46,15 +50,15 @@ class Official(ImageDataModule):
         """Read one part, in the form that `root` holds."""
         labels: list[int] = []
         if self.in_folders:
-            files, labels = list_images(self.root / split, self.class_names)
+            files, labels = list_images(self.folder / split, self.class_names)
             self._files = files if split == "test" else self._files
-        elif (self.root / self.archive).is_dir():
-            files = sorted((self.root / self.archive).iterdir())
+        elif (self.folder / self.archive).is_dir():
+            files = sorted((self.folder / self.archive).iterdir())
         else:
             raise FileNotFoundError(
-                f"no {type(self).__name__} in {str(self.root)!r}, which should hold {self.archive}/"
-                " or train/<class>/: give the right folder with --data.root DIR, or add "
-                "--data.download true"
+                f"no {type(self).__name__} in {str(self.folder)!r}, which should hold "
+                f"{self.archive}/ or train/<class>/: give the right folder with --data.root DIR, "
+                "or add --data.download true"
             )
 
         def build(create: Create) -> None:
@@ -67,21 +71,21 @@ class Official(ImageDataModule):
             create("images", images.shape, np.uint8)[:] = images
             create("labels", targets.shape, np.int64)[:] = targets
 
-        name, key = f"{type(self).__name__}-{split}", stamp(self.root, files)
+        name, key = f"{type(self).__name__}-{split}", stamp(self.folder, files)
         arrays = prepare(self.cache_dir, name, key, build)
         return arrays["images"], arrays["labels"]
 
     def describe(self, index: int) -> dict[str, Any]:
         """The file of an image in a class folder."""
-        return {"file": str(self._files[index].relative_to(self.root))} if self._files else {}
+        return {"file": str(self._files[index].relative_to(self.folder))} if self._files else {}
 
     def _official(self, split: Part, *, download: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Images (M, C, H, W) and labels (M,) of torchvision's class."""
         from torchvision import datasets
 
-        name, folder = type(self).__name__, str(self.root / self.archive)
+        name, folder = type(self).__name__, str(self.folder / self.archive)
         try:
-            found = getattr(datasets, name)(str(self.root), split == "train", download=download)
+            found = getattr(datasets, name)(str(self.folder), split == "train", download=download)
             images, labels = np.asarray(found.data), np.asarray(found.targets)
             images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
             if len(images) != len(labels) or set(images.shape[2:]) != {self.image_size}:

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from datamodules import CIFAR10, ImageDataModule
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Tiny(ImageDataModule):
     """60 training and 23 test images of 8 x 8 in three classes that differ in brightness."""
 
@@ -20,8 +22,10 @@ class Tiny(ImageDataModule):
     class_names = ("dark", "grey", "light")
     mean, std = (0.5,), (0.3,)
 
-    def __init__(self, batch_size: int = 6, crop_padding: int = 1, **more: Any) -> None:
-        super().__init__(batch_size, 7, crop_padding=crop_padding, val_fraction=0.2, **more)
+    batch_size: int = 6
+    eval_batch_size: int = 7
+    crop_padding: int | None = 1
+    val_fraction: float = 0.2
 
     def load(self, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
         count = 60 if split == "train" else 23

@@ -71,7 +71,7 @@ RUN_LINES = [
     ("RUN --data ImageDataModule", "ImageDataModule reads no images: choose a data set"),
     ("RUN --data LightningDataModule", "LightningDataModule has no train_dataloader"),
     ("RUN --data torch.nn.ReLU", "--data 'torch.nn.ReLU' does not fit"),
-    ("RUN --data.batch_size null", "batch_size must be an integer >= 1, got None"),
+    ("RUN --data.batch_size null", "batch_size must be an integer, got None"),
     ("RUN --data.batchsize 3", "--data.batchsize is not accepted.*the nearest: --data.batch_size"),
     ("RUN --data.root x", "--data.root is not accepted"),
     ("RUN --data.val_fraction 1", "val_fraction must lie between 0 and 1, got 1"),

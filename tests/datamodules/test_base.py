@@ -1,6 +1,6 @@
 """Data sets: formats, splits, order, augmentation, and what bad folders are told."""
 
-from inspect import signature
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,8 @@ def test_a_missing_test_folder(tmp_path: Path):
         ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
         ({"val_fraction": 1.0}, "val_fraction must lie between 0 and 1, got 1.0"),
         ({"crop_padding": -2}, "crop_padding must be an integer >= 0, got -2"),
-        ({"image_size": 4}, "image_size must be an integer >= 8"),
+        ({"split_seed": 2**64}, "split_seed must be an integer from -9223372036854775808"),
+        ({"image_size": 4}, "image_size must be an integer from 8 to 4096, got 4"),
     ],
 )
 def test_bad_numbers(arguments: dict, message: str):
@@ -168,13 +169,48 @@ def test_bad_numbers(arguments: dict, message: str):
         Digits(**arguments)
 
 
-def loaders(world_size: int, *, training: bool, epoch: int = 2, batch_size: int = 6, **more):
-    data = Tiny(seed=5)
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("Digits", {"seed": "x"}, "seed must be an integer or None, got 'x'"),
+        ("Digits", {"flip": 1}, "flip must be True or False, got 1"),
+        ("Digits", {"batch_size": True}, "batch_size must be an integer, got True"),
+        ("Digits", {"image_size": 8.5}, r"image_size must be an integer, got 8\.5"),
+        ("Digits", {"augment": 3}, "augment must be a list, each a torch.nn.Module or None, got 3"),
+        ("Digits", {"augment": [3]}, r"augment must be .*, got \[3\]"),
+        ("CIFAR100", {"root": None}, "root must be text, got None"),
+        ("MITBIH", {"protocol": "x"}, "must be 'inter_patient', 'intra_patient' or 'kaggle', got"),
+        ("MITBIH", {"window": (0.5,)}, r"window must be \(a number, a number\), got \(0\.5,\)"),
+        (
+            "MITBIH",
+            {"val_records": "101"},
+            "val_records must be a list, each an integer, got '101'",
+        ),
+    ],
+)
+def test_values_of_another_type(name: str, options: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        getattr(datamodules, name)(**options)
+
+
+def test_every_option_of_every_set_checks_its_type():
+    for name in datamodules.__all__:
+        kind = getattr(datamodules, name)
+        for option in (option.name for option in fields(kind) if option.init):
+            with pytest.raises(ValueError, match=rf"^{option} must be .*, got 1j$"):
+                kind(**{option: 1j})
+    number: Any = np.int64(16)  # what only looks like another type
+    assert Digits(image_size=number, batch_size=number, val_fraction=np.float64(0.5)).seed is None
+    root: Any = Path("x")
+    assert CIFAR10(root).folder == root
+
+
+def loaders(world_size: int, *, training: bool, epoch: int = 2, batch_size: int = 6):
+    data = Tiny(batch_size=batch_size, eval_batch_size=batch_size, seed=5)
     images, labels = data.load("train")
     for rank in range(world_size):
-        loader = ImageLoader(images, labels, torch.arange(53), batch_size, mean=data.mean,
-                             std=data.std, training=training, crop_padding=1, flip=True, seed=5,
-                             rank=rank, world_size=world_size, **more)  # fmt: skip
+        loader = ImageLoader(data, images, labels, torch.arange(53), training=training, rank=rank,
+                             world_size=world_size)  # fmt: skip
         loader.set_epoch(epoch)
         yield loader
 
@@ -274,8 +310,7 @@ def test_every_set_has_the_shared_options(name: str):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "data")
     defaults = parser.get_defaults()["data"].as_dict()
-    shared = {k: p.default for k, p in signature(ImageDataModule.__init__).parameters.items()}
-    del shared["self"]
+    shared = {option.name: option.default for option in fields(ImageDataModule) if option.init}
     own: dict[str, dict[str, Any]] = {
         "Digits": {"batch_size": 64, "crop_padding": 2, "flip": False},
         "MNIST": {"crop_padding": 2, "flip": False},
@@ -288,7 +323,7 @@ def test_every_set_has_the_shared_options(name: str):
     assert {option: defaults[option] for option in shared} == shared
     options = [action for action in parser._actions if action.dest.startswith("data.")]
     assert {action.dest.removeprefix("data.") for action in options if action.help} >= {*defaults}
-    assert ("root" in defaults) == kind.reads_files
+    assert ("root" in defaults) == (name != "Digits")
     with pytest.raises(ArgumentError, match="nonsense"):
         parser.parse_args(["--data.nonsense", "3"])
 

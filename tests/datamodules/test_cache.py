@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from datamodules import CIFAR10
-from datamodules.cache import Create, default_cache_dir, prepare
+from datamodules.cache import Create, prepare
 from tests.data import write_tree
 
 
@@ -103,7 +103,7 @@ def test_a_read_only_data_folder_is_enough(tmp_path: Path):
     try:
         data = CIFAR10(str(tmp_path / "cifar"))
         data.setup("fit")
-        assert data.cache_dir == default_cache_dir() == Path(os.environ["XDG_CACHE_HOME"], "supple")
+        assert any(Path(os.environ["XDG_CACHE_HOME"], "supple").glob("CIFAR10-train-*/images.npy"))
         assert sorted(tmp_path.rglob("*")) == before
     finally:
         for path in (tmp_path / "cifar").rglob("*"):
