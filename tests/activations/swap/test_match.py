@@ -193,19 +193,30 @@ def evaluate(network):
 
 @functools.cache
 def trained(old):
-    """A trained network of two convolutions, and its loss after 200 more steps."""
+    """A network of two convolutions after 300 steps."""
 
     def block(a, b):
         return nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), old())
 
     torch.manual_seed(0)
     head = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 10))
-    network = train(nn.Sequential(block(1, 8), nn.MaxPool2d(2), block(8, 16), head), 300, 0, 0.1)
-    return network, evaluate(train(copy.deepcopy(network), 200, 1, 0.02))[0]
+    return train(nn.Sequential(block(1, 8), nn.MaxPool2d(2), block(8, 16), head), 300, 0, 0.1)
+
+
+def later(network, lr):
+    """The loss after 200 more steps, a mean over three orders of the data."""
+    runs = [train(copy.deepcopy(network), 200, seed, lr) for seed in (1, 2, 3)]
+    return sum(evaluate(run)[0] for run in runs) / 3
+
+
+@functools.cache
+def best(old):
+    """The lowest later loss of the old function, and its learning rate."""
+    return min((later(trained(old), lr), lr) for lr in (0.02, 0.05, 0.1))
 
 
 def test_a_trained_network_loses_nothing_at_step_0():
-    network, _ = trained(nn.ReLU)
+    network = trained(nn.ReLU)
     images, _, training = digits()
     before = evaluate(network)[1]
     assert before > 0.95
@@ -245,9 +256,17 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("name", "old"), PAIRS)
-def test_a_matched_network_goes_on_learning(name, old):
-    network, expected = trained(old)
-    swapped = copy.deepcopy(network)
+def test_a_matched_network_goes_on_learning(name, old, record_property):
+    """At most 0.05 nats are lost, or the pair is warned of.
+
+    The protocol was written down before any pair was run by it: a network is trained with the old
+    function for 300 steps. A copy gets the matched function. Both train for 200 more steps, at
+    the learning rate out of 0.02, 0.05 and 0.1 that serves the *old* function best. Losses are
+    means over all training images and over three orders of the batches (seeds 1, 2 and 3), the
+    same orders for both functions.
+    """
+    expected, lr = best(old)
+    swapped = copy.deepcopy(trained(old))
     images, _, training = digits()
     torch.manual_seed(0)
     with warnings.catch_warnings(record=True) as said:
@@ -255,14 +274,15 @@ def test_a_matched_network_goes_on_learning(name, old):
         report = replace_activations(
             swapped, getattr(ours, name), example_input=images[training][:256], match=True
         )
-    worst = max(call.relative_error or 0.0 for call in report)
-    warned = [str(w.message) for w in said if "fits only roughly" in str(w.message)]
-    assert len(warned) == (worst > 0.1)
+    warned = [str(w.message) for w in said if str(w.message).startswith("match: ")]
     assert all(f"{old.__name__} -> {name} at " in text and "fade" in text for text in warned)
+    worst = max(call.relative_error or 0.0 for call in report)
+    assert warned or worst < 0.1
     for parameter in shape_parameters(swapped).values():
         assert parameter.abs().max() < 1000
-    loss, _ = evaluate(train(swapped, 200, 1, 0.02))
-    assert warned or loss < expected + 0.05
+    lost = later(swapped, lr) - expected
+    record_property("match", f"{name},{old.__name__},{worst:.4f},{lr},{lost:.4f},{warned}")
+    assert warned or lost < 0.05
 
 
 @pytest.mark.parametrize("share", ["site", "channel"])
