@@ -10,7 +10,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,6 @@ from .trace import Call, device_of
 
 Function = Callable[[Tensor], Tensor]
 
-CLOSE = 0.1  # the largest relative error without a warning
 # Bounds of a parameter's gradient, as a ratio to the one at the start, and of the slope, as a ratio
 # to the old function's
 _GRADIENT = (0.05, 5.0)
@@ -39,23 +38,42 @@ class Fit:
     Attributes:
         error: root mean square of the difference.
         relative: the error divided by the deviation of the old function's outputs.
+        steepness: how far a small step in the parameters moves the outputs at most, divided by how
+            far it would move them as a factor in front of the old function.
     """
 
     error: float
     relative: float
+    steepness: float
+
+    @property
+    def warning(self) -> str:
+        """What should be known before training goes on, with the remedies; or nothing."""
+        found = []
+        if self.relative > 0.1:
+            found.append(
+                f"fits only roughly, with an error of {self.relative:.0%} of the old outputs' "
+                'deviation; match="fade" (--model.match fade) starts without loss'
+            )
+        if self.steepness > 2:  # a step of gradient descent then moves it 4 times as far
+            found.append(
+                f"changes {self.steepness:.2g} times as fast with its parameters as with a factor; "
+                "they need a smaller learning rate "
+                f"(--model.activation_lr_scale {self.steepness**-2:.1g})"
+            )
+        return "; it ".join(found)
 
 
 def match(activation: nn.Module, reference: Function, samples: Tensor | None = None) -> float:
     r"""Set the learned parameters of `activation` so that it starts as `reference`.
 
     They minimise :math:`\sum_i (f(x_i) - g(x_i))^2` by the Levenberg-Marquardt method, in float64
-    and channel by channel. If the function is linear in its parameters, one step is enough. Where
-    parameters rounded to three decimals fit as well, these are taken, so that exact pairs are
-    exact.
+    and channel by channel. Where parameters rounded to three decimals fit as well, these are taken,
+    so that exact pairs are exact.
 
-    A fit is taken only where the function can go on learning: the gradient of each parameter (root
-    mean square over the samples) is 0.05 to 5 times that at the start, and the slope of f 0.03 to 3
-    times that of g. Elsewhere the parameters are pulled towards the start, as weakly as is enough.
+    Steps are taken only to where the function can go on learning: the gradient of each parameter
+    (root mean square over the samples) is 0.05 to 5 times that at the start, and the slope of f
+    0.03 to 3 times that of g.
 
     Args:
         activation: an elementwise function, changed in place.
@@ -70,11 +88,13 @@ def match(activation: nn.Module, reference: Function, samples: Tensor | None = N
         ValueError: the activation mixes positions (LSLU, DynamicReLU), or a value is not finite.
 
     Warns:
-        UserWarning: the error is more than 10% of the deviation of g over the samples.
+        UserWarning: the error is more than 10% of the deviation of g over the samples, or f moves
+            more than twice as far in its parameters as a learned factor before g would.
     """
     found = fit(activation, reference, samples)
-    if found.relative > CLOSE:
-        _warn(f"{reference} -> {type(activation).__name__}", found.relative)
+    if found.warning:
+        pair = f"{reference} -> {type(activation).__name__}"
+        warnings.warn(f"match: {pair} {found.warning}", stacklevel=2)
     return found.error
 
 
@@ -89,17 +109,15 @@ def fit(activation: nn.Module, reference: Function, samples: Tensor | None) -> F
             )
     channels = getattr(activation, "num_parameters", 1)
     twin = copy.deepcopy(activation).double().requires_grad_(False)
+    named = list(twin.named_parameters(recurse=False))
     device = next(twin.parameters(), torch.empty(0)).device
     normal = torch.special.ndtri((torch.arange(2001, dtype=torch.float64) + 0.5) / 2001)
     x = (normal if samples is None else samples.detach()).to(device, torch.float64)
     x = x.reshape(len(x), -1)
     x = x if x.shape[1] == channels else x.reshape(-1, 1).expand(-1, channels).contiguous()
-    tail = torch.tensor([-50.0, -10.0, 10.0, 50.0], dtype=x.dtype, device=device)
-    tail = tail[:, None].expand(-1, channels).contiguous()
     old = copy.deepcopy(reference)
     old = old.double() if isinstance(old, nn.Module) else old
-    named = list(twin.named_parameters(recurse=False))
-    sizes = [parameter.numel() // channels for _, parameter in named]
+    facts = activation if isinstance(activation, Activation) else Activation()
 
     def table(values: Iterable[Tensor]) -> Tensor:
         """All parameters as (channels, number of parameters in a channel)."""
@@ -107,20 +125,16 @@ def fit(activation: nn.Module, reference: Function, samples: Tensor | None) -> F
         return torch.cat([x.new_empty(channels, 0), *rows], 1)
 
     def assign(module: nn.Module, theta: Tensor) -> None:
-        parts = theta.split(sizes, 1)
+        parts = theta.split([parameter.numel() // channels for _, parameter in named], 1)
         for parameter, part in zip(module.parameters(recurse=False), parts, strict=True):
             parameter.copy_(part.reshape(parameter.shape))
 
-    def new(theta: Tensor, x: Tensor) -> Tensor:
+    def new(theta: Tensor, x: Tensor = x) -> Tensor:
         assign(twin, theta)
         return twin(x)
 
     with torch.no_grad():
-        y, tail_y = old(x.clone()), old(tail.clone())
-        variance = y.var(0, correction=0)
-        unit = torch.where(variance > 0, variance, variance.mean())
-        unit = torch.where(unit > 0, unit, 1.0)
-        facts = activation if isinstance(activation, Activation) else Activation()
+        y = old(x.clone())
         least = table(torch.full_like(p, facts.least.get(n, -math.inf)) for n, p in named)
         scalable = table(torch.full_like(p, float(n == facts.scalable)) for n, p in named) > 0
 
@@ -133,54 +147,39 @@ def fit(activation: nn.Module, reference: Function, samples: Tensor | None) -> F
         for values in ({}, *facts.match_starts):
             full = (p if n not in values else torch.full_like(p, values[n]) for n, p in named)
             starts.append(allowed(table(full)))
-        usual = torch.stack([_gradients(lambda t: new(t, x), start) for start in starts]).amax(0)
+        usual = torch.stack([_gradients(_jacobian(new, start)) for start in starts]).amax(0)
         steep = _slopes(old, x)
 
-        def alive(theta: Tensor) -> Tensor:
-            ratio = _gradients(lambda t: new(t, x), theta) / usual
-            slope = _slopes(lambda x: new(theta, x), x) / steep
-            good = [_within(ratio, _GRADIENT).all(1), _within(slope, _SLOPE)]
-            return torch.stack(good).all(0)
+        def alive(theta: Tensor, jacobian: Tensor) -> Tensor:
+            gradients = most = _gradients(jacobian)
+            if (most < _GRADIENT[0] * usual).any():
+                # dead only until another parameter moves, as CosLU's beta where alpha is 0?
+                near = [_gradients(_jacobian(new, theta, shift)) for shift in (0.1, -0.1)]
+                most = torch.stack([most, *near]).amax(0)
+            learns = (most >= _GRADIENT[0] * usual) & (gradients <= _GRADIENT[1] * usual)
+            slope = _slopes(lambda x: new(theta, x), x)
+            moves = (slope >= _SLOPE[0] * steep) & (slope <= _SLOPE[1] * steep)
+            return (learns | (usual == 0)).all(1) & (moves | (steep == 0))
 
-        def costs(theta: Tensor) -> Tensor:
-            """Mean squares on the samples and, for a choice among equals, beyond them."""
-            pairs = ((x, y), (tail, tail_y))
-            squares = [(new(theta, at) - to).square().mean(0) for at, to in pairs]
-            return torch.stack(squares).nan_to_num(math.inf, math.inf)
-
-        best = starts[0]
-        lowest = costs(best)
-        for start in starts if sizes else ():
-            # the weakest pull that keeps the function alive: none, or found by bisection
-            pull, dead, enough = torch.zeros_like(unit), -7.0 * torch.ones_like(unit), 0 * unit + 1
-            for _ in range(6):
-                theta = _least_squares(lambda t: new(t, x) - y, allowed, start, pull * unit)
-                cost, lives = costs(theta), alive(theta)
-                better = cost[0] < lowest[0] - 1e-24
-                better |= (cost[0] < lowest[0] + 1e-24) & (cost[1] < lowest[1])
-                better &= lives
-                best = torch.where(better[:, None], theta, best)
-                lowest = torch.where(better, cost, lowest)
-                if lives.all() and not pull.any():
-                    break
-                exponent = torch.where(pull > 0, pull.log10(), dead)
-                dead = torch.where(lives, dead, exponent)
-                enough = torch.where(lives, exponent, enough)
-                pull = 10 ** ((dead + enough) / 2)
+        best, lowest = starts[0], torch.full_like(steep, math.inf)
+        for start in starts if named else ():
+            theta, cost = _least_squares(new, y, start, allowed, alive)
+            better = cost < lowest - 1e-20
+            best = torch.where(better[:, None], theta, best)
+            lowest = torch.where(better, cost, lowest)
+        power = y.square().mean(0)
+        curvature = torch.einsum("nci,ncj->cij", *[_jacobian(new, best)] * 2) / len(x)
+        steepness = 0.0
+        if named:
+            steepness = (torch.linalg.eigvalsh(curvature)[:, -1] / power).nan_to_num(0).amax()
         assign(activation, best)
-        stored = [p.double() for p in activation.parameters(recurse=False)]
-        if next(activation.parameters(), x).itemsize < 4:  # half precision rounds visibly
-            lowest = costs(table(stored))
-        mean = lowest[0].mean()
+        # half precision rounds visibly
+        mean = (new(table(activation.parameters(recurse=False)).double()) - y).square().mean()
+        variance = y.var(0, correction=0).mean()
     if not mean.isfinite():
         raise ValueError(f"{type(activation).__name__} is not finite on the samples")
-    relative = (mean / variance.mean()).sqrt().item() if mean else 0.0
-    return Fit(math.sqrt(mean.item()), relative)
-
-
-def _within(ratio: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """Whether each ratio lies within the bounds, or has no base (0 / 0 and x / 0)."""
-    return ~ratio.isfinite() | (ratio >= bounds[0]) & (ratio <= bounds[1])
+    relative = (mean / variance).sqrt().item() if mean else 0.0
+    return Fit(math.sqrt(mean.item()), relative, math.sqrt(steepness))
 
 
 def _slopes(function: Function, x: Tensor) -> Tensor:
@@ -188,75 +187,70 @@ def _slopes(function: Function, x: Tensor) -> Tensor:
     return ((function(x + 1e-4) - function(x - 1e-4)) / 2e-4).square().mean(0).sqrt()
 
 
-def _gradients(function: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
-    """Root mean square of the derivative for each parameter, shaped like `theta`.
+def _jacobian(function: Function, theta: Tensor, shift: float = 0.0) -> Tensor:
+    """The derivatives by each parameter, (samples, channels, parameters): forward differences.
 
-    It is the largest of three: also where all other parameters are moved by 0.1 to either side. A
-    gradient that is 0 only until another parameter moves (CosLU's beta where alpha is 0) is alive.
+    `shift` moves all other parameters, as a share of their size.
     """
-    found = torch.zeros_like(theta)
+    base = function(theta)
+    columns = [base.new_empty(*base.shape, 0)]
     for index in range(theta.shape[1]):
-        for shift in (0.0, 0.1, -0.1):
-            near = theta + shift * theta.abs().clamp(min=1)
-            near[:, index] = theta[:, index]
-            column = _derivative(function, near, index).square().mean(0).sqrt()
-            found[:, index] = torch.maximum(found[:, index], column)
-    return found
+        step = torch.zeros_like(theta)
+        step[:, index] = 1e-6 * theta[:, index].abs().clamp(min=1)
+        near = theta + shift * theta.abs().clamp(min=1) * (step == 0)
+        below = function(near) if shift else base
+        columns.append(((function(near + step) - below) / step[:, index])[..., None])
+    return torch.cat(columns, -1).nan_to_num(0, 0, 0)
 
 
-def _derivative(function: Callable[[Tensor], Tensor], theta: Tensor, index: int) -> Tensor:
-    """The derivative of `function` by one parameter: central differences, (samples, channels)."""
-    step = torch.zeros_like(theta)
-    step[:, index] = 1e-5 * theta[:, index].abs().clamp(min=1)
-    rise = function(theta + step) - function(theta - step)
-    return (rise / (2 * step[:, index])).nan_to_num(0, 0, 0)
+def _gradients(jacobian: Tensor) -> Tensor:
+    """Root mean square of the derivative by each parameter, (channels, parameters)."""
+    return jacobian.square().mean(0).sqrt()
 
 
 def _least_squares(
-    difference: Callable[[Tensor], Tensor],
-    allowed: Callable[[Tensor], Tensor],
+    function: Function,
+    y: Tensor,
     start: Tensor,
-    pull: Tensor,
-) -> Tensor:
-    """The parameters (channels, k) that minimise the mean square of `difference`.
+    allowed: Function,
+    alive: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """The parameters (channels, k) that minimise the mean square of function - y, and this square.
 
-    `difference` is (samples, channels); each channel has its own parameters. `allowed` moves
-    parameters to where they may be. `pull` (channels,) times the squared distance from the start is
-    added to the mean square, in units of the start where that is above 1.
+    Each channel has its own parameters. `allowed` moves parameters to where they may be; only steps
+    to where they are `alive` are taken. The square is infinite if they never were.
     """
-    weight = pull[:, None] / start.square().clamp(min=1)
 
     def costs(theta: Tensor) -> Tensor:
-        far = (weight * (theta - start).square()).sum(1)
-        return (difference(theta).square().mean(0) + far).nan_to_num(math.inf, math.inf)
+        return (function(theta) - y).square().mean(0).nan_to_num(math.inf, math.inf)
 
-    theta = start
-    cost = costs(theta)
+    theta, jacobian = start, _jacobian(function, start)
+    cost = torch.where(alive(theta, jacobian), costs(theta), math.inf)
     damping = torch.full_like(cost, 1e-3)
-    steps, least_gain = (30, 1e-5) if pull.any() else (200, 1e-12)
-    for _ in range(steps):
-        columns = [_derivative(difference, theta, index) for index in range(theta.shape[1])]
-        jacobian = torch.stack(columns, -1).transpose(0, 1)  # (channels, samples, k)
-        samples = jacobian.shape[1]
-        square = jacobian.mT @ jacobian + (samples * weight).diag_embed()
+    for _ in range(100):
+        rest = (function(theta) - y).nan_to_num(0, 0, 0)
+        square = torch.einsum("nci,ncj->cij", jacobian, jacobian)
         scale = square.diagonal(dim1=1, dim2=2)
         ridge = damping[:, None] * scale + 1e-12 * scale.amax(1, keepdim=True) + 1e-300
-        gradient = jacobian.mT @ difference(theta).T.nan_to_num(0, 0, 0)[..., None]
-        gradient += (samples * weight * (theta - start))[..., None]
+        gradient = torch.einsum("nci,nc->ci", jacobian, rest)[..., None]
         step = torch.linalg.lstsq(square + ridge.diag_embed(), gradient).solution[..., 0]
         moved = allowed(theta - step)
         new = costs(moved)
         better = new < cost
-        gained = torch.where(better, cost - new, 0).max() > least_gain * cost.max()
+        if better.any():
+            there = _jacobian(function, moved)
+            better &= alive(moved, there)
+            jacobian = torch.where(better[:, None], there, jacobian)
+        gain = torch.where(better, cost - new, 0)
         theta = torch.where(better[:, None], moved, theta)
         cost = torch.where(better, new, cost)
         damping = torch.where(better, damping / 10, damping * 10).clamp(1e-12, 1e9)
-        stuck = bool((damping > 1e3).all()) or bool(better.any() & pull.any())
-        if (not gained and stuck) or not cost.max():
+        done = better & (gain < 1e-4 * cost) | (damping > 1e6) | (cost < 1e-20)
+        if done.all():
             break
     rounded = allowed((theta * 1000).round() / 1000)
     as_good = costs(rounded) <= cost + 1e-15
-    return torch.where(as_good[:, None], rounded, theta)
+    return torch.where(as_good[:, None], rounded, theta), cost
 
 
 def match_calls(model: nn.Module, calls: Iterable[Call], example: Inputs | None) -> None:
@@ -287,27 +281,19 @@ def match_calls(model: nn.Module, calls: Iterable[Call], example: Inputs | None)
         here = example.on(device_of(model))
         with random_state_kept(), torch.no_grad():
             twin(*here.args, **here.kwargs)
-    poor: dict[str, list[Call]] = {}
+    poor: dict[str, dict[str, Fit]] = {}
     for activation, same in groups.items():
         parts = samples[activation]
         new = activation.new if isinstance(activation, Fade) else activation
         found = fit(new, same[0].reference, torch.cat(parts) if parts else None)
         for call in same:
             call.error, call.relative_error = found.error, found.relative
-            if found.relative > CLOSE:
-                poor.setdefault(f"{call.old} -> {type(new).__name__}", []).append(call)
-    for pair, worse in poor.items():
-        worst = max(worse, key=lambda call: call.relative_error or 0)
-        more = f" and {len(worse) - 1} more" if worse[1:] else ""
-        _warn(f"{pair} at {worst.name}{more}", worst.relative_error or 0)
-
-
-def _warn(what: str, relative: float) -> None:
-    warnings.warn(
-        f"match: {what} fits only roughly, with an error of {relative:.0%} of the old outputs' "
-        'deviation; match="fade" (--model.match fade) starts without loss',
-        stacklevel=4,
-    )
+            if found.warning:
+                poor.setdefault(f"{call.old} -> {type(new).__name__}", {})[call.name] = found
+    for pair, sites in poor.items():
+        worst = Fit(*map(max, zip(*map(astuple, sites.values()), strict=True)))
+        more = f" and {len(sites) - 1} more" if len(sites) > 1 else ""
+        warnings.warn(f"match: {pair} at {min(sites)}{more} {worst.warning}", stacklevel=3)
 
 
 def _recorder(into: list[Tensor], references: Iterator[nn.Module]) -> Callable[..., Tensor]:
