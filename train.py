@@ -11,11 +11,11 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from inspect import signature
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 import yaml
@@ -25,23 +25,27 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import distributed, nn
 
 import activations
 import datamodules
 from activations import parameter_groups
-from activations.files import check_writable, is_full, replacing, system_error
+from activations.files import check_writable, is_full, naming, replacing, system_error
 from callbacks import (
     ActivationMonitor,
     ActivationSchedule,
     BestCheckpoint,
     LastCheckpoint,
     PredictionWriter,
+    Results,
     best_path,
     finish,
+    run_results,
     run_summary,
 )
+from callbacks.lightning_private import callbacks_of
 from models import Classifier, DivergedError
 from models.checkpoints import check_complete, check_fits, check_given, read_checkpoint
 
@@ -329,6 +333,8 @@ class Progress(TQDMProgressBar):
 class CLI(LightningCLI):
     """The model is always Classifier; data, activation, optimizer and callbacks are chosen."""
 
+    claimed: Path | None = None  # the new folder of a run
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Only the one asked for, if it is known: each takes a quarter of a second to set up."""
@@ -347,9 +353,13 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(ActivationMonitor, "monitor")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(Progress, "progress")
+        parser.add_lightning_class_args(Results, "results")
         self.callback_keys = [*getattr(self, "callback_keys", ()), parser.callback_keys]
         parser.add_argument(
-            "--test_after_fit", type=bool, default=False, help="Test the best checkpoint after fit."
+            "--test_after_fit",
+            type=bool | Literal["last", "best", "both"],
+            default=False,
+            help="Test the last weights, the best checkpoint (true), or both after fit.",
         )
 
         parser.add_argument(
@@ -405,7 +415,7 @@ class CLI(LightningCLI):
                 raise ValueError(f"--trainer.{name} must be above 0, got {given}")
         if trainer.barebones:  # takes none of these
             trainer.logger, trainer.log_every_n_steps = False, 0
-            off |= {"checkpoint", "last_checkpoint", "progress", "monitor"}
+            off |= {"checkpoint", "last_checkpoint", "progress", "monitor", "results"}
         if trainer.enable_checkpointing is False or trainer.fast_dev_run:
             off |= {"checkpoint", "last_checkpoint"}
         callbacks = trainer.callbacks or []
@@ -421,8 +431,14 @@ class CLI(LightningCLI):
             data, activation = (getattr(c, "class_path", "own").rpartition(".")[2] for c in chosen)
             arguments.name = f"{data}-{config.model.backbone.replace('/', '_')}-{activation}"
         self.given = trainer.clone()  # as config.yaml will have it
-        if str(getattr(trainer.logger, "class_path", "")).endswith(".TensorBoardLogger"):
+        path = str(getattr(trainer.logger, "class_path", ""))
+        if path.endswith(".TensorBoardLogger"):
             self._choose_folder(config, arguments)
+        own = path.endswith((".TensorBoardLogger", ".CSVLogger")) and self.subcommand == "fit"
+        first = not (trainer.fast_dev_run or cast(Any, rank_zero_only).rank)
+        if own and first and arguments and arguments.version is None:
+            CLI.claimed = claim(Path(arguments.save_dir) / str(arguments.name or ""))
+            arguments.version = CLI.claimed.name
 
     def _choose_folder(self, config: Any, arguments: Any) -> None:
         """A resumed run goes on in its own folder, and its tests are inside; others have none."""
@@ -460,7 +476,7 @@ class CLI(LightningCLI):
             )
 
     def before_fit(self) -> None:
-        """With `--test_after_fit true`, check that there is something to test, before training."""
+        """With `--test_after_fit`, check that there is something to test, before training."""
         if not is_overridden("train_dataloader", self.datamodule, LightningDataModule):
             raise ValueError(
                 f"--data {type(self.datamodule).__name__} has no train_dataloader: choose a data "
@@ -475,16 +491,35 @@ class CLI(LightningCLI):
             self.datamodule.will_test = True
 
     def after_fit(self) -> None:
-        """Test the best checkpoint, if asked to, and print results and paths."""
-        trainer, config = self.trainer, self.config[str(self.subcommand)]
+        """Test what was asked for, write the results, and print them with the paths."""
+        trainer, asked = self.trainer, self.config[str(self.subcommand)].test_after_fit
         finished = finish(trainer, self.model)
-        if config.test_after_fit:
+        results = callbacks_of(trainer, Results)
+        chosen = {False: [], True: ["best"], "both": ["last", "best"]}.get(asked, [asked])
+        lines = [run_results(trainer, "val")] if not chosen else []
+        for which in chosen:
+            for each in results:
+                each.testing = which
             # without a checkpoint, as in a fast_dev_run, the weights at the end are tested
-            path = best_path(trainer) or None
+            path = best_path(trainer) or None if which == "best" else None
             trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
-        summary = run_summary(trainer, "test" if config.test_after_fit else "val")
+            lines.append(run_results(trainer, "test", which if len(chosen) > 1 else ""))
+        for each in results:
+            each.write("ok", "", trainer)
+        summary = run_summary(trainer, lines)
         if trainer.is_global_zero:
             print(f"{summary}{finished}")
+
+
+def claim(folder: Path) -> Path:
+    """Make `version_<n>` in `folder`, with the next free n: no other run gets the same folder."""
+    found = (each.name.removeprefix("version_") for each in folder.glob("version_*"))
+    number = max((int(each) for each in found if each.isdecimal()), default=-1)
+    while True:
+        number += 1
+        with naming(folder), suppress(FileExistsError):
+            (path := folder / f"version_{number}").mkdir(parents=True)
+            return path
 
 
 def try_optimizer(model: Classifier) -> None:
@@ -555,6 +590,10 @@ def main(args: list[str] | None = None) -> None:
         diverged = isinstance(mistake, DivergedError)
         sys.exit(CRASH if full else DIVERGED if diverged else SLIP)
     finally:
+        if CLI.claimed:
+            with suppress(OSError):
+                CLI.claimed.rmdir()  # nothing was written: the run has not begun
+            CLI.claimed = None
         sys.argv = own
         for number, handler in handlers.items():
             signal.signal(number, handler)

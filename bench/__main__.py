@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 import bench
+from callbacks.machine import machine
 
 from . import report
 
@@ -35,7 +36,7 @@ def main() -> None:
     options = parser.parse_args(sys.argv[2:])
     torch.set_num_threads(options.threads)
     settings = {key: value for key, value in vars(options).items() if key != "out"}
-    about = {**report.machine(), "settings": settings}
+    about = {**machine(), "settings": settings}
     print(report.title(about), flush=True)
     table = module.measure(options)
     print(report.show(table))

@@ -29,10 +29,11 @@ from torch.nn import functional as F
 
 from activations import parameter_groups
 from callbacks import ActivationMonitor, ActivationSchedule
+from callbacks.machine import ROOT
 from models import Classifier
 
 from .measure import Turns, generated, in_turns, summarize
-from .report import ROOT, at_least
+from .report import at_least
 from .step import MODES, NAMING, activation, factory
 
 PARTS: dict[str, list[Callable[[], Callback]]] = {  # and its callbacks

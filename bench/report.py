@@ -1,24 +1,16 @@
 """How every measurement is reported: options, machine, table, files and chart."""
 
 import json
-import os
-import platform
-import re
-import subprocess
 from argparse import ArgumentTypeError
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from pandas import DataFrame
 
 from activations.files import replacing
 from activations.picture import new_figure, save_figure
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def at_least(low: int) -> Callable[[str], int]:
@@ -30,36 +22,6 @@ def at_least(low: int) -> Callable[[str], int]:
         return int(text)
 
     return number
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores, load, GPU, versions and commit of this run."""
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": _commit(),
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    return found[1] if found else platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    """The commit; a plus sign says that files of the repository differ from it."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--dirty=+"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def title(about: dict[str, Any]) -> str:

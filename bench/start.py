@@ -22,8 +22,10 @@ from typing import Any
 from lightning.pytorch import Callback
 from pandas import DataFrame
 
+from callbacks.machine import ROOT
+
 from .measure import in_turns, summarize
-from .report import ROOT, at_least
+from .report import at_least
 
 CASES = ["off", "activations cold", "activations warm", "model cold", "model warm"]
 IMPORTS = ["import torch, lightning", "import train"]

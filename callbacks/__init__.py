@@ -5,8 +5,9 @@ from .checkpoints import BestCheckpoint, LastCheckpoint, WholeFiles, best_path, 
 from .headfirst import HeadFirst
 from .monitor import ActivationMonitor
 from .predictions import PredictionWriter
+from .results import Results, read_results
 from .schedule import ActivationSchedule
-from .summary import run_summary
+from .summary import run_results, run_summary
 
 __all__ = [
     "ActivationMonitor",
@@ -16,8 +17,11 @@ __all__ = [
     "HeadFirst",
     "LastCheckpoint",
     "PredictionWriter",
+    "Results",
     "WholeFiles",
     "best_path",
     "finish",
+    "read_results",
+    "run_results",
     "run_summary",
 ]

@@ -48,12 +48,16 @@ class WholeFiles(TorchCheckpointIO):
 class BestCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint; a resumed run takes over the best score and its file.
 
+    With `monitor="auto"` it follows the metric that the data set names, or `val/acc`.
+
     The score is what the file itself says: of a run that was killed after it had saved a better
     network, the file is newer than the checkpoint from which it goes on.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save whole files, and delete what a kill left unfinished."""
+        """Choose the metric, save whole files, and delete what a kill left unfinished."""
+        if self.monitor == "auto":
+            self.monitor = getattr(getattr(trainer, "datamodule", None), "monitor", "val/acc")
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             _write_whole_files(trainer)

@@ -16,8 +16,24 @@ from .monitor import ActivationMonitor
 _NAMES = {"acc": "accuracy", "f1": "macro-F1", "auroc": "AUROC", "acc_top5": "top-5"}
 
 
-def run_summary(trainer: Trainer, stage: str) -> str:
-    """The learned parameters, the results of `stage` (val or test), and the paths of the files.
+def run_results(trainer: Trainer, stage: str, which: str = "") -> str:
+    """The metrics of the last epoch (stage val) or of the last test (stage test).
+
+    Args:
+        trainer: of the run.
+        stage: val or test.
+        which: the weights that were tested, last or best, if both are.
+    """
+    metrics = dict(trainer.callback_metrics)
+    if not metrics:  # of a run that had already finished
+        metrics = next((each.results for each in callbacks_of(trainer, LastCheckpoint)), {})
+    results = {name: metrics.get(f"{stage}/{name}") for name in _NAMES}
+    found = [f"{_NAMES[name]} {value:.4f}" for name, value in results.items() if value is not None]
+    return f"{f'{stage} {which}':<12} {', '.join(found) or 'nothing was measured'}"
+
+
+def run_summary(trainer: Trainer, results: list[str]) -> str:
+    """The learned parameters, the texts of :func:`run_results`, and the paths of the files.
 
     Every process must call this: Lightning's `log_dir` is agreed on by all of them.
     """
@@ -25,13 +41,7 @@ def run_summary(trainer: Trainer, stage: str) -> str:
     monitors = callbacks_of(trainer, ActivationMonitor)
     for monitor in (monitor for monitor in monitors if monitor.last):
         lines += ["", "What the activations learned", monitor.table()]
-    metrics = dict(trainer.callback_metrics)
-    if not metrics:  # of a run that had already finished
-        metrics = next((each.results for each in callbacks_of(trainer, LastCheckpoint)), {})
-    results = {name: metrics.get(f"{stage}/{name}") for name in _NAMES}
-    found = [f"{_NAMES[name]} {value:.4f}" for name, value in results.items() if value is not None]
-    shown = ", ".join(found) or "nothing was measured"
-    lines += ["", f"{stage:<12} {shown}", *_classes(trainer.callback_metrics)]
+    lines += ["", *results, *_classes(trainer.callback_metrics)]
     paths: dict[str, object] = {}
     if trainer.loggers and trainer.log_dir:
         paths["run"] = folder = Path(trainer.log_dir)

@@ -52,6 +52,7 @@ class ImageDataModule(LightningDataModule):
         dims: 2 for images, 1 for signals (N, C, L).
         image_size: side of the images, or length of the signals.
         will_test: whether a test follows the training: then its data are read before, too.
+        monitor: of the class: the metric that `best.ckpt` follows.
 
     Raises:
         ValueError: an option has a value of another type, or out of its range.
@@ -64,6 +65,7 @@ class ImageDataModule(LightningDataModule):
     mean: tuple[float, ...] = field(init=False)
     std: tuple[float, ...] = field(init=False)
     dims = 2
+    monitor = "val/acc"
     will_test = False
 
     batch_size: int = 128

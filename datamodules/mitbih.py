@@ -68,6 +68,7 @@ class MITBIH(ImageDataModule):
     """
 
     in_channels = 1
+    monitor = "val/f1"  # always-N has 90% of the beats right
     mean, std = (0.0,), (1.0,)
 
     root: str = "data/mitdb"

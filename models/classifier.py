@@ -30,7 +30,7 @@ from .checkpoints import (
     read_checkpoint,
 )
 from .metrics import classification_metrics, log_classes, warn_of_absent
-from .weights import kaiming_, load_weights, read_weights
+from .weights import freeze_shapes, kaiming_, load_shapes, load_weights, read_weights
 
 
 def _sgd(params: Any) -> torch.optim.Optimizer:
@@ -87,6 +87,9 @@ class Classifier(LightningModule):
         class_weights: weight of each class in the training loss; wins over `--data.balance loss`.
         activation_weight_decay: weight decay of the activations' own parameters.
         activation_lr_scale: learning rate of these parameters, as a multiple of the weights'.
+        activation_frozen: true keeps these parameters at their start values.
+        activation_from: start these parameters from the values in this checkpoint; all weights
+            start anew.
         compile: activations fuses each function into one kernel each way; model compiles the whole
             network. Both take half a minute at the start (docs/performance.md).
 
@@ -127,6 +130,8 @@ class Classifier(LightningModule):
         class_weights: list[float] | None = None,
         activation_weight_decay: float = 0.0,
         activation_lr_scale: float = 1.0,
+        activation_frozen: bool = False,
+        activation_from: str | None = None,
         compile: Literal["off", "activations", "model"] = "off",
     ) -> None:
         super().__init__()
@@ -175,6 +180,12 @@ class Classifier(LightningModule):
         if checkpoint_path:
             state, new = read_weights(checkpoint_path), tuple(f"{c.name}." for c in self.swapped)
             load_weights(self.backbone, state, source=checkpoint_path, fresh=new)
+        if activation_from:
+            if match:
+                raise ValueError("activation_from and match both set the start values: give one")
+            load_shapes(self.backbone, activation_from)
+        if activation_frozen:
+            freeze_shapes(self.backbone)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.lr_scheduler_interval = lr_scheduler_interval
         self.lr: float | None = None
@@ -206,7 +217,9 @@ class Classifier(LightningModule):
         """Make the checkpoint complete: no other file of weights is read with it."""
         known = checkpoint.get("hyper_parameters")
         if known is not None:
-            known.update(stem=self.stem, pretrained=False, checkpoint_path=None)
+            known.update(
+                stem=self.stem, pretrained=False, checkpoint_path=None, activation_from=None
+            )
         if self._not_stored:
             checkpoint["not_stored"] = self._not_stored
 
@@ -310,11 +323,13 @@ class Classifier(LightningModule):
         """Update the `val/` metrics."""
         self._evaluate(batch, self.val_metrics, self.val_loss)
 
-    def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
-        """Update the `test/` metrics."""
+    def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Tensor | None]:
+        """Update the `test/` metrics; return what `predict_step` does."""
         scores = self._evaluate(batch, self.test_metrics, self.test_loss)
-        if self.confusion is not None:
-            self.confusion.update(scores, batch[1])
+        _, labels, index = _parts(batch)
+        if self.confusion is not None and labels is not None:
+            self.confusion.update(scores, labels)
+        return {"index": index, "label": labels, "probability": scores.softmax(1)}
 
     def on_validation_end(self) -> None:
         """Say which classes have no sample."""

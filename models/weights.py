@@ -5,8 +5,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from activations.groups import shape_parameters
 from activations.swap.kinds import CONVOLUTIONS
 
 from .checkpoints import read_file
@@ -91,6 +93,45 @@ def load_weights(
             f"{source} does not fit {type(network).__name__}: {'; '.join(problems[:6])}{more}{hint}"
         )
     network.load_state_dict(own | state)
+
+
+def load_shapes(network: nn.Module, path: str | Path) -> None:
+    """Load what the activations of a trained network learned as their shape, and nothing else.
+
+    Args:
+        network: changed in place; its activations are those of the trained network.
+        path: a file that :func:`read_weights` reads.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file lacks a value, or has one of another shape.
+    """
+    state, own = read_weights(path), shape_parameters(network)
+    wrong = [n for n, value in own.items() if n not in state or state[n].shape != value.shape]
+    if wrong or not own:
+        what = (
+            f"no {wrong[0]} of shape {tuple(own[wrong[0]].shape)}" if wrong else "nothing to give"
+        )
+        raise ValueError(
+            f"activation_from: {str(path)!r} has {what}: name a checkpoint of a network with the "
+            "same backbone, activation and share, whose activations learn"
+        )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(state[name])
+
+
+def freeze_shapes(network: nn.Module) -> None:
+    """Keep what the activations would learn as their shape at its present values.
+
+    Raises:
+        ValueError: they learn nothing.
+    """
+    own = shape_parameters(network)
+    if not own:
+        raise ValueError("activation_frozen: the activations of this network learn nothing")
+    for value in own.values():
+        value.requires_grad_(False)
 
 
 def kaiming_(network: nn.Module, gain: float) -> None:

@@ -24,7 +24,7 @@ from activations import (
     ReLUN,
     replace_activations,
 )
-from callbacks import ActivationMonitor, run_summary
+from callbacks import ActivationMonitor, run_results, run_summary
 from callbacks.figures import grid
 from callbacks.record import Record, Row, read, thinned
 from callbacks.sites import (
@@ -84,7 +84,7 @@ def test_scalars_table_and_pictures(tmp_path: Path):
         pixels = np.asarray(Image.open(Path(logger.log_dir) / name))
         assert pixels.shape[2] == 3
         assert 0.001 < (pixels < 128).any(2).mean() < 0.5  # lines on white
-    summary = run_summary(run, "val")
+    summary = run_summary(run, [run_results(run, "val")])
     assert "macro-F1" in summary
     assert "activations.png" in summary
     assert f"tensorboard.main --logdir {tmp_path / 'board'}" in summary

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 import train
-from callbacks import PredictionWriter, run_summary
+from callbacks import PredictionWriter, run_results, run_summary
 from datamodules import CIFAR10, MITBIH
 from models import Classifier
 from models.metrics import class_measures, draw_confusion
@@ -34,7 +34,7 @@ def test_measures_of_each_class(tmp_path: Path):
     run = trainer(tmp_path, logger=logger, max_epochs=2, log_every_n_steps=2)
     run.fit(model, datamodule=data)
     [found] = run.test(model, datamodule=data, verbose=False)
-    summary = run_summary(run, "test")
+    summary = run_summary(run, [run_results(run, "test")])
     row = next(line for line in summary.splitlines() if line.startswith("grey")).split()
     assert float(row[1]) == pytest.approx(found["test_sensitivity/grey"], abs=1e-4)
     batches: Any = run.predict(model, datamodule=data)

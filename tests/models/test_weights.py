@@ -1,5 +1,6 @@
 """Weights from files, adapted and refused; initialisation with the activation's gain."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 import torchvision
 from torch import nn
 
-from activations import CosLU, ReLUN, gain
+from activations import DELU, CosLU, ReLUN, gain, parameter_groups
+from activations.groups import shape_parameters
 from models import Classifier, build_backbone, kaiming_
 
 
@@ -123,3 +125,34 @@ def test_kaiming_keeps_the_second_moment():
     assert wider.weight.std().item() == pytest.approx(1.5 / (5 * 32**0.5), rel=0.1)
     with pytest.raises(ValueError, match="init: kaiming would overwrite"):
         Classifier("resnet8", init="kaiming", checkpoint_path="x")
+
+
+def test_shapes_alone_are_taken_over_and_frozen(tmp_path: Path):
+    torch.manual_seed(1)
+    trained = Classifier("resnet8", 3, 1, 8, CosLU)
+    with torch.no_grad():
+        for number, value in enumerate(shape_parameters(trained.backbone).values()):
+            value.fill_(number / 7)
+    torch.save({"state_dict": trained.state_dict()}, tmp_path / "x.ckpt")
+    torch.manual_seed(2)
+    fresh = Classifier("resnet8", 3, 1, 8, CosLU)
+    torch.manual_seed(2)
+    model = Classifier("resnet8", 3, 1, 8, CosLU, activation_from=str(tmp_path / "x.ckpt"),
+                       activation_frozen=True)  # fmt: skip
+    shapes = shape_parameters(trained.backbone)
+    for name, value in model.backbone.named_parameters():
+        expected = shapes[name] if name in shapes else fresh.backbone.get_parameter(name)
+        assert torch.equal(value, expected), name
+        assert value.requires_grad == (name not in shapes)
+    assert [group["name"] for group in parameter_groups(model.backbone)] == ["weights"]
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"activation": DELU}, "has no act1.n"),
+        ({"activation": CosLU, "share": "channel"}, r"has no act1.alpha of shape \(16,\)"),
+        ({"activation": torch.nn.ReLU}, "has nothing to give"),
+        ({"activation": CosLU, "match": True}, "give one"),
+    )
+    for wrong, message in cases:
+        with pytest.raises(ValueError, match=message):
+            Classifier("resnet8", 3, 1, 8, activation_from=str(tmp_path / "x.ckpt"), **wrong)
+    with pytest.raises(ValueError, match="learn nothing"):
+        Classifier("resnet8", 3, 1, 8, torch.nn.ReLU, activation_frozen=True)

@@ -1,0 +1,64 @@
+"""On what a run or a measurement was made: machine, versions, commit, code."""
+
+import hashlib
+import os
+import platform
+import re
+import subprocess
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+# what decides the numbers of a run
+CODE = ("activations", "callbacks", "datamodules", "models", "train.py")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, load, GPU, versions and commit of this run."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": commit(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+@cache
+def commit() -> str:
+    """The commit; a plus sign says that files of the repository differ from it.
+
+    A copy that a study runs from has a file `COMMIT` instead of a repository.
+    """
+    if (written := ROOT / "COMMIT").is_file():
+        return written.read_text().strip()
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--dirty=+"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+@cache
+def code() -> str:
+    """The first 12 digits of the SHA-256 of the code that decides the numbers of a run."""
+    files = sorted(file for part in CODE for file in [ROOT / part, *(ROOT / part).rglob("*.py")])
+    digest = hashlib.sha256()
+    for file in files:
+        if file.is_file():
+            digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]

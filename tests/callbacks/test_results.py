@@ -1,0 +1,167 @@
+"""What a run leaves when it has ended."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger
+from sklearn.metrics import f1_score
+from torch.utils.data import DataLoader, TensorDataset
+
+import train
+from callbacks import BestCheckpoint, Results, read_results
+from datamodules import MITBIH
+from models import Classifier
+from tests.data import Tiny, write_records
+from tests.trainings import Small, classifier, trainer
+
+LINE = ("fit --data Digits --model.backbone resnet8 --model.activation CosLU --monitor.figure false "
+        "--trainer.limit_train_batches 3 --trainer.logger.save_dir runs --trainer.logger.name x "
+        "--trainer.enable_model_summary false --data.batch_size 64 --trainer.log_every_n_steps 2")  # fmt: skip
+RUN = Path("runs/x/version_0")
+
+
+def read(folder: Path) -> Any:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_results_agree_with_the_files_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    monkeypatch.chdir(tmp_path)
+    train.main([*LINE.split(), "--trainer.max_epochs=2", "--test_after_fit=both"])
+    printed = capsys.readouterr().out
+    results, samples = read(RUN), np.load(RUN / "test.npz")
+    assert (results["status"], results["seed"], results["processes"]) == ("ok", 0, 1)
+    assert results["config"] == yaml.safe_load((RUN / "config.yaml").read_text())
+    assert [each["epoch"] for each in results["epochs"]] == [0, 1]
+    best = max(results["epochs"], key=lambda each: each["val/acc"])
+    assert results["best"] == {"epoch": best["epoch"], "val/acc": best["val/acc"]}
+    assert samples["index"].tolist() == list(range(359))
+    for which, name in (("last", "probability"), ("best", "probability_best")):
+        predicted, test = samples[name].argmax(1), results["test"][which]
+        assert test["test/acc"] == pytest.approx(np.mean(predicted == samples["label"]), abs=1e-6)
+        f1 = f1_score(samples["label"], predicted, average="macro")
+        assert test["test/f1"] == pytest.approx(f1, abs=1e-5)
+        assert f"test {which:<4}    accuracy {test['test/acc']:.4f}" in printed
+    state = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert (
+        results["learned"]["layer2.0.act1.alpha"] == state["backbone.layer2.0.act1.alpha"].tolist()
+    )
+    assert len(results["learned"]) == 14
+    # a resumed run has no results until it ends, and keeps the epochs before
+    (RUN / "results.json").write_text("{}")
+    seen: list[bool] = []
+    monkeypatch.setattr(Results, "on_train_epoch_start",
+                        lambda self, *args: seen.append((RUN / "results.json").exists()))  # fmt: skip
+    train.main(["fit", "-c", f"{RUN}/config.yaml", "--ckpt_path", f"{RUN}/checkpoints/last.ckpt",
+                "--trainer.max_epochs=3", "--test_after_fit=false"])  # fmt: skip
+    again = read(RUN)
+    assert seen == [False]
+    assert [each["epoch"] for each in again["epochs"]] == [0, 1, 2]
+    assert again["epochs"][:2] == results["epochs"]
+    assert again["fit_s"] > results["fit_s"]
+    assert not (RUN / "test.npz").exists()
+    row = pd.DataFrame(read_results("runs")).iloc[0]
+    assert (row["data"], row["activation"], row["max_epochs"]) == ("Digits", "CosLU", 3)
+
+
+def test_a_run_that_diverges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        train.main(
+            [
+                *LINE.replace("CosLU", "torch.nn.ReLU").split(),
+                "--model.optimizer=SGD",
+                "--model.optimizer.lr=1e30",
+            ]
+        )
+    assert left.value.code == 3
+    results = read(RUN)
+    assert results["status"] == "diverged"
+    assert "the training loss is" in results["message"]
+    assert results["epochs"][0]["train/loss"] is None  # JSON knows no NaN
+    # a slip leaves no folder, and no number is lost
+    with pytest.raises(SystemExit):
+        train.main([*LINE.split(), "--model.activation_from=missing.ckpt"])
+    assert [each.name for each in RUN.parent.iterdir()] == ["version_0"]
+
+
+class Fails(Callback):
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no more memory"), SystemExit(143)], ids=repr)
+def test_an_error_is_a_result_and_a_signal_is_none(tmp_path: Path, error: BaseException):
+    logger = CSVLogger(tmp_path, name="", version="run")
+    with pytest.raises(type(error)):
+        trainer(tmp_path, Results(), Fails(error), logger=logger).fit(Small(), datamodule=Tiny())
+    if isinstance(error, SystemExit):
+        assert not (tmp_path / "run/results.json").exists()
+    else:
+        assert read(tmp_path / "run")["status"] == "failed"
+        assert read(tmp_path / "run")["message"] == "no more memory"
+
+
+def test_samples_without_positions_and_groups(tmp_path: Path):
+    write_records(tmp_path / "data")
+    data = MITBIH(str(tmp_path / "data"), protocol="inter_patient", cache_dir=str(tmp_path))
+    data.setup("test")
+    assert data.monitor == "val/f1"
+    results = Results()
+    run = trainer(tmp_path, results, logger=CSVLogger(tmp_path, name="", version="run"))
+    results._folder = tmp_path / "run"
+    model = Classifier("resnet8", data.num_classes, 1, data.image_size, dims=1)
+    run.test(model, data, verbose=False)
+    results.write("ok", "", run)
+    samples = np.load(tmp_path / "run/test.npz")
+    expected = [data.describe(int(index))["record"] for index in samples["index"]]
+    assert samples["group"].tolist() == expected
+    assert len(set(expected)) > 1
+    images = torch.cat([batch[0] for batch in data.test_dataloader()])
+    labels = torch.from_numpy(samples["label"])
+    loader = DataLoader(TensorDataset(images, labels), 7)
+    run.test(model, loader, verbose=False)
+    results.write("ok", "", run)
+    again = np.load(tmp_path / "run/test.npz")
+    assert np.array_equal(again["index"], np.arange(len(expected)))
+    assert np.array_equal(again["label"], samples["label"])
+
+
+def test_the_best_checkpoint_follows_the_metric_of_the_data(tmp_path: Path):
+    data = Tiny()
+    data.monitor = "val/f1"
+    best = BestCheckpoint(tmp_path, monitor="auto", mode="max", filename="best")
+    run = trainer(tmp_path, best, max_epochs=1, enable_checkpointing=True)
+    run.fit(classifier(), datamodule=data)
+    assert best.monitor == "val/f1"
+    assert best.best_model_score == run.callback_metrics["val/f1"]
+
+
+def test_runs_that_start_together_get_folders_of_their_own(tmp_path: Path):
+    (tmp_path / "x/version_3").mkdir(parents=True)
+    (tmp_path / "x/version_old").mkdir()
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(train.claim, [tmp_path / "x"] * 24))
+    assert sorted(int(each.name[8:]) for each in folders) == list(range(4, 28))
+
+
+def test_a_table_of_runs_names_what_it_cannot_read(tmp_path: Path):
+    for name, text in (("a", "{"), ("b", "[]"), ("c", '{"config": 3}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(text)
+    rows = read_results(tmp_path)
+    assert [(row["run"], row["status"]) for row in rows] == [(n, "unreadable") for n in "abc"]
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        read_results(tmp_path / "missing")
