@@ -32,6 +32,7 @@ def read(folder: Path) -> Any:
     return json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_results_agree_with_the_files_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):

@@ -1,0 +1,349 @@
+"""Which runs a study needs next: read from its folder alone."""
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from activations.files import replacing
+from callbacks.results import FILE
+
+from .spec import read_lock
+from .verdict import Kind, Rules, Runs, Verdict, family
+
+RUN = "spec.json"
+# every run of a study: no pictures, no tables on the screen, the last epoch tested
+QUIET = {
+    "trainer.enable_progress_bar": False,
+    "trainer.enable_model_summary": False,
+    "monitor.figure": False,
+}
+_PLACES = ("data.root", "data.cache_dir")  # where the same data lie
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a study.
+
+    Attributes:
+        stage: tune, verdict or control.
+        arm: its name; of a control, the arm's name and the control's.
+        cell: number of the cell.
+        seed: of the run.
+        options: of train.py, without the seed.
+        setting: number of the tuned setting in the grid.
+        shapes: id of the run whose learned shapes this one starts from.
+    """
+
+    stage: str
+    arm: str
+    cell: int
+    seed: int
+    options: dict[str, Any]
+    setting: int = 0
+    shapes: str = ""
+
+    @property
+    def id(self) -> str:
+        """The first 12 digits of the SHA-256 of the options, without places, and the seed."""
+        decides = {n: v for n, v in self.options.items() if n not in _PLACES}
+        text = json.dumps([decides, self.seed, self.shapes], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass
+class Study:
+    """A study's folder, read.
+
+    Attributes:
+        folder: of the study.
+        lock: content of its lock.
+        results: id of a run -> its results, of those that have ended.
+    """
+
+    folder: Path
+    lock: dict[str, Any]
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path, packed: dict[str, dict[str, Any]] | None = None) -> "Study":
+        """Read the lock and all results, those of a packed study too.
+
+        Raises:
+            SpecError: there is no study, or its lock was changed by hand.
+        """
+        return cls(folder, read_lock(folder), {**(packed or {}), **read_runs(folder)})
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What is asked."""
+        return self.lock["spec"]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of the verdict, up to the last look."""
+        first, looks = self.spec["seeds"]["first"], self.spec["seeds"]["looks"]
+        return list(range(first, first + looks[-1]))
+
+    @property
+    def rules(self) -> Rules:
+        """How the study is judged; metrics between 0 and 1 are counted in points of 0.01."""
+        spec = self.spec
+        loss = spec["metric"]["name"].endswith("loss")
+        return Rules(spec["margin"], tuple(spec["seeds"]["looks"]), spec["alpha"],
+                     unit="nats" if loss else "points", higher_is_better=not loss)  # fmt: skip
+
+    def value(self, run: Run) -> float:
+        """The metric of a run that has ended; NaN without."""
+        metric, found = self.spec["metric"], self.results.get(run.id)
+        tests = (found or {}).get("test") or {}
+        value = tests.get(metric["at"], {}).get(metric["name"])
+        scale = 1 if metric["name"].endswith("loss") else 100
+        return math.nan if value is None else scale * value
+
+    def status(self, run: Run) -> str:
+        """Of a run: ok, diverged, failed or missing."""
+        found = self.results.get(run.id)
+        if found is None:
+            return "missing"
+        known = found["status"] != "ok" or not math.isnan(self.value(run))
+        return found["status"] if known else "failed"
+
+    # ---- the runs of each stage
+
+    def run(self, stage: str, arm: str, cell: int, seed: int, setting: int, **more: Any) -> Run:
+        """One run: options of the cell, the budget, the setting and the arm."""
+        spec = self.spec
+        name, _, control = arm.partition(" ")
+        options = {**spec["cells"][cell], **spec["budget"], **QUIET}
+        options |= {"test_after_fit": spec["metric"]["at"]} if stage != "tune" else {}
+        options |= self.settings[setting] | spec["arms"][name] | more.pop("changes", {})
+        return Run(stage, arm, cell, seed, options, setting, **more)
+
+    @property
+    def settings(self) -> list[dict[str, Any]]:
+        """The grid, written out; one empty setting without tuning."""
+        grid = (self.spec["tune"] or {}).get("grid", {})
+        return [dict(zip(grid, each, strict=True)) for each in itertools.product(*grid.values())]
+
+    def tuning(self) -> Iterator[Run]:
+        """The runs of the tuning stage: the same grid for every arm."""
+        for cell, setting in itertools.product(
+            range(len(self.spec["cells"])), range(len(self.settings))
+        ):
+            for seed in (self.spec["tune"] or {}).get("seeds", []):
+                for arm in self.spec["arms"]:
+                    yield self.run("tune", arm, cell, seed, setting)
+
+    def tuned(self, arm: str, cell: int) -> tuple[int, list[float]]:
+        """The best setting of an arm, and the mean of the validation metric of each.
+
+        A setting with a run that has diverged or failed is never chosen, unless all have.
+        """
+        name = arm.partition(" ")[0]
+        if not self.spec["tune"]:
+            return 0, []
+        metric, seeds = self.spec["tune"]["metric"], self.spec["tune"]["seeds"]
+        sign = -1 if metric.endswith("loss") else 1
+        means = []
+        for setting in range(len(self.settings)):
+            found = [self.results.get(self.run("tune", name, cell, s, setting).id) for s in seeds]
+            values = [_last(each, metric) for each in found]
+            means.append(sum(values) / len(values))
+        best = max(
+            range(len(means)), key=lambda k: -math.inf if math.isnan(means[k]) else sign * means[k]
+        )
+        return best, means
+
+    def verdict_run(self, arm: str, cell: int, seed: int) -> Run:
+        """A run of the verdict stage, with the tuned setting."""
+        return self.run("verdict", arm, cell, seed, self.tuned(arm, cell)[0])
+
+    def hypotheses(self) -> list[tuple[str, int]]:
+        """Each arm but the baseline, in each cell."""
+        arms = [arm for arm in self.spec["arms"] if arm != self.spec["baseline"]]
+        return [(arm, cell) for cell in range(len(self.spec["cells"])) for arm in arms]
+
+    def runs_of(self, arm: str, cell: int) -> Runs:
+        """Values and status of an arm's runs, in the order of the seeds."""
+        runs = [self.verdict_run(arm, cell, seed) for seed in self.seeds]
+        return self._runs(self.label(arm, cell), runs)
+
+    def _runs(self, name: str, runs: list[Run]) -> Runs:
+        status = tuple(self.status(run) for run in runs)
+        values = [
+            self.value(r) if s == "ok" else math.nan for r, s in zip(runs, status, strict=True)
+        ]
+        return Runs(name, values, status)  # pyright: ignore[reportArgumentType]
+
+    def label(self, arm: str, cell: int) -> str:
+        """The arm's name, with data and backbone where there are several cells."""
+        if len(self.spec["cells"]) == 1:
+            return arm
+        options = self.spec["cells"][cell]
+        return f"{arm} ({options.get('data', cell)}, {options.get('model.backbone', cell)})"
+
+    def verdicts(self, baseline: str = "") -> list[Verdict]:
+        """One for each hypothesis, against the baseline or another arm."""
+        base = baseline or self.spec["baseline"]
+        asked = [(arm, cell) for arm, cell in self.hypotheses() if arm != base]
+        if base != self.spec["baseline"]:
+            cells = range(len(self.spec["cells"]))
+            asked = [(a, c) for c in cells for a in self.spec["arms"] if a != base]
+        bases = [self.runs_of(base, cell) for _, cell in asked]
+        return family(bases, [self.runs_of(arm, cell) for arm, cell in asked], self.rules)
+
+    # ---- controls
+
+    def controlled(self) -> list[tuple[str, int, int]]:
+        """Arm, cell and number of seeds of each control that a verdict calls for."""
+        controls, found = self.spec["controls"], []
+        for (arm, cell), verdict in zip(self.hypotheses(), self.verdicts(), strict=True):
+            if verdict.kind not in (Kind.BETTER, Kind.WORSE) or verdict.interval is None:
+                continue
+            first = self.results.get(self.verdict_run(arm, cell, self.seeds[0]).id) or {}
+            learns = bool(first.get("learned"))
+            for control in controls:
+                if learns or control == "same_time":
+                    found.append((f"{arm} {control}", cell, verdict.interval.n))
+        return found
+
+    def control_run(self, arm: str, cell: int, seed: int) -> Run | None:
+        """A run of a control; None while its cost ratio is not measured yet."""
+        name, _, control = arm.partition(" ")
+        setting = self.tuned(name, cell)[0]
+        if control == "same_time":
+            ratio = self.ratios().get(f"{name}/{cell}")
+            if ratio is None:
+                return None
+            base = self.spec["baseline"]
+            epochs = self.run("verdict", base, cell, seed, 0).options.get("trainer.max_epochs")
+            changes = {"trainer.max_epochs": max(1, round(ratio * epochs))}
+            run = self.run("control", base, cell, seed, self.tuned(base, cell)[0], changes=changes)
+            return Run("control", arm, cell, seed, run.options, run.setting)
+        changes = {"model.activation_frozen": True}
+        shapes = self.verdict_run(name, cell, seed).id if control == "retrained" else ""
+        return self.run("control", arm, cell, seed, setting, changes=changes, shapes=shapes)
+
+    def ratios(self) -> dict[str, float]:
+        """`arm/cell` -> time of a step over the baseline's, as `bench` measured it."""
+        file = self.folder / "ratios.json"
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+    def control_verdicts(self) -> list[Verdict]:
+        """Each control against the baseline, with the same seeds as the arm's verdict."""
+        asked = self.controlled()
+        if not asked:
+            return []
+        arms, bases = [], []
+        for arm, cell, n in asked:
+            runs = [self.control_run(arm, cell, seed) for seed in self.seeds[:n]]
+            padded = [math.nan] * (len(self.seeds) - n)
+            found = self._runs(self.label(arm, cell), [run for run in runs if run])
+            missing = len(self.seeds) - len(found.values)
+            arms.append(Runs(found.name, [*found.values, *[math.nan] * missing],  # pyright: ignore
+                             (*found.status, *["missing"] * missing)))  # fmt: skip
+            base = self.runs_of(self.spec["baseline"], cell)
+            bases.append(Runs(base.name, [*base.values[:n], *padded],  # pyright: ignore
+                              (*base.status[:n], *["missing"] * len(padded))))  # fmt: skip
+        return family(bases, arms, self.rules)
+
+    # ---- what comes next
+
+    def next_runs(self) -> tuple[str, list[Run]]:
+        """The name of the stage that is not finished, and its runs that have not ended; "" at the end."""
+        missing = self._missing(self.tuning())
+        if missing:
+            return "tuning", missing
+        for look in self.spec["seeds"]["looks"]:
+            arms = self._open_arms()
+            wanted = ((seed, *each) for seed in self.seeds[:look] for each in arms)
+            missing = self._missing(self.verdict_run(arm, cell, seed) for seed, arm, cell in wanted)
+            if missing:
+                return f"seeds up to look {look}", missing
+        wanted = [
+            self.control_run(arm, cell, seed)
+            for arm, cell, n in self.controlled()
+            for seed in self.seeds[:n]
+        ]
+        missing = self._missing(run for run in wanted if run)
+        return ("controls", missing) if missing else ("", [])
+
+    def _open_arms(self) -> list[tuple[str, int]]:
+        """Arms without a verdict yet, and the baselines of their cells."""
+        final = (Kind.BETTER, Kind.WORSE, Kind.EQUIVALENT, Kind.UNSTABLE)
+        pairs = zip(self.hypotheses(), self.verdicts(), strict=True)
+        arms = [each for each, verdict in pairs if verdict.kind not in final]
+        cells = dict.fromkeys(cell for _, cell in arms)
+        return [*((self.spec["baseline"], cell) for cell in cells), *arms]
+
+    def _missing(self, runs: Iterable[Run]) -> list[Run]:
+        unique = {run.id: run for run in runs}
+        return [run for key, run in unique.items() if key not in self.results]
+
+    def prepare(self, runs: list[Run]) -> None:
+        """Write the folder of each run that has none, for any worker to take."""
+        for run in runs:
+            folder = self.folder / "runs" / run.id
+            if (folder / RUN).is_file():
+                continue
+            content = {
+                "stage": run.stage, "arm": run.arm, "cell": run.cell, "seed": run.seed,
+                "setting": run.setting, "base": self.spec["base"],
+                "arguments": arguments(run.options, run.seed),
+            }  # fmt: skip
+            if run.shapes:
+                learned = self.results[run.shapes]["learned"]
+                state = {name: torch.tensor(value) for name, value in learned.items()}
+                with replacing(folder / "shapes.ckpt") as unfinished:
+                    torch.save({"state_dict": state}, unfinished)
+                content["shapes"] = "shapes.ckpt"
+            with replacing(folder / RUN) as unfinished:
+                unfinished.write_text(json.dumps(content, indent=1))
+
+
+def arguments(options: dict[str, Any], seed: int) -> list[str]:
+    """The options as they are typed after `python train.py fit`."""
+    words = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in options.items()
+    }
+    return [*(f"--{name}={value}" for name, value in words.items()), f"--seed_everything={seed}"]
+
+
+def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Id of a run -> its results, of all in a study's folder; one that is damaged counts as none."""
+    found = {}
+    for file in sorted(folder.glob(f"runs/*/{FILE}")):
+        try:
+            content = json.loads(file.read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and "status" in content:
+            found[file.parent.name] = content
+    return found
+
+
+def write_base(folder: Path, base: list[dict[str, Any]]) -> list[str]:
+    """Write the overlays of a run; return the arguments that read them."""
+    words = []
+    for number, overlay in enumerate(base):
+        with replacing(folder / f"base_{number}.yaml") as unfinished:
+            unfinished.write_text(yaml.safe_dump(overlay, sort_keys=False))
+        words += ["-c", str(folder / f"base_{number}.yaml")]
+    return words
+
+
+def _last(results: dict[str, Any] | None, metric: str) -> float:
+    """A validation metric of the last epoch of a run that has ended well; NaN without."""
+    if not results or results["status"] != "ok" or not results["epochs"]:
+        return math.nan
+    value = results["epochs"][-1].get(metric)
+    return math.nan if value is None else value
