@@ -121,7 +121,7 @@ class Study:
     def run(self, stage: str, arm: str, cell: int, seed: int, setting: int, **more: Any) -> Run:
         """One run: options of the cell, the budget, the setting and the arm."""
         spec = self.spec
-        name, _, control = arm.partition(" ")
+        name = arm.partition(" ")[0]
         options = {**spec["cells"][cell], **spec["budget"], **QUIET}
         options |= {"test_after_fit": spec["metric"]["at"]} if stage != "tune" else {}
         options |= self.settings[setting] | spec["arms"][name] | more.pop("changes", {})
@@ -210,9 +210,8 @@ class Study:
                 continue
             first = self.results.get(self.verdict_run(arm, cell, self.seeds[0]).id) or {}
             learns = bool(first.get("learned"))
-            for control in controls:
-                if learns or control == "same_time":
-                    found.append((f"{arm} {control}", cell, verdict.interval.n))
+            wanted = [each for each in controls if learns or each == "same_time"]
+            found += [(f"{arm} {control}", cell, verdict.interval.n) for control in wanted]
         return found
 
     def control_run(self, arm: str, cell: int, seed: int) -> Run | None:
