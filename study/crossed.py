@@ -1,0 +1,229 @@
+r"""What a difference is worth on new images: seeds and images are both samples.
+
+The verdict speaks of the test set at hand, whose images are the same for all seeds. On other images
+of this kind the mean difference of n seeds has the variance
+
+.. math:: \frac{s_d^2}{n} + v, \qquad
+    v = \frac{1}{n (n-1)} \sum_{s \ne t} \mathrm{cov}^*(d^*_s, d^*_t)
+
+where :math:`d^*_s` is the difference of seed s on a resampled test set. The first term holds the
+seeds, and how seeds and images act together; v, the part that all seeds share, is what another
+test set would change. (The variance of the mean of :math:`d^*` would count the joint part twice.)
+Where images come in groups, such as the beats of a record, whole groups are resampled. The degrees
+of freedom are Satterthwaite's.
+
+Reference: Owen, The pigeonhole bootstrap, Ann. Appl. Stat. 1, 2007, doi:10.1214/07-AOAS122, on what
+resampling of crossed factors counts twice. Satterthwaite, Biometrics Bulletin 2, 1946,
+doi:10.2307/3002019.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from .verdict import Kind, Rules
+
+Array = NDArray[np.float64]
+Metric = Callable[[NDArray[np.int64], NDArray[np.generic], Array], Array]
+"""Labels (I,), predictions (I,) or probabilities (I, C), and weights (B, I) to values (B,)."""
+
+
+def accuracy(labels: NDArray[np.int64], outputs: NDArray[np.generic], weights: Array) -> Array:
+    """Weighted share of right predictions."""
+    return weights @ (predictions(outputs) == labels) / weights.sum(1)
+
+
+def macro_f1(
+    labels: NDArray[np.int64],
+    outputs: NDArray[np.generic],
+    weights: Array,
+    classes: Sequence[int] | None = None,
+) -> Array:
+    """Weighted F1, the mean over `classes` that have samples; by default over all classes."""
+    predicted = predictions(outputs)
+    chosen = np.unique(labels) if classes is None else np.array(classes)
+    true, told = labels[:, None] == chosen, predicted[:, None] == chosen
+    hits, true, told = (weights @ each for each in (true & told, true, told))
+    with np.errstate(invalid="ignore"):
+        return np.where(true > 0, 2 * hits / (true + told), 0).sum(1) / (true > 0).sum(1)
+
+
+def auroc(labels: NDArray[np.int64], outputs: NDArray[np.generic], weights: Array) -> Array:
+    """Weighted area under the ROC curve: of scores (I,) of class 1, or the mean, one against rest.
+
+    A class without samples, or without samples of others, has no value.
+    """
+    scores = np.asarray(outputs, float)
+    if scores.ndim == 1:
+        return _area(labels == 1, scores, weights)
+    areas = np.stack([_area(labels == k, column, weights) for k, column in enumerate(scores.T)])
+    return np.nanmean(areas, axis=0)
+
+
+def _area(positive: NDArray[np.bool_], scores: Array, weights: Array) -> Array:
+    """Chance that a positive has a higher score than a negative; a tie counts half."""
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
+    ups, downs = (
+        np.add.reduceat(weights[:, order] * chosen[order], starts, axis=1)
+        for chosen in (positive, ~positive)
+    )
+    below = downs.cumsum(1) - downs / 2
+    with np.errstate(invalid="ignore"):
+        return (ups * below).sum(1) / (ups.sum(1) * downs.sum(1))
+
+
+def predictions(outputs: NDArray[np.generic]) -> NDArray[np.int64]:
+    """Classes (I,), from classes or from probabilities (I, C)."""
+    return np.asarray(outputs.argmax(1) if outputs.ndim == 2 else outputs, np.int64)
+
+
+METRICS: dict[str, Metric] = {
+    "acc": accuracy,
+    "f1": macro_f1,
+    "f1_nsvf": partial(macro_f1, classes=(0, 1, 2, 3)),  # MIT-BIH without Q, the unknown beats
+    "auroc": auroc,
+}
+"""By the names of a study's metric."""
+
+
+@dataclass(frozen=True)
+class NewImages:
+    """The mean difference as an estimate for new images of this kind.
+
+    Attributes:
+        test_deviation: what another test set would change in the difference, as a deviation.
+        seed_deviation: what other seeds would change.
+        groups: images, or groups of images, that were resampled.
+    """
+
+    arm: str
+    baseline: str
+    rules: Rules
+    difference: float
+    low: float
+    high: float
+    n: int
+    groups: int
+    seed_deviation: float
+    test_deviation: float
+
+    @property
+    def coarse(self) -> bool:
+        """Whether the test set's own deviation exceeds half the margin."""
+        return self.test_deviation > self.rules.margin / 2
+
+    @property
+    def kind(self) -> Kind:
+        """What the interval says."""
+        if max(-self.low, self.high) < self.rules.margin:
+            return Kind.EQUIVALENT
+        if self.low <= 0 <= self.high:
+            return Kind.UNDECIDED
+        return Kind.BETTER if (self.low > 0) == self.rules.higher_is_better else Kind.WORSE
+
+    def sentence(self) -> str:
+        """The line that stands below the verdict."""
+        told, unit = self.kind.upper(), self.rules.unit
+        text = (
+            f"{self.arm} against {self.baseline} on new images of this kind: {told}: "
+            f"{self.difference:+.2f} {unit} [{self.low:+.2f}, {self.high:+.2f}] "
+            f"over {self.n} paired seeds and {self.groups} images or groups"
+        )
+        if self.coarse:
+            text += (
+                f"; another test set of this size would move the difference by "
+                f"{self.test_deviation:.2f} {unit} (deviation), more than half the margin"
+            )
+        return text
+
+
+def new_images(
+    labels: ArrayLike,
+    baseline: Sequence[ArrayLike],
+    arm: Sequence[ArrayLike],
+    rules: Rules,
+    level: float,
+    metric: Metric = accuracy,
+    groups: ArrayLike | None = None,
+    names: tuple[str, str] = ("arm", "baseline"),
+    scale: float = 100.0,
+    replicates: int = 400,
+    seed: int = 0,
+) -> NewImages:
+    """The interval of the mean difference for new seeds and new images.
+
+    Args:
+        labels: (I,), the true classes, in one order for all runs: see :func:`aligned`.
+        baseline: predictions (I,) or probabilities (I, C) of each run, in the order of the seeds.
+        arm: the same of the arm.
+        rules: of the study.
+        level: the nominal level of the verdict's interval.
+        metric: of one run, for many weightings of its images.
+        groups: (I,), what belongs together, as beats of a record do.
+        names: of the arm and of the baseline.
+        scale: of the metric's values; 100 makes points.
+        replicates: resampled test sets; 400 give the test set's deviation to about 4%.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: for runs that do not pair, fewer than two pairs or fewer than two groups.
+    """
+    truth = np.asarray(labels, np.int64)
+    if len(baseline) != len(arm) or len(arm) < 2:
+        raise ValueError(f"{len(arm)} and {len(baseline)} runs do not make two pairs or more")
+    _, member = np.unique(np.arange(len(truth)) if groups is None else groups, return_inverse=True)
+    count, n = int(member.max()) + 1, len(arm)
+    if count < 2 or len(member) != len(truth):
+        raise ValueError(f"{len(truth)} images in {count} groups cannot be resampled")
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), replicates)
+    drawn = np.concatenate([np.ones((1, count), np.int64), drawn])  # first the test set itself
+    values = np.empty((n, len(drawn)))
+    size = max(1, 4_000_000 // len(truth))  # replicates at once, for 32 MB
+    for start in range(0, len(drawn), size):
+        part = slice(start, start + size)
+        weights = drawn[part][:, member].astype(float)
+        for s, (old, new) in enumerate(zip(baseline, arm, strict=True)):
+            values[s, part] = [1, -1] @ np.stack(
+                [metric(truth, np.asarray(each), weights) for each in (new, old)]
+            )
+    seen, again = scale * values[:, 0], scale * values[:, 1:]
+    again = again[:, np.isfinite(again).all(0)]  # AUROC has no value without one of the classes
+    covariance = np.cov(again) * count / (count - 1)
+    shared = (covariance.sum() - np.trace(covariance)) / (n * (n - 1))
+    by_seeds, by_images = seen.var(ddof=1) / n, max(0.0, float(shared))
+    total = by_seeds + by_images
+    freedom = 1.0
+    if total > 0:
+        freedom = total**2 / (by_seeds**2 / (n - 1) + by_images**2 / (count - 1))
+    half = float(stats.t.isf(level / 2, freedom) * np.sqrt(total))
+    mean = float(seen.mean())
+    return NewImages(
+        *names, rules, mean, mean - half, mean + half, n, count, by_seeds**0.5, by_images**0.5
+    )
+
+
+def aligned(
+    indices: Sequence[ArrayLike], labels: Sequence[ArrayLike], outputs: Sequence[ArrayLike]
+) -> tuple[NDArray[np.int64], list[NDArray[np.generic]]]:
+    """The runs' outputs in the order of the first run's images, and the labels.
+
+    Raises:
+        ValueError: if the runs were tested on other images, or labels differ.
+    """
+    first = np.argsort(indices[0])
+    known, truth = np.asarray(indices[0])[first], np.asarray(labels[0], np.int64)[first]
+    if (np.diff(known) == 0).any():
+        raise ValueError("an image was tested twice in one run")
+    ordered = []
+    for number, (index, label, output) in enumerate(zip(indices, labels, outputs, strict=True)):
+        order = np.argsort(index)
+        same = np.array_equal(np.asarray(index)[order], known)
+        if not same or not np.array_equal(np.asarray(label)[order], truth):
+            raise ValueError(f"run {number} was tested on other images or labels than run 0")
+        ordered.append(np.asarray(output)[order])
+    return truth, ordered
