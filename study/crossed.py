@@ -97,8 +97,8 @@ class NewImages:
 
     Attributes:
         test_deviation: what another test set would change in the difference, as a deviation.
-        seed_deviation: what other seeds would change.
-        groups: images, or groups of images, that were resampled.
+        seed_deviation: what other seeds would change; the deviation of their mean.
+        groups: how many images, or groups of images, were resampled; `thing` is their name.
     """
 
     arm: str
@@ -109,6 +109,7 @@ class NewImages:
     high: float
     n: int
     groups: int
+    thing: str
     seed_deviation: float
     test_deviation: float
 
@@ -132,12 +133,12 @@ class NewImages:
         text = (
             f"{self.arm} against {self.baseline} on new images of this kind: {told}: "
             f"{self.difference:+.2f} {unit} [{self.low:+.2f}, {self.high:+.2f}] "
-            f"over {self.n} paired seeds and {self.groups} images or groups"
+            f"over {self.n} paired seeds and {self.groups} {self.thing}"
         )
         if self.coarse:
             text += (
-                f"; another test set of this size would move the difference by "
-                f"{self.test_deviation:.2f} {unit} (deviation), more than half the margin"
+                f"; from one such test set to another it moves by {self.test_deviation:.2f} "
+                f"{unit} (standard deviation), more than half the margin"
             )
         return text
 
@@ -151,6 +152,7 @@ def new_images(
     metric: Metric = accuracy,
     groups: ArrayLike | None = None,
     names: tuple[str, str] = ("arm", "baseline"),
+    thing: str = "images",
     scale: float = 100.0,
     replicates: int = 400,
     seed: int = 0,
@@ -166,6 +168,7 @@ def new_images(
         metric: of one run, for many weightings of its images.
         groups: (I,), what belongs together, as beats of a record do.
         names: of the arm and of the baseline.
+        thing: the name of what is resampled, in the plural, as in "records".
         scale: of the metric's values; 100 makes points.
         replicates: resampled test sets; 400 give the test set's deviation to about 4%.
         seed: of the resampling.
@@ -203,7 +206,16 @@ def new_images(
     half = float(stats.t.isf(level / 2, freedom) * np.sqrt(total))
     mean = float(seen.mean())
     return NewImages(
-        *names, rules, mean, mean - half, mean + half, n, count, by_seeds**0.5, by_images**0.5
+        *names,
+        rules,
+        mean,
+        mean - half,
+        mean + half,
+        n,
+        count,
+        thing,
+        float(by_seeds**0.5),
+        float(by_images**0.5),
     )
 
 

@@ -17,7 +17,7 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 Array = NDArray[np.float64]
 
@@ -133,4 +133,4 @@ def _tail_table(m: int) -> tuple[Array, Array]:
 
 def critical_value(level: ArrayLike, n: ArrayLike) -> Array:
     """The t value that n paired differences exceed, in either direction, with chance `level`."""
-    return np.asarray(stats.t.isf(np.asarray(level) / 2, np.asarray(n) - 1))
+    return -special.stdtrit(np.asarray(n) - 1, np.asarray(level) / 2)

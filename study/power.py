@@ -55,8 +55,8 @@ def chances(
         np.asarray(each, float)[..., None] for each in (difference, deviation, n, level)
     )
     freedom, error = n - 1, deviation / np.sqrt(n)
-    scale = np.sqrt(stats.chi2.ppf(_QUANTILES, freedom) / freedom)
-    half = stats.t.isf(level / 2, freedom) * scale * error
+    scale = np.sqrt(2 * special.gammaincinv(freedom / 2, _QUANTILES) / freedom)  # s / deviation
+    half = critical_value(level, n) * scale * error
     bound = np.maximum(half, margin - half)  # beyond it a difference is told, and not equivalence
     above = special.ndtr((difference - bound) / error)
     below = special.ndtr((-difference - bound) / error)
@@ -109,3 +109,29 @@ def smallest_difference(n: int, deviation: float, level: float) -> float:
 
     high = float(critical_value(level, n)) * 4 + 4  # in standard errors
     return float(optimize.brentq(lack, 0, high)) * deviation / float(np.sqrt(n))  # pyright: ignore[reportArgumentType]
+
+
+class Pairing(NamedTuple):
+    """What pairs of the same seed gain over unpaired runs."""
+
+    correlation: float
+    low: float
+    high: float
+    unpaired: float
+    """As many unpaired runs of each arm tell as much."""
+
+
+def pairing(baseline: ArrayLike, arm: ArrayLike) -> Pairing:
+    """The correlation over seeds with its 95% interval, by Fisher's transformation.
+
+    Args:
+        baseline: values of at least 4 runs.
+        arm: values of the same seeds.
+    """
+    old, new = np.asarray(baseline, float), np.asarray(arm, float)
+    half = float(stats.norm.isf(0.025)) / np.sqrt(len(old) - 3)
+    with np.errstate(divide="ignore", invalid="ignore"):  # runs may be equal
+        r = float(np.corrcoef(old, new)[0, 1])
+        low, high = np.tanh(np.arctanh(r) + np.array([-half, half]))
+        gain = (old.var(ddof=1) + new.var(ddof=1)) / (new - old).var(ddof=1)
+    return Pairing(r, float(low), float(high), float(len(old) * gain))

@@ -29,6 +29,7 @@ ALLOWED = {
     "callbacks": {"activations"},
     "datamodules": set(),
     "models": {"activations"},
+    "study": {"train"},
     "train": {"activations", "callbacks", "datamodules", "models"},
 }
 NAMES = sorted({part.split("/")[0] for part in ALLOWED})
@@ -98,6 +99,7 @@ WHERE = {
     "Where is the ResNet for CIFAR?": ("models/resnet.py", "class CifarResNet("),
     "Which metrics are computed?": ("models/metrics.py", "def classification_metrics("),
     "How are MIT-BIH beats split by patient?": ("datamodules/mitbih.py", "DS1 = ("),
+    "When is a function better than another?": ("study/verdict.py", "def decide("),
     "Who moves scheduled functions during training?": (
         "callbacks/schedule.py",
         "class ActivationSchedule(",
