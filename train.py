@@ -546,10 +546,14 @@ def _is_choice(thing: Any) -> bool:
     return isinstance(thing, type) and issubclass(thing, bases) and thing not in bases
 
 
-def main(args: list[str] | None = None) -> None:
+def main(args: list[str] | None = None, cli: type[CLI] = CLI) -> None:
     """Run the command line `args`, by default this program's own; README lists the exit codes.
 
     Errors that this project raises are printed without traceback.
+
+    Args:
+        args: what is typed after `python train.py`.
+        cli: the class that runs it.
     """
     own, handlers = sys.argv, {}
     for each in own[1:] if args is None else args:
@@ -562,7 +566,7 @@ def main(args: list[str] | None = None) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             handlers[number] = signal.signal(number, _leave)
     try:
-        CLI(
+        cli(
             Classifier,
             LightningDataModule,
             save_config_callback=SaveConfig,

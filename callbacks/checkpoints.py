@@ -29,6 +29,7 @@ from .lightning_private import (
 from .monitor import ActivationMonitor
 
 _RESUME = "supple_resume"  # key in a checkpoint
+TWICE = 1.0  # seconds: a program and its launcher are told of the same signal
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -155,7 +156,7 @@ class LastCheckpoint(ModelCheckpoint):
         self.trained = False
         self._resume: dict[str, Any] = {}
         self._handlers: dict[int, Any] = {}
-        self._saved, self._signal = "", 0
+        self._saved, self._signal, self._came = "", 0, 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the folder."""
@@ -297,9 +298,11 @@ class LastCheckpoint(ModelCheckpoint):
         return bool(self._signal)
 
     def _wait(self, number: int, frame: FrameType | None) -> None:
-        if self._signal:
+        if self._signal and time.monotonic() - self._came > TWICE:
             raise SystemExit(128 + number)
-        self._signal = number
+        if self._signal:
+            return
+        self._signal, self._came = number, time.monotonic()
         name = signal.Signals(number).name
         sys.stderr.write(f"{name}: ends after this step; a second one ends at once\n")
 

@@ -56,9 +56,14 @@ def commit() -> str:
 @cache
 def code() -> str:
     """The first 12 digits of the SHA-256 of the code that decides the numbers of a run."""
-    files = sorted(file for part in CODE for file in [ROOT / part, *(ROOT / part).rglob("*.py")])
+    return code_of(ROOT)
+
+
+def code_of(root: Path) -> str:
+    """That of the code in a folder."""
+    files = sorted(file for part in CODE for file in [root / part, *(root / part).rglob("*.py")])
     digest = hashlib.sha256()
     for file in files:
         if file.is_file():
-            digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
+            digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:12]

@@ -10,10 +10,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from activations.files import naming
 from callbacks.machine import ROOT
 
-from .spec import LOCK, SpecError, check, lock, read_lock, read_spec
+from .claims import beating, claim, owner
+from .copied import FOLDER, copy_code
+from .local import DRIVER
+from .packed import read_packed, take
+from .slurm import slurm_script
+from .spec import LOCK, SpecError, check, lock, read_lock, read_spec, sha256
 
 ROOM = Path("studies")
 
@@ -30,12 +37,14 @@ def main(args: list[str] | None = None) -> int:
         ("status", "what is done, and what is left"),
         ("report", "write the report again"),
         ("pack", "write the finished results, small, into results/studies"),
-        ("slurm", "print a SLURM array script for the prepared runs"),
+        ("slurm", "print a SLURM array script for the runs that come next"),
         ("work", "do the prepared runs on this machine"),
         ("judge", "how often such a study is wrong"),
     ):
         each = commands.add_parser(name, help=text)
         each.add_argument("folder", type=Path, nargs="?" if name == "judge" else None)
+        if name == "slurm":
+            each.add_argument("--threads", type=int, default=1, help="of the CPU, for each run")
         if name == "work":
             each.add_argument("run", nargs="?", type=int, help="number of one run, from 0")
             _add_jobs(each)
@@ -75,7 +84,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--amend", default="", help="why the locked question is changed")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE",
                         help="options of all cells, such as data.root=DIR")  # fmt: skip
-    parser.add_argument("--on", default="local", help="local, or ray: auto or ray://...")
+    parser.add_argument("--on", default="local",
+                        help="local; Ray: auto or an address; slurm")  # fmt: skip
     _add_jobs(parser)
 
 
@@ -98,9 +108,15 @@ def asked(options: Any) -> tuple[Path, dict[str, Any]]:
         )
     else:
         raise SpecError("name a spec, or give --data and --activations: python -m study run --help")
-    changes = dict(each.partition("=")[::2] for each in getattr(options, "set", []))
+    for each in getattr(options, "set", []):
+        field, equals, value = each.partition("=")
+        if not equals:
+            raise SpecError(f"--set {each!r} is no FIELD=VALUE, such as data.root=DIR")
+        for cell in spec["cells"]:
+            cell[field] = yaml.safe_load(value)
     for cell in spec["cells"]:
-        cell |= changes
+        if isinstance(root := cell.get("data.root"), str):
+            cell["data.root"] = os.path.abspath(os.path.expanduser(root))
     return options.dir or ROOM / re.sub(r"[^\w.-]", "_", name), spec
 
 
@@ -121,24 +137,60 @@ def typed(options: Any) -> dict[str, Any]:
 
 
 def environment(folder: Path, threads: int) -> dict[str, str]:
-    """That of a worker: the study's own copy of the code, and its threads."""
-    known = {"PYTHONPATH": str((folder / "code").resolve()), "OMP_NUM_THREADS": str(threads)}
-    return {**os.environ, **known, "PYTHONSAFEPATH": "1"}
+    """That of a worker: the study's own copy of the code, then own modules; and its threads."""
+    own = [os.environ.get("PYTHONPATH", ""), os.getcwd()]
+    path = os.pathsep.join(filter(None, [str((folder / FOLDER).resolve()), *own]))
+    known = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(threads)}
+    return {**os.environ, **known}
 
 
 def _run(options: Any) -> int:
-    from .packed import read_packed
-    from .report import report
-    from .runs import Study
 
     folder, spec = asked(options)
     with naming(folder / LOCK):
         folder.mkdir(parents=True, exist_ok=True)
-    lock(folder, spec, options.amend)
-    packed = read_packed(folder)
+    if not claim(folder / "driver"):
+        known = owner(folder / "driver") or {}
+        raise SpecError(
+            f"{folder} is run by another process ({known.get('pid')} on "
+            f"{str(known.get('host')).partition(' ')[0]}): wait for it, or add workers with "
+            f"python -m study work {folder}"
+        )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+    try:
+        with beating(folder / "driver"):
+            lock_checked(folder, spec, options.amend)
+            return _drive(options, folder)
+    except SystemExit as left:
+        print(f"stopped; the same command goes on, or: python -m study run {folder}", flush=True)
+        return int(left.code or 0)
+
+
+def _leave(number: int, frame: Any) -> None:
+    sys.exit(128 + number)
+
+
+def lock_checked(folder: Path, spec: dict[str, Any], amend: str = "") -> None:
+    """Lock a study; a new question is tried first, so that a slip is not locked."""
+    from .arms import check_arms
+    from .runs import Study, read_runs
+
+    take(folder)
+    known = read_lock(folder)["sha256"] if (folder / LOCK).is_file() else ""
+    if known != sha256(spec):
+        check_arms(Study(folder, {"spec": spec}))
+    lock(folder, spec, amend, begun=bool(read_runs(folder) or read_packed(folder)))
+
+
+def _drive(options: Any, folder: Path) -> int:
+    """Train what is missing, stage by stage; then report."""
+    from .report import report
+    from .runs import Study
+
     known: set[str] = set()
     while True:
-        study = Study.read(folder, packed)
+        study = Study.read(folder, read_packed(folder))
         stage, runs = study.next_runs()
         if not runs:
             break
@@ -146,12 +198,14 @@ def _run(options: Any) -> int:
         if new == known:
             raise ValueError(f"{folder}: {len(runs)} runs did not end; see runs/*/log")
         known = new
-        _check_arms(study, runs) if not study.results else None
+        copy_code(folder, study.lock)
         study.prepare(runs)
+        if options.on == "slurm":
+            print(slurm_script(folder, runs, options.threads))
+            return 0
         print(f"{stage}: {len(runs)} runs", flush=True)
         if code := _work_on(options, folder):
-            print(f"stopped; the same command goes on: python -m study run {folder}")
-            return code
+            raise SystemExit(code)
     print(report(study))
     return 0
 
@@ -162,22 +216,12 @@ def _work_on(options: Any, folder: Path) -> int:
         from .ray import run_on
 
         return run_on(options.on, folder, options.threads)
-    jobs = ["--jobs", str(options.jobs)] if options.jobs else []
-    line = [
-        sys.executable,
-        "-m",
-        "study",
-        "work",
-        str(folder.resolve()),
-        *jobs,
-        "--threads",
-        str(options.threads),
-    ]
-    process = subprocess.Popen(line, env=environment(folder, options.threads))
+    known = {**environment(folder, options.threads), DRIVER: str(os.getpid())}
+    # in a group of its own: Ctrl-C reaches it once, from here
+    process = subprocess.Popen(_work_line(options, folder), env=known, process_group=0)
 
     def forward(number: int, frame: Any) -> None:
-        if number == signal.SIGTERM:  # Ctrl-C reaches the whole group by itself
-            process.terminate()
+        process.send_signal(number)
 
     handlers = {n: signal.signal(n, forward) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -187,61 +231,30 @@ def _work_on(options: Any, folder: Path) -> int:
             signal.signal(number, handler)
 
 
+def _work_line(options: Any, folder: Path) -> list[str]:
+    line = [sys.executable, "-m", "study", "work", str(folder.resolve())]
+    line += [str(options.run)] if getattr(options, "run", None) is not None else []
+    line += ["--jobs", str(options.jobs)] if options.jobs else []
+    return [*line, "--threads", str(options.threads)]
+
+
 def _work(options: Any) -> int:
     from .local import Launcher, default_jobs
-    from .work import pending, work
+    from .runs import read_prepared
 
     folder = options.folder.resolve()
-    read_lock(folder)
-    if not Path(ROOT).samefile(folder / "code"):  # a helper on another machine
-        words = [str(options.run)] if options.run is not None else []
-        jobs = ["--jobs", str(options.jobs)] if options.jobs else []
-        line = [
-            sys.executable,
-            "-m",
-            "study",
-            "work",
-            str(folder),
-            *words,
-            *jobs,
-            "--threads",
-            str(options.threads),
-        ]
-        return subprocess.run(
-            line, env=environment(folder, options.threads), check=False
-        ).returncode
+    copied = copy_code(folder, read_lock(folder))
+    if not ROOT.samefile(copied):
+        line, known = _work_line(options, folder), environment(folder, options.threads)
+        if hasattr(os, "execve") and os.name == "posix":
+            os.execve(line[0], line, known)
+        return subprocess.run(line, env=known, check=False).returncode
     if options.run is None:
         return Launcher(folder, options.jobs or default_jobs(options.threads)).run()
-    runs = sorted(file.parent for file in folder.glob("runs/*/spec.json"))
-    if not 0 <= options.run < len(runs):
-        raise SpecError(f"run {options.run}: {folder} has {len(runs)} prepared runs, from 0")
-    return (
-        143 if runs[options.run] in pending(folder) and work(runs[options.run]) == "stopped" else 0
-    )
-
-
-def _check_arms(study: Any, runs: list[Any]) -> None:
-    """Have train.py read the options of each arm, before any run starts."""
-    from .runs import arguments, write_base
-
-    firsts = {(run.arm, run.cell): run for run in reversed(runs)}
-    for run in firsts.values():
-        words = [*write_base(study.folder, study.spec["base"]), *arguments(run.options, run.seed)]
-        line = [
-            sys.executable,
-            str(study.folder / "code/train.py"),
-            "fit",
-            *words,
-            "--print_config",
-        ]
-        done = subprocess.run(
-            line, env=environment(study.folder, 1), capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            told = [each for each in done.stderr.splitlines() if "error:" in each] or [
-                done.stderr[-300:]
-            ]
-            raise SpecError(f"arm {run.arm}: {told[-1].partition('error: ')[2] or told[-1]}")
+    runs = {each["number"]: folder / "runs" / key for key, each in read_prepared(folder).items()}
+    if options.run not in runs:
+        raise SpecError(f"run {options.run}: {folder} has the prepared runs {sorted(runs)}")
+    return Launcher(folder, 1, runs[options.run]).run()
 
 
 def _status(options: Any) -> None:
@@ -257,10 +270,10 @@ def _plan(options: Any) -> None:
 
 
 def _report(options: Any) -> None:
-    from .packed import read_packed
     from .report import report
     from .runs import Study
 
+    take(options.folder)
     print(report(Study.read(options.folder, read_packed(options.folder)), options.formats))
 
 
@@ -270,10 +283,9 @@ def _pack(options: Any) -> None:
     print(pack(options.folder))
 
 
-def _slurm(options: Any) -> None:
-    from .slurm import script
-
-    print(script(options.folder))
+def _slurm(options: Any) -> int:
+    known = {"spec": options.folder, "dir": None, "amend": "", "on": "slurm", "set": []}
+    return _run(argparse.Namespace(**known, threads=options.threads, jobs=None))
 
 
 def _table(options: Any) -> None:

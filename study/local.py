@@ -4,15 +4,23 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
+from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from .work import crashed, is_claimed, pending, work
+from activations.files import naming
 
+from .work import LOG, RefusedError, crashed, is_claimed, pending, work
+
+DRIVER = "SUPPLE_STUDY_DRIVER"  # environment variable: the process without which a launcher ends
 STOPPED = (130, 143)
+REFUSED = 2
+SERVER_ENDED = 255  # multiprocessing's code for a child whose server was killed
+POLL = 2.0  # seconds
 
 
 def default_jobs(threads: int) -> int:
@@ -22,68 +30,123 @@ def default_jobs(threads: int) -> int:
     return torch.cuda.device_count() or max(1, (os.cpu_count() or 1) // threads)
 
 
-def child(folder: Path, slot: int, gpus: int) -> None:
+def visible_gpus(slot: int, jobs: int, known: list[str]) -> list[str]:
+    """The GPUs of one of several runs side by side: an equal share, at least one."""
+    return known[slot::jobs] or known[slot % len(known) :][:1]
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return named.split(",") if named else [str(each) for each in range(torch.cuda.device_count())]
+
+
+def child(folder: Path, devices: list[str], told: Any) -> None:
     """One run in a process of its own; its output goes to the file `log`."""
-    log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
-    status = work(folder)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # Ctrl-C reaches the launcher, which tells its children once
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
+    if devices:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+    try:
+        with naming(folder):
+            log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            for stream in (1, 2):
+                os.dup2(log, stream)
+            sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore
+            status = work(folder)
+    except (RefusedError, OSError) as error:
+        told.send(str(error))
+        sys.exit(REFUSED)
     sys.exit(143 if status == "stopped" else 0)
 
 
-class Launcher:
-    """Starts a child for each prepared run of a study, at most `jobs` at a time."""
+def _end_with_launcher() -> None:
+    """Save a checkpoint and end when the launcher, or the server of processes, is killed."""
+    launcher, server = multiprocessing.parent_process(), os.getppid()
+    while launcher and launcher.is_alive() and os.getppid() == server:
+        wait([launcher.sentinel], POLL)
+    os.kill(os.getpid(), signal.SIGTERM)
 
-    def __init__(self, study: Path, jobs: int) -> None:
-        self.study, self.jobs = study, jobs
+
+class Launcher:
+    """Starts a child for each prepared run of a study, at most `jobs` at a time.
+
+    Args:
+        study: its folder.
+        jobs: how many at a time.
+        only: the one run to do.
+    """
+
+    def __init__(self, study: Path, jobs: int, only: Path | None = None) -> None:
+        self.study, self.jobs, self.only = study, jobs, only
         way = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self.context: Any = multiprocessing.get_context(way)
         if way == "forkserver":
             self.context.set_forkserver_preload(["train", "study.work"])
-        self.children: dict[int, tuple[Any, Path]] = {}  # slot -> process and its run
+        # slot -> process, its run, and where it tells why it was refused
+        self.children: dict[int, tuple[Any, Path, Any]] = {}
         self.stopping = 0
+        self.refused = ""
 
-    def stop(self, number: int, frame: FrameType | None) -> None:
-        """Let the children save their checkpoints and end."""
+    def stop(self, number: int, frame: FrameType | None = None) -> None:
+        """Let the children save their checkpoints and end; a second time, end at once."""
         self.stopping = number
-        for process, _ in self.children.values():
+        for process, *_ in self.children.values():
             if process.is_alive():
                 os.kill(process.pid, signal.SIGTERM)
 
     def run(self) -> int:
-        """Until no run is left; the exit code."""
-        import torch
+        """Until no run is left; the exit code: 0, 2 for a run that was refused, 130, 143.
 
+        Raises:
+            RefusedError: the options of a run are not accepted, its data are not there, or the
+                disk is full. The others have been stopped, and go on later.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.stop)
-        gpus, parent = torch.cuda.device_count(), os.getppid()
+        known, driver = gpus(), int(os.environ.get(DRIVER, "0"))
         while True:
             self._collect()
-            if os.getppid() != parent:  # the driver was killed; a new one starts its own launcher
-                self.stopping = self.stopping or signal.SIGTERM
-            free = [run for run in pending(self.study) if not is_claimed(run)]
-            mine = {run for _, run in self.children.values()}
-            waiting = [run for run in free if run not in mine]
-            if not self.children and (self.stopping or not pending(self.study)):
+            if driver and os.getppid() != driver and not self.stopping:
+                self.stop(signal.SIGTERM)  # it was killed; a new one starts its own launcher
+            left = [] if self.stopping else pending(self.study)
+            left = [run for run in left if self.only in (None, run)]
+            if not self.children and not left:
+                if self.refused:
+                    raise RefusedError(self.refused)
                 return 128 + self.stopping if self.stopping else 0
-            for slot in range(self.jobs):
-                if slot not in self.children and waiting and not self.stopping:
-                    run = waiting.pop(0)
-                    process = self.context.Process(target=child, args=(run, slot, gpus))
-                    process.start()
-                    self.children[slot] = process, run
+            mine = {run for _, run, _ in self.children.values()}
+            free = [slot for slot in range(self.jobs) if slot not in self.children]
+            waiting = (run for run in left if run not in mine and not is_claimed(run))
+            for slot, run in zip(free, waiting, strict=False):
+                self._start(slot, run, visible_gpus(slot, self.jobs, known) if known else [])
             if self.children:
-                wait([process.sentinel for process, _ in self.children.values()], 2.0)
-            else:  # another machine works on the last runs
-                time.sleep(2.0)
+                wait([process.sentinel for process, *_ in self.children.values()], POLL)
+            else:  # others work on the last runs
+                time.sleep(POLL)
+
+    def _start(self, slot: int, run: Path, devices: list[str]) -> None:
+        answer, told = self.context.Pipe(duplex=False)
+        process = self.context.Process(target=child, args=(run, devices, told))
+        with suppress(EOFError, ConnectionError):  # the server was killed; the next one is new
+            process.start()
+            self.children[slot] = process, run, answer
+            if self.stopping:  # it came meanwhile
+                process.terminate()
+        told.close()
 
     def _collect(self) -> None:
-        for slot, (process, run) in list(self.children.items()):
+        for slot, (process, run, answer) in list(self.children.items()):
             if process.exitcode is None:
                 continue
             del self.children[slot]
-            if process.exitcode not in (0, *STOPPED) and not self.stopping:
+            if process.exitcode == REFUSED and not self.stopping:
+                with suppress(EOFError):
+                    self.refused = answer.recv()
+                self.refused = self.refused or f"see {run / LOG}"
+                self.stop(signal.SIGTERM)
+            elif process.exitcode not in (0, *STOPPED, SERVER_ENDED) and not self.stopping:
                 crashed(run, f"its process ended with code {process.exitcode}; see the file log")

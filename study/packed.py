@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,70 +12,97 @@ from activations.files import replacing
 from callbacks.machine import ROOT
 from callbacks.results import TEST
 
-from .runs import RUN, Study
-from .spec import LOCK, SpecError, read_lock, write_lock
+from .runs import Study, read_prepared
+from .spec import LOCK, SpecError, file_name, read_lock, write_lock
 
 KEPT = ROOT / "results/studies"
+LARGE = 200  # kB
 # of each run; the options are in the lock
-_FIELDS = ("schema", "status", "message", "seed", "commit", "dirty", "code", "start", "end", "fit_s",
-           "cpu_s", "images_per_s", "parameters", "threads", "epochs", "best", "test", "learned")  # fmt: skip
+_FIELDS = (
+    "schema", "status", "message", "seed", "commit", "dirty", "code", "start", "end", "fit_s",
+    "cpu_s", "images_per_s", "parameters", "threads", "epochs", "best", "test",
+)  # fmt: skip
 
 
 def pack(folder: Path, target: Path | None = None) -> str:
     """Write the lock, the results and the predicted classes of all runs that have ended.
 
-    Numbers have five digits. There is one file for each arm, `<arm>.json.gz`, and one for the
-    predictions of its test runs, `<arm>.npz`.
+    Numbers have five digits, learned values nine, which is all of a float32. There is one file for
+    each arm, `<arm>.json.gz`, and one for the predictions of its test runs in a cell,
+    `<arm>-<cell>.npz`.
 
     Raises:
         SpecError: the folder holds no study, or no run of it has ended.
     """
-    study, target = Study.read(folder, read_packed(folder)), target or KEPT / folder.resolve().name
+    study, target = Study.read(folder, read_packed(folder)), target or kept(folder)
     if not study.results:
         raise SpecError(f"{folder}: no run has ended yet")
-    about = {file.parent.name: json.loads(file.read_text()) for file in folder.glob(f"runs/*/{RUN}")}
+    about = read_prepared(folder)
     arms: dict[str, dict[str, Any]] = {}
     predicted: dict[str, dict[str, np.ndarray]] = {}
     for key, found in study.results.items():
-        arm = about[key]["arm"] if key in about else found["arm"]
-        kept = {name: found[name] for name in _FIELDS if name in found}
+        if key not in about and "arm" not in found:
+            continue  # no run of this study
+        arm, cell = (about.get(key, found)[name] for name in ("arm", "cell"))
+        content = {name: found[name] for name in _FIELDS if name in found}
         machine = (found.get("machine") or {}).get("processor", found.get("processor"))
-        arms.setdefault(arm, {})[key] = _short({**kept, "arm": arm, "processor": machine})
+        content = _short({**content, "arm": arm, "cell": cell, "processor": machine})
+        content["learned"] = _short(found.get("learned", {}), 9)
+        arms.setdefault(arm, {})[key] = content
         if (samples := read_samples(study, key)) is not None:
-            part = predicted.setdefault(arm, {})
-            part |= {name: samples[name] for name in ("label", "group") if name in samples}
+            part = predicted.setdefault(f"{file_name(arm)}-{cell}", {})
+            for name in {"label", "group"} & samples.keys():
+                known = part.setdefault(name, samples[name])
+                if not np.array_equal(known, samples[name]):
+                    part[f"{key}.{name}"] = samples[name]
             part[key] = samples["predicted"]
     write_lock(target, study.lock)
-    sizes = 0
+    written = []
     for arm, runs in arms.items():
-        name = _file_name(arm)
-        with replacing(target / f"{name}.json.gz") as unfinished:
+        file = target / f"{file_name(arm)}.json.gz"
+        with replacing(file) as unfinished:
             text = json.dumps(runs, separators=(",", ":"), sort_keys=True)
             unfinished.write_bytes(gzip.compress(text.encode(), mtime=0))
-        sizes += (target / f"{name}.json.gz").stat().st_size
-        if arm in predicted:
-            with replacing(target / f"{name}.npz") as unfinished, unfinished.open("wb") as file:
-                np.savez_compressed(file, **predicted[arm])  # pyright: ignore[reportArgumentType]
-            sizes += (target / f"{name}.npz").stat().st_size
-    return f"{sum(map(len, arms.values()))} runs packed into {target} ({sizes / 1e3:.0f} kB)"
+        written.append(file)
+    for name, arrays in predicted.items():
+        file = target / f"{name}.npz"
+        with replacing(file) as unfinished, unfinished.open("wb") as opened:
+            np.savez_compressed(opened, **arrays)  # pyright: ignore[reportArgumentType]
+        written.append(file)
+    sizes = {file: file.stat().st_size / 1e3 for file in written}
+    large = [f"; {file.name} has {size:.0f} kB" for file, size in sizes.items() if size > LARGE]
+    count = sum(map(len, arms.values()))
+    return f"{count} runs packed into {target} ({sum(sizes.values()):.0f} kB){''.join(large)}"
+
+
+def kept(folder: Path) -> Path:
+    """Where the results of a study are packed."""
+    return KEPT / folder.resolve().name
+
+
+def take(folder: Path) -> None:
+    """Give a folder without a lock that of the packed study of its name, to go on from there."""
+    source = kept(folder)
+    if not (folder / LOCK).is_file() and (source / LOCK).is_file():
+        write_lock(folder, read_lock(source))
 
 
 def read_packed(folder: Path) -> dict[str, dict[str, Any]]:
-    """The packed results of the same study, by the id of their runs; none without.
+    """Id of a run -> its results, of the packed study of this name; none of other code.
 
     Raises:
-        SpecError: a packed study of this name has another question.
+        SpecError: a packed file is damaged.
     """
-    source = KEPT / folder.resolve().name
-    if not (source / LOCK).is_file():
+    source, found = kept(folder), dict[str, dict[str, Any]]()
+    if not ((folder / LOCK).is_file() and (source / LOCK).is_file()):
         return {}
-    if (folder / LOCK).is_file():
-        ours, theirs = read_lock(folder), read_lock(source)
-        if ours["code"] != theirs["code"] or ours["sha256"] != theirs["sha256"]:
-            return {}
-    found: dict[str, dict[str, Any]] = {}
+    if read_lock(folder)["code"] != read_lock(source)["code"]:
+        return {}
     for file in sorted(source.glob("*.json.gz")):
-        found |= json.loads(gzip.decompress(file.read_bytes()))
+        try:
+            found |= json.loads(gzip.decompress(file.read_bytes()))
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise SpecError(f"{file} is damaged: restore or delete it") from error
     return found
 
 
@@ -88,25 +116,22 @@ def read_samples(study: Study, key: str) -> dict[str, np.ndarray] | None:
             known = {n: samples[n] for n in ("label", "group") if n in samples}
             kind = np.uint8 if samples[name].shape[1] < 256 else np.uint16
             return {**known, "predicted": samples[name].argmax(1).astype(kind)}
-    arm = study.results[key].get("arm")
-    file = KEPT / study.folder.resolve().name / f"{_file_name(str(arm))}.npz"
-    if arm is None or not file.is_file():
+    found = study.results[key]
+    file = kept(study.folder) / f"{file_name(found.get('arm', ''))}-{found.get('cell')}.npz"
+    if not file.is_file():
         return None
     with np.load(file) as samples:
         if key not in samples:
             return None
-        known = {n: samples[n] for n in ("label", "group") if n in samples}
+        names = {n: f"{key}.{n}" if f"{key}.{n}" in samples else n for n in ("label", "group")}
+        known = {name: samples[place] for name, place in names.items() if place in samples}
         return {**known, "predicted": samples[key]}
 
 
-def _file_name(arm: str) -> str:
-    return arm.replace(" ", "_").replace("/", "_")
-
-
-def _short(value: Any) -> Any:
-    """`value` with floats of five digits."""
+def _short(value: Any, digits: int = 5) -> Any:
+    """`value` with floats of so many digits."""
     if isinstance(value, float):
-        return float(f"{value:.5g}")
+        return float(f"{value:.{digits}g}")
     if isinstance(value, dict):
-        return {name: _short(each) for name, each in value.items()}
-    return [_short(each) for each in value] if isinstance(value, list) else value
+        return {name: _short(each, digits) for name, each in value.items()}
+    return [_short(each, digits) for each in value] if isinstance(value, list) else value

@@ -1,6 +1,7 @@
 """The report of a study."""
-from pathlib import Path
+
 from .runs import Study
+
 
 def report(study: Study, formats=("md", "html", "latex")) -> str:
     return "\n".join(v.sentence() for v in study.verdicts())

@@ -4,8 +4,10 @@ import hashlib
 import itertools
 import json
 import math
+import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,12 @@ import torch
 import yaml
 
 from activations.files import replacing
-from callbacks.results import FILE
+from callbacks.results import FILE, TEST
 
-from .spec import read_lock
+from .spec import CONTROLS, SpecError, decides, read_lock
 from .verdict import Kind, Rules, Runs, Verdict, family
 
 RUN = "spec.json"
-# every run of a study: no pictures, no tables on the screen, the last epoch tested
-QUIET = {
-    "trainer.enable_progress_bar": False,
-    "trainer.enable_model_summary": False,
-    "monitor.figure": False,
-}
-_PLACES = ("data.root", "data.cache_dir")  # where the same data lie
 
 
 @dataclass(frozen=True)
@@ -34,12 +29,13 @@ class Run:
 
     Attributes:
         stage: tune, verdict or control.
-        arm: its name; of a control, the arm's name and the control's.
+        arm: its name; of a control, the arm's name and the control's, such as `CosLU frozen`.
         cell: number of the cell.
         seed: of the run.
         options: of train.py, without the seed.
         setting: number of the tuned setting in the grid.
         shapes: id of the run whose learned shapes this one starts from.
+        base: the overlays of train.py.
     """
 
     stage: str
@@ -49,13 +45,16 @@ class Run:
     options: dict[str, Any]
     setting: int = 0
     shapes: str = ""
+    base: list[dict[str, Any]] = field(default_factory=list)
 
-    @property
+    @cached_property
     def id(self) -> str:
-        """The first 12 digits of the SHA-256 of the options, without places, and the seed."""
-        decides = {n: v for n, v in self.options.items() if n not in _PLACES}
-        text = json.dumps([decides, self.seed, self.shapes], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        """The first 12 digits of the SHA-256 of the options, without places of data, and the seed.
+
+        Studies that are packed, or on their way, have this number on their folders.
+        """
+        parts = [decides(self.base), decides(self.options), self.seed, self.shapes]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass
@@ -77,9 +76,18 @@ class Study:
         """Read the lock and all results, those of a packed study too.
 
         Raises:
-            SpecError: there is no study, or its lock was changed by hand.
+            SpecError: there is no study, its lock was changed by hand, or a run was made by other
+                code.
         """
-        return cls(folder, read_lock(folder), {**(packed or {}), **read_runs(folder)})
+        lock, results = read_lock(folder), read_runs(folder)
+        for key, found in results.items():
+            if found.get("code") != lock["code"]:
+                raise SpecError(
+                    f"{folder}/runs/{key} was made by other code ({found.get('code')}, the study's "
+                    f"is {lock['code']}): runs of different code do not mix. Delete that folder; "
+                    "it is run again"
+                )
+        return cls(folder, lock, {**(packed or {}), **results})
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -121,11 +129,10 @@ class Study:
     def run(self, stage: str, arm: str, cell: int, seed: int, setting: int, **more: Any) -> Run:
         """One run: options of the cell, the budget, the setting and the arm."""
         spec = self.spec
-        name = arm.partition(" ")[0]
-        options = {**spec["cells"][cell], **spec["budget"], **QUIET}
+        options = {**spec["cells"][cell], **spec["budget"]}
         options |= {"test_after_fit": spec["metric"]["at"]} if stage != "tune" else {}
-        options |= self.settings[setting] | spec["arms"][name] | more.pop("changes", {})
-        return Run(stage, arm, cell, seed, options, setting, **more)
+        options |= self.settings[setting] | spec["arms"][split(arm)[0]] | more.pop("changes", {})
+        return Run(stage, arm, cell, seed, options, setting, base=spec["base"], **more)
 
     @property
     def settings(self) -> list[dict[str, Any]]:
@@ -147,7 +154,7 @@ class Study:
 
         A setting with a run that has diverged or failed is never chosen, unless all have.
         """
-        name = arm.partition(" ")[0]
+        name = split(arm)[0]
         if not self.spec["tune"]:
             return 0, []
         metric, seeds = self.spec["tune"]["metric"], self.spec["tune"]["seeds"]
@@ -216,7 +223,7 @@ class Study:
 
     def control_run(self, arm: str, cell: int, seed: int) -> Run | None:
         """A run of a control; None while its cost ratio is not measured yet."""
-        name, _, control = arm.partition(" ")
+        name, control = split(arm)
         setting = self.tuned(name, cell)[0]
         if control == "same_time":
             ratio = self.ratios().get(f"{name}/{cell}")
@@ -226,7 +233,7 @@ class Study:
             epochs = self.run("verdict", base, cell, seed, 0).options.get("trainer.max_epochs")
             changes = {"trainer.max_epochs": max(1, round(ratio * epochs))}
             run = self.run("control", base, cell, seed, self.tuned(base, cell)[0], changes=changes)
-            return Run("control", arm, cell, seed, run.options, run.setting)
+            return replace(run, arm=arm)
         changes = {"model.activation_frozen": True}
         shapes = self.verdict_run(name, cell, seed).id if control == "retrained" else ""
         return self.run("control", arm, cell, seed, setting, changes=changes, shapes=shapes)
@@ -257,7 +264,7 @@ class Study:
     # ---- what comes next
 
     def next_runs(self) -> tuple[str, list[Run]]:
-        """The name of the stage that is not finished, and its runs that have not ended; "" at the end."""
+        """Name and missing runs of the stage that is not finished; "" at the end."""
         missing = self._missing(self.tuning())
         if missing:
             return "tuning", missing
@@ -288,24 +295,34 @@ class Study:
         return [run for key, run in unique.items() if key not in self.results]
 
     def prepare(self, runs: list[Run]) -> None:
-        """Write the folder of each run that has none, for any worker to take."""
+        """Write the folder of each run for any worker to take; set damaged results aside."""
+        about = read_prepared(self.folder)
+        numbers = itertools.count(max((each["number"] for each in about.values()), default=-1) + 1)
         for run in runs:
             folder = self.folder / "runs" / run.id
-            if (folder / RUN).is_file():
-                continue
+            if (folder / FILE).exists() and read_result(folder) is None:
+                (folder / FILE).replace(folder / f"{FILE}.damaged")
+            known = about.get(run.id)
             content = {
-                "stage": run.stage, "arm": run.arm, "cell": run.cell, "seed": run.seed,
-                "setting": run.setting, "base": self.spec["base"],
-                "arguments": arguments(run.options, run.seed),
+                "number": known["number"] if known else next(numbers), "stage": run.stage,
+                "arm": run.arm, "cell": run.cell, "seed": run.seed, "setting": run.setting,
+                "base": run.base, "arguments": arguments(run.options, run.seed),
             }  # fmt: skip
             if run.shapes:
+                content["shapes"] = "shapes.ckpt"
                 learned = self.results[run.shapes]["learned"]
                 state = {name: torch.tensor(value) for name, value in learned.items()}
                 with replacing(folder / "shapes.ckpt") as unfinished:
                     torch.save({"state_dict": state}, unfinished)
-                content["shapes"] = "shapes.ckpt"
-            with replacing(folder / RUN) as unfinished:
-                unfinished.write_text(json.dumps(content, indent=1))
+            if content != known:
+                with replacing(folder / RUN) as unfinished:
+                    unfinished.write_text(json.dumps(content, indent=1))
+
+
+def split(arm: str) -> tuple[str, str]:
+    """Name of an arm and of its control, "" without one."""
+    name, _, control = arm.rpartition(" ")
+    return (name, control) if name and control in CONTROLS else (arm, "")
 
 
 def arguments(options: dict[str, Any], seed: int) -> list[str]:
@@ -318,15 +335,36 @@ def arguments(options: dict[str, Any], seed: int) -> list[str]:
 
 
 def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
-    """Id of a run -> its results, of all in a study's folder; one that is damaged counts as none."""
+    """Id of a run -> its results, of all in a study's folder; damaged ones count as none."""
     found = {}
     for file in sorted(folder.glob(f"runs/*/{FILE}")):
+        if (content := read_result(file.parent)) is not None:
+            found[file.parent.name] = content
+    return found
+
+
+def read_result(run: Path) -> dict[str, Any] | None:
+    """The results of a run; None if there are none, or if they or the test samples are damaged."""
+    try:
+        content = json.loads((run / FILE).read_text())
+        if content["status"] == "ok" and content["test"]:
+            with zipfile.ZipFile(run / TEST) as samples:
+                if samples.testzip():
+                    return None
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        return None
+    return content
+
+
+def read_prepared(folder: Path) -> dict[str, dict[str, Any]]:
+    """Id of a run -> what is to be trained, of all that are prepared in a study's folder."""
+    found = {}
+    for file in sorted(folder.glob(f"runs/*/{RUN}")):
         try:
             content = json.loads(file.read_text())
-        except (OSError, ValueError):
+            found[file.parent.name] = {**content, "number": int(content["number"])}
+        except (OSError, ValueError, KeyError, TypeError):
             continue
-        if isinstance(content, dict) and "status" in content:
-            found[file.parent.name] = content
     return found
 
 

@@ -3,7 +3,8 @@
 import difflib
 import hashlib
 import json
-import shutil
+import math
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import yaml
 
 from activations.files import replacing
-from callbacks.machine import CODE, ROOT, code, commit
+from callbacks.machine import ROOT, code, commit
 
 LOCK = "spec.lock.yaml"
 DEFAULTS: dict[str, Any] = {
@@ -33,8 +34,9 @@ DEFAULTS: dict[str, Any] = {
 CONTROLS = ("frozen", "retrained", "same_time")
 # options that decide how much an arm is trained, or on what
 _BUDGET = ("trainer.max_", "trainer.min_", "trainer.limit_", "trainer.overfit", "trainer.devices",
-           "trainer.accumulate", "data", "model.backbone", "model.pretrained",
-           "model.checkpoint_path")  # fmt: skip
+           "trainer.num_nodes", "trainer.accumulate", "trainer.fast_dev_run", "data",
+           "model.backbone", "model.pretrained", "model.checkpoint_path")  # fmt: skip
+_PLACES = ("root", "cache_dir")  # where the same data lie
 
 
 class SpecError(ValueError):
@@ -47,6 +49,16 @@ def read_spec(path: Path) -> dict[str, Any]:
     Raises:
         SpecError: a field is unknown, missing or cannot give a verdict; the message names it.
     """
+    found = _read(path)
+    base = found.get("base") or []
+    if not isinstance(base, list):
+        raise SpecError(f"base must be a list of files, got {base!r}")
+    found["base"] = [_overlay(each, path.parent) for each in base]
+    return check(found)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
     try:
         found = yaml.safe_load(path.read_text())
     except FileNotFoundError as error:
@@ -55,8 +67,7 @@ def read_spec(path: Path) -> dict[str, Any]:
         raise SpecError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
         raise SpecError(f"{path} holds no mapping {{name: value}}")
-    found["base"] = [_overlay(each, path.parent) for each in found.get("base") or []]
-    return check(found)
+    return found
 
 
 def _overlay(name: Any, beside: Path) -> dict[str, Any]:
@@ -65,7 +76,7 @@ def _overlay(name: Any, beside: Path) -> dict[str, Any]:
         return name
     for folder in (Path(), beside, ROOT):
         if (file := folder / str(name)).is_file():
-            return yaml.safe_load(file.read_text())
+            return _read(file)
     raise SpecError(f"base: no such file: {name}")
 
 
@@ -75,79 +86,144 @@ def check(spec: dict[str, Any]) -> dict[str, Any]:
     Raises:
         SpecError: it cannot give a verdict; the message names the field and the remedy.
     """
+    _check_plain(spec, "")
     for name in spec:
         if name not in DEFAULTS:
-            near = difflib.get_close_matches(str(name), DEFAULTS, n=1)
+            near = difflib.get_close_matches(name, DEFAULTS, n=1)
             hint = f"; the nearest: {near[0]}" if near else f": choose from {', '.join(DEFAULTS)}"
             raise SpecError(f"unknown field {name!r}{hint}")
     full = {**DEFAULTS, **spec}
     for name in ("seeds", "metric"):
-        if not isinstance(full[name], dict) or (more := full[name].keys() - DEFAULTS[name].keys()):
+        if not isinstance(full[name], dict) or not full[name].keys() <= DEFAULTS[name].keys():
             raise SpecError(
-                f"{name} must be a mapping of {', '.join(DEFAULTS[name])}, got {more or full[name]}"
+                f"{name} must be a mapping of {' and '.join(DEFAULTS[name])}, got {full[name]}"
             )
         full[name] = {**DEFAULTS[name], **full[name]}
+    for name, default in DEFAULTS.items():
+        kind = type(default)
+        if kind in (dict, list, str) and not isinstance(full[name], kind):
+            word = {dict: "a mapping {name: value}", list: "a list", str: "a text"}[kind]
+            raise SpecError(f"{name} must be {word}, got {full[name]!r}")
     _check_arms(full)
+    _check_options(full)
     _check_numbers(full)
     _check_tuning(full)
     return full
 
 
+def _check_plain(value: Any, place: str) -> None:
+    """Refuse what YAML makes of a name or a value that was meant to be a text."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            if not isinstance(name, str):
+                raise SpecError(
+                    f"{place or 'the spec'} has the name {name!r}, which YAML reads as no text: "
+                    "put it in quotes"
+                )
+            _check_plain(each, f"{place}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for number, each in enumerate(value):
+            _check_plain(each, f"{place}[{number}]")
+    elif not isinstance(value, str | int | float | None):
+        raise SpecError(
+            f"{place}: YAML reads {value} as a {type(value).__name__}: put it in quotes"
+        )
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise SpecError(f"{place} must be a finite number, got {value}")
+
+
 def _check_arms(spec: dict[str, Any]) -> None:
     arms, cells = spec["arms"], spec["cells"]
-    for name, kind in (("arms", dict), ("cells", list), ("budget", dict), ("published", dict)):
-        if not isinstance(spec[name], kind):
-            raise SpecError(f"{name} must be a {kind.__name__}, got {spec[name]!r}")
     if len(arms) < 2:
         raise SpecError(f"arms: a verdict compares two or more, got {len(arms)}")
-    for name in (spec["baseline"], *spec["second_baselines"]):
+    for name in arms:
+        if not re.fullmatch(r"[\w.,+()-]+( [\w.,+()-]+)*", name):
+            raise SpecError(
+                f"arm {name!r}: a name is of letters, digits, single spaces and . , + - _ ( )"
+            )
+        if name.rpartition(" ")[2] in CONTROLS:
+            raise SpecError(f"arm {name!r} has the name of a control: choose another")
+    files: dict[str, str] = {}
+    for name in arms:
+        if (same := files.setdefault(file_name(name).lower(), name)) != name:
+            raise SpecError(f"arms {same!r} and {name!r} would have the same file: rename one")
+    for name in (spec["baseline"], *spec["second_baselines"], *spec["published"]):
         if name not in arms:
-            raise SpecError(f"baseline {name!r} is none of the arms: {', '.join(arms)}")
+            raise SpecError(f"{name!r} is none of the arms: {', '.join(arms)}")
     if not cells:
         raise SpecError("cells: name at least one data set and backbone")
-    for place, options in [*(("arms." + n, o) for n, o in arms.items()),
-                           *((f"cells[{i}]", o) for i, o in enumerate(cells)),
-                           ("budget", spec["budget"])]:  # fmt: skip
+    for place, options in _places(spec):
         if not isinstance(options, dict):
             raise SpecError(f"{place} must be options {{name: value}}, got {options!r}")
-        if "seed_everything" in options:
-            raise SpecError(f"{place}: seed_everything is set by `seeds`")
-        if "trainer.callbacks" in options and "EarlyStopping" in str(options):
+    for names, group in (
+        ([f"arms.{name}" for name in arms], arms.values()),
+        ([f"cells[{number}]" for number in range(len(cells))], cells),
+    ):
+        known: dict[str, str] = {}
+        for name, options in zip(names, group, strict=True):
+            text = json.dumps(options, sort_keys=True)
+            if (same := known.setdefault(text, name)) != name:
+                raise SpecError(f"{same} and {name} are the same")
+
+
+def _check_options(spec: dict[str, Any]) -> None:
+    """Refuse what makes a comparison unfair, wherever it is written."""
+    grid = spec["tune"].get("grid") if isinstance(spec["tune"], dict) else None
+    parts = [*_places(spec), *([("tune.grid", grid)] if isinstance(grid, dict) else [])]
+    for place, options in parts:
+        flat = flatten(options)
+        if "EarlyStopping" in str(options):
             raise SpecError(f"{place}: early stopping gives arms unequal budgets: leave it out")
-        if str(options.get("checkpoint.monitor", "")).startswith("test"):
+        if "test" in str(flat.get("checkpoint.monitor", "")):
             raise SpecError(
                 f"{place}: checkpoint.monitor would choose the best epoch on the test set: use val/"
             )
-    for number, overlay in enumerate(spec["base"]):
-        if "EarlyStopping" in str(overlay):
+        if "seed_everything" in flat and not place.startswith("base"):
+            raise SpecError(f"{place}: seed_everything is set by `seeds`")
+        if place.startswith(("arms", "tune")) and (
+            unequal := [n for n in flat if n in spec["budget"] or n.startswith(_BUDGET)]
+        ):
             raise SpecError(
-                f"base[{number}]: early stopping gives arms unequal budgets: leave it out"
-            )
-    for name, options in arms.items():
-        if unequal := [
-            each for each in options if each in spec["budget"] or each.startswith(_BUDGET)
-        ]:
-            raise SpecError(
-                f"arms.{name}: {unequal[0]} would give it another budget or other data: arms may "
+                f"{place}: {unequal[0]} would give it another budget or other data: arms may "
                 "differ in the activation and in how it is trained alone"
             )
-    known: dict[str, str] = {}
-    for name, options in arms.items():
-        if (same := known.setdefault(json.dumps(options, sort_keys=True), name)) != name:
-            raise SpecError(f"arms {same} and {name} are the same")
+    if "same_time" in spec["controls"] and not all(
+        type({**cell, **spec["budget"]}.get("trainer.max_epochs")) is int for cell in spec["cells"]
+    ):
+        raise SpecError("controls: same_time needs budget: {trainer.max_epochs: a whole number}")
+
+
+def _places(spec: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Each part of a spec that holds options of train.py, with its name."""
+    return [
+        *((f"base[{number}]", each) for number, each in enumerate(spec["base"])),
+        *((f"arms.{name}", each) for name, each in spec["arms"].items()),
+        *((f"cells[{number}]", each) for number, each in enumerate(spec["cells"])),
+        ("budget", spec["budget"]),
+    ]
+
+
+def flatten(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with dotted names, also those that are written as mappings in mappings."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        flat[name] = value
+        if isinstance(value, dict):
+            flat |= {f"{name}.{inner}": each for inner, each in flatten(value).items()}
+    return flat
 
 
 def _check_numbers(spec: dict[str, Any]) -> None:
     margin, alpha, seeds, metric = (spec[name] for name in ("margin", "alpha", "seeds", "metric"))
     if not _is_number(margin) or margin <= 0:
-        raise SpecError(f"margin must be above 0 points, got {margin!r}")
+        raise SpecError(f"margin must be a number above 0 (points), got {margin!r}")
     if not _is_number(alpha) or not 0 < alpha < 0.5:
-        raise SpecError(f"alpha must lie between 0 and 0.5, got {alpha!r}")
+        raise SpecError(f"alpha must be a number between 0 and 0.5, got {alpha!r}")
     looks = seeds["looks"]
     whole = isinstance(looks, list) and looks and all(type(each) is int for each in looks)
     if not whole or sorted(set(looks)) != looks or looks[0] < 5:
         raise SpecError(f"seeds.looks must be rising numbers of seeds, 5 or more, got {looks!r}")
-    if type(seeds["first"]) is not int or seeds["first"] < 0:
+    if type(seeds["first"]) is not int or not 0 <= seeds["first"] < 2**32 - looks[-1]:
         raise SpecError(f"seeds.first must be a whole number from 0, got {seeds['first']!r}")
     if not str(metric["name"]).startswith("test/"):
         raise SpecError(
@@ -155,10 +231,8 @@ def _check_numbers(spec: dict[str, Any]) -> None:
         )
     if metric["at"] not in ("last", "best"):
         raise SpecError(f"metric.at must be last or best (on validation), got {metric['at']!r}")
-    if not isinstance(spec["controls"], list) or (
-        wrong := [c for c in spec["controls"] if c not in CONTROLS]
-    ):
-        raise SpecError(f"controls are {', '.join(CONTROLS)}, got {wrong or spec['controls']!r}")
+    if wrong := [each for each in spec["controls"] if each not in CONTROLS]:
+        raise SpecError(f"controls are {', '.join(CONTROLS)}, got {wrong}")
 
 
 def _check_tuning(spec: dict[str, Any]) -> None:
@@ -171,19 +245,22 @@ def _check_tuning(spec: dict[str, Any]) -> None:
         raise SpecError(
             f"tune.metric must be of the validation, such as val/acc, got {tune['metric']!r}"
         )
-    if not isinstance(tune["grid"], dict) or not all(
-        isinstance(v, list) and v for v in tune["grid"].values()
+    grid, seeds = tune["grid"], tune["seeds"]
+    if (
+        not isinstance(grid, dict)
+        or not grid
+        or not all(isinstance(v, list) and v for v in grid.values())
     ):
-        raise SpecError(f"tune.grid must be {{option: [values]}}, got {tune['grid']!r}")
-    verdict = set(
-        range(spec["seeds"]["first"], spec["seeds"]["first"] + spec["seeds"]["looks"][-1])
-    )
-    if not tune["seeds"] or (both := sorted(verdict & set(tune["seeds"]))):
+        raise SpecError(f"tune.grid must be {{option: [values]}}, got {grid!r}")
+    if not isinstance(seeds, list) or not seeds or not all(type(each) is int for each in seeds):
+        raise SpecError(f"tune.seeds must be a list of whole numbers, got {seeds!r}")
+    first, last = spec["seeds"]["first"], spec["seeds"]["first"] + spec["seeds"]["looks"][-1] - 1
+    if both := sorted({each for each in seeds if first <= each <= last}):
         raise SpecError(
-            f"tune.seeds {both or tune['seeds']} must be others than those of the verdict"
+            f"tune.seeds {both} belong to the verdict ({first} to {last}): tune with others"
         )
     for name, options in spec["arms"].items():
-        if fixed := sorted(options.keys() & tune["grid"].keys()):
+        if fixed := sorted(flatten(options).keys() & grid.keys()):
             raise SpecError(
                 f"arms.{name} fixes {fixed[0]}, which tune.grid varies for all arms alike"
             )
@@ -193,42 +270,60 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def file_name(arm: str) -> str:
+    """The name of an arm in the name of a file."""
+    return arm.replace(" ", "_")
+
+
+def decides(value: Any) -> Any:
+    """Options without the places of data: what decides the result of a run."""
+    if isinstance(value, dict):
+        known = {n: v for n, v in value.items() if n.rpartition(".")[2] not in _PLACES}
+        return {name: decides(each) for name, each in known.items()}
+    return [decides(each) for each in value] if isinstance(value, list) else value
+
+
 def sha256(spec: dict[str, Any]) -> str:
-    """Of a checked spec."""
-    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
+    """Of a checked spec, without the places of data."""
+    return hashlib.sha256(json.dumps(decides(spec), sort_keys=True).encode()).hexdigest()
 
 
-def lock(folder: Path, spec: dict[str, Any], amend: str = "") -> dict[str, Any]:
+def lock(
+    folder: Path, spec: dict[str, Any], amend: str = "", *, begun: bool = True
+) -> dict[str, Any]:
     """The lock of the study in `folder`: written at its first run, compared later.
 
-    The lock holds the spec, its SHA-256, the commit and the time. The code of the project is copied
-    to `code/`: the study runs from there, whatever happens to the repository.
+    The lock holds the spec, its SHA-256, the commit, the hash of the code, and the time. Other
+    places of the same data are no change of the question.
 
     Args:
         folder: of the study.
         spec: checked.
         amend: why the spec was changed after the lock; every verdict is exploratory from then on.
+        begun: whether a run has ended; before that, a spec may be changed.
 
     Raises:
         SpecError: the spec is not the locked one, or the lock was changed by hand.
     """
     path = folder / LOCK
     if not path.exists():
-        copy_code(folder / "code")
         about = {"sha256": sha256(spec), "commit": commit(), "code": code(), "time": _now()}
-        content = {**about, "amendments": [], "spec": spec}
-        return write_lock(folder, content)
+        return write_lock(folder, {**about, "amendments": [], "spec": spec})
     known = read_lock(folder)
-    if known["spec"] == spec:
-        return known
-    changed = [name for name in DEFAULTS if known["spec"][name] != spec[name]]
+    if known["sha256"] == sha256(spec):
+        return known if known["spec"] == spec else write_lock(folder, {**known, "spec": spec})
+    if not begun:
+        path.unlink()
+        return lock(folder, spec)
+    old = known["spec"]
+    changed = [name for name in DEFAULTS if decides(old[name]) != decides(spec[name])]
     if not amend:
         raise SpecError(
-            f"{folder} holds another study: {', '.join(changed)} differ from {path}. Choose another "
-            'folder (--dir), or change the question with --amend "why": its verdicts are then '
-            "exploratory"
+            f"{folder} holds another study: {', '.join(changed)} differ from {path}. Choose "
+            'another folder (--dir), or change the question with --amend "why": its verdicts are '
+            "then exploratory"
         )
-    entry = {"why": amend, "time": _now(), "changed": {n: known["spec"][n] for n in changed}}
+    entry = {"why": amend, "time": _now(), "changed": {name: old[name] for name in changed}}
     amendments = [*known["amendments"], entry]
     return write_lock(
         folder, {**known, "sha256": sha256(spec), "amendments": amendments, "spec": spec}
@@ -242,14 +337,13 @@ def read_lock(folder: Path) -> dict[str, Any]:
         SpecError: there is none, or it was changed by hand.
     """
     path = folder / LOCK
-    try:
-        known = yaml.safe_load(path.read_text())
-        unchanged = sha256(known["spec"]) == known["sha256"]
-    except FileNotFoundError as error:
-        raise SpecError(f"{folder} holds no study: there is no {LOCK}") from error
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise SpecError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if not unchanged:
+    if not path.is_file():
+        raise SpecError(f"{folder} holds no study: there is no {LOCK}")
+    known = _read(path)
+    wanted = {"sha256", "commit", "code", "time", "amendments", "spec"}
+    if known.keys() != wanted or not isinstance(known["spec"], dict):
+        raise SpecError(f"{path} is no lock of a study: it needs {', '.join(sorted(wanted))}")
+    if sha256(known["spec"]) != known["sha256"]:
         raise SpecError(f"{path} was changed by hand: its sha256 does not match. Put it back, or "
                         "start a new study in another folder")  # fmt: skip
     return known
@@ -260,21 +354,6 @@ def write_lock(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
     with replacing(folder / LOCK) as unfinished:
         unfinished.write_text(yaml.safe_dump(content, sort_keys=False))
     return content
-
-
-def copy_code(target: Path) -> None:
-    """Copy the project's code and options to `target`, with the commit in a file."""
-    unfinished = target.with_name("code.part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    ignored = shutil.ignore_patterns("__pycache__")
-    for part in (*CODE, "study", "bench", "configs", "messages.py"):
-        source = ROOT / part
-        if source.is_dir():
-            shutil.copytree(source, unfinished / part, ignore=ignored)
-        elif source.is_file():
-            shutil.copy2(source, unfinished / part)
-    (unfinished / "COMMIT").write_text(commit())
-    unfinished.replace(target)
 
 
 def _now() -> str:

@@ -1,30 +1,31 @@
 """One run of a study, from its claim to its result; every engine calls `work(folder)`."""
 
 import json
-import os
 import shutil
-import socket
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from activations.files import replacing
+from activations.files import is_full, replacing, system_error
 from callbacks.machine import code
 from callbacks.results import FILE, SCHEMA, TEST
 
-from .runs import RUN, write_base
+from .claims import beating, claim, is_mine, owner
+from .runs import RUN, read_prepared, write_base
 
-HEARTBEAT = 30.0  # seconds
-SILENT = 180.0  # so long a claim of another machine is believed
-CLAIM, CRASHES = "claim", "crashes"
+CLAIM, CRASHES, LOG = "claim", "crashes", "log"
 ATTEMPTS = 2  # a run that fails is tried once more
 CRASHED = 3
+FULL = "make room there"  # activations.files.naming
+# no pictures, no bars
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
+         "--monitor.figure=false"]  # fmt: skip
+
+
+class RefusedError(ValueError):
+    """What is no result of the run, but a mistake or a lack of the machine: it stops the study."""
 
 
 def ended(folder: Path) -> bool:
@@ -33,69 +34,8 @@ def ended(folder: Path) -> bool:
 
 
 def is_claimed(folder: Path) -> bool:
-    """Whether a living process works on the run.
-
-    A process of this machine is looked up; one of another is believed for three minutes after its
-    last heartbeat.
-    """
-    path = folder / CLAIM
-    try:
-        age, text = time.time() - path.stat().st_mtime, path.read_text()
-    except FileNotFoundError:
-        return False
-    try:
-        owner = json.loads(text)
-        host, pid, started = owner["host"], owner["pid"], owner["started"]
-    except (ValueError, KeyError, TypeError):
-        return age < SILENT
-    if host != socket.gethostname():
-        return age < SILENT
-    return _started(pid) == started
-
-
-def _started(pid: int) -> str | None:
-    """When a process of this machine began; None if it does not live."""
-    stat = Path(f"/proc/{pid}/stat")
-    if stat.parent.parent.joinpath("self").exists():
-        with suppress(OSError, IndexError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            return None if fields[0] == "Z" else fields[19]
-        return None
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return None
-    return ""
-
-
-def claim(folder: Path) -> bool:
-    """Take the run for this process; False if another one works on it."""
-    mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
-    with FileLock(folder / ".lock"):
-        if ended(folder) or is_claimed(folder):
-            return False
-        with replacing(folder / CLAIM) as unfinished:
-            unfinished.write_text(json.dumps(mine))
-    return True
-
-
-@contextmanager
-def beating(path: Path) -> Iterator[None]:
-    """Touch `path` every 30 s, so that other machines see that the run lives."""
-    done = threading.Event()
-
-    def beat() -> None:
-        while not done.wait(HEARTBEAT):
-            with suppress(OSError):
-                os.utime(path)
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    """Whether a living process works on the run."""
+    return owner(folder / CLAIM) is not None
 
 
 def work(folder: Path) -> str:
@@ -105,46 +45,50 @@ def work(folder: Path) -> str:
     the beginning; then its failure is its result.
 
     Returns:
-        ok, diverged, failed, stopped (by a signal), or taken.
+        ok, diverged, failed, stopped (by a signal), or taken (by another process, or done).
+
+    Raises:
+        RefusedError: train.py does not accept the options, the data are not there, or the disk is full.
     """
-    if not claim(folder):
+    if ended(folder) or not claim(folder / CLAIM):
         return "taken"
-    try:
-        with beating(folder / CLAIM):
-            return _attempts(folder)
-    finally:
-        (folder / CLAIM).unlink(missing_ok=True)
+    with beating(folder / CLAIM):
+        return "taken" if ended(folder) else _attempts(folder)
 
 
 def _attempts(folder: Path) -> str:
     spec = json.loads((folder / RUN).read_text())
-    first = next(n for n in range(1, ATTEMPTS + 2) if not _failed(folder / f"attempt_{n}"))
-    for number in range(first, ATTEMPTS + 1):
+    found = ""
+    for number in range(1, ATTEMPTS + 1):
         attempt = folder / f"attempt_{number}"
-        exit_code, message = train_run(folder, attempt, spec)
-        if exit_code in (130, 143):
-            return "stopped"
         found = _status(attempt)
+        if found is None:
+            exit_code, message = train_run(folder, attempt, spec)
+            if exit_code in (130, 143):
+                return "stopped"
+            if exit_code == 2 or (exit_code and FULL in message):
+                (attempt / FILE).unlink(missing_ok=True)
+                raise RefusedError(
+                    f"{spec['arm']}, seed {spec['seed']} (runs/{folder.name}): {message}"
+                )
+            found = _status(attempt)
         if found is None:  # it ended before train.py could write
             found = "failed"
             with replacing(attempt / FILE) as unfinished:
                 unfinished.write_text(json.dumps(no_result(message), indent=1))
-        if found != "failed" or number == ATTEMPTS:
-            publish(folder, attempt)
-            return found
-    publish(folder, folder / f"attempt_{ATTEMPTS}")
-    return "failed"
+        if found != "failed":
+            break
+    if not is_mine(folder / CLAIM):
+        return "taken"
+    publish(folder, attempt)
+    return found
 
 
 def _status(attempt: Path) -> str | None:
     try:
-        return json.loads((attempt / FILE).read_text())["status"]
-    except (OSError, ValueError, KeyError):
+        return str(json.loads((attempt / FILE).read_text())["status"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _failed(attempt: Path) -> bool:
-    return _status(attempt) == "failed"
 
 
 def train_run(folder: Path, attempt: Path, spec: dict[str, Any]) -> tuple[int, str]:
@@ -152,7 +96,9 @@ def train_run(folder: Path, attempt: Path, spec: dict[str, Any]) -> tuple[int, s
     import train
 
     last = attempt / "checkpoints/last.ckpt"
-    words = ["fit", *write_base(folder, spec["base"]), *spec["arguments"],
+    log = folder / LOG
+    begin = log.stat().st_size if log.is_file() else 0
+    words = ["fit", *write_base(folder, spec["base"]), *spec["arguments"], *QUIET,
              "--trainer.logger.class_path=lightning.pytorch.loggers.CSVLogger",
              f"--trainer.logger.save_dir={folder}", "--trainer.logger.name=",
              f"--trainer.logger.version={attempt.name}"]  # fmt: skip
@@ -165,22 +111,24 @@ def train_run(folder: Path, attempt: Path, spec: dict[str, Any]) -> tuple[int, s
     try:
         train.main(words)
     except SystemExit as left:
-        return int(left.code or 0), _last_line(folder / "log")
+        return int(left.code or 0), _message(log, begin)
     except KeyboardInterrupt:
         return 130, ""
     except Exception as error:  # what train.py does not explain
-        import traceback
-
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
+        if (system := system_error(error)) and is_full(system):
+            return 1, f"cannot write {folder}: {system.strerror}; {FULL}"
         return 1, f"{type(error).__name__}: {error}"
     return 0, ""
 
 
-def _last_line(log: Path) -> str:
+def _message(log: Path, begin: int) -> str:
+    """The last error that was written to the log after `begin`."""
     sys.stderr.flush()
-    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-    known = [line for line in lines if "error:" in line]
-    return known[-1] if known else "it ended without a message"
+    text = log.read_bytes()[begin:].decode(errors="replace") if log.is_file() else ""
+    known = [line.partition("error: ")[2] for line in text.splitlines() if "error: " in line]
+    return known[-1].partition(" [SUPPLE_")[0] if known else "it ended without a message"
 
 
 def publish(folder: Path, attempt: Path) -> None:
@@ -213,7 +161,6 @@ def no_result(message: str) -> dict[str, Any]:
 
 def pending(study: Path) -> list[Path]:
     """The prepared runs that have not ended, in the order in which they were prepared."""
-    files = sorted(
-        study.glob(f"runs/*/{RUN}"), key=lambda file: (file.stat().st_mtime, file.parent.name)
-    )
-    return [file.parent for file in files if not ended(file.parent)]
+    numbers = {key: each["number"] for key, each in read_prepared(study).items()}
+    runs = [study / "runs" / key for key in sorted(numbers, key=lambda key: numbers[key])]
+    return [run for run in runs if not ended(run)]
