@@ -20,6 +20,7 @@ doi:10.2307/3002019.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,6 +31,9 @@ from .verdict import Kind, Rules
 Array = NDArray[np.float64]
 Metric = Callable[[NDArray[np.int64], NDArray[np.generic], Array], Array]
 """Labels (I,), predictions (I,) or probabilities (I, C), and weights (B, I) to values (B,)."""
+
+Outputs = Sequence[ArrayLike] | NDArray[Any]
+"""Predictions (I,) or probabilities (I, C) of each run."""
 
 
 def accuracy(labels: NDArray[np.int64], outputs: NDArray[np.generic], weights: Array) -> Array:
@@ -132,7 +136,7 @@ class NewImages:
         told, unit = self.kind.upper(), self.rules.unit
         text = (
             f"{self.arm} against {self.baseline} on new images of this kind: {told}: "
-            f"{self.difference:+.2f} {unit} [{self.low:+.2f}, {self.high:+.2f}] "
+            f"{self.difference:+z.2f} {unit} [{self.low:+z.2f}, {self.high:+z.2f}] "
             f"over {self.n} paired seeds and {self.groups} {self.thing}"
         )
         if self.coarse:
@@ -145,8 +149,8 @@ class NewImages:
 
 def new_images(
     labels: ArrayLike,
-    baseline: Sequence[ArrayLike],
-    arm: Sequence[ArrayLike],
+    baseline: Outputs,
+    arm: Outputs,
     rules: Rules,
     level: float,
     metric: Metric = accuracy,

@@ -26,7 +26,7 @@ procedures, Stat. Med. 28, 2009, doi:10.1002/sim.3495: any share of a level may 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -108,7 +108,7 @@ class Runs:
     """
 
     name: str
-    values: Array
+    values: NDArray[Any]
     status: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -142,8 +142,8 @@ class Interval(NamedTuple):
 
     def text(self, unit: str) -> str:
         """The interval as the reports print it."""
-        bounds = f"[{self.low:+.2f}, {self.high:+.2f}]"
-        return f"{self.difference:+.2f} {unit} {bounds} over {self.n} paired seeds"
+        bounds = f"[{self.low:+z.2f}, {self.high:+z.2f}]"
+        return f"{self.difference:+z.2f} {unit} {bounds} over {self.n} paired seeds"
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class Verdict:
                     f"diverged, {self.baseline_diverged} of {self.baseline_ended} of {base} "
                     f"(Fisher's exact test: p = {self.fisher:.2g})"
                 )
-                seen = f"; {self.mean:+.2f} {unit} over {self.pairs} pairs that ended"
+                seen = f"; {self.mean:+z.2f} {unit} over {self.pairs} pairs that ended"
                 return text + seen if self.pairs else text
             case Kind.IDENTICAL:
                 return f"{arm}: IDENTICAL to {base} in all {self.pairs} paired seeds"
@@ -319,7 +319,8 @@ def decide(
     Args:
         means: (S, K, looks), mean of the differences up to each look; better is above 0.
         deviations: (S, K, looks), their deviations.
-        read: (S, K, looks), which looks an arm has reached; it can be broadcast.
+        read: (S, K, looks), which looks an arm has reached; it can be broadcast. An arm whose
+            differences are all the same (deviation 0) is left undecided.
         rules: how the study is read.
         levels: (looks, hypotheses) of :meth:`Rules.levels`; by default for K hypotheses.
     """
@@ -363,9 +364,10 @@ class _Pairs:
         self.means, self.deviations = np.zeros(len(rules.looks)), np.zeros(len(rules.looks))
         for at, n in enumerate(rules.looks):
             if self.read[at]:
-                self.means[at] = sign * self.differences[:n].mean()
-                deviation = self.differences[:n].std(ddof=1)
-                self.deviations[at] = deviation if deviation > 1e-12 * size else 0.0
+                first = self.differences[:n]
+                found = np.array([sign * first.mean(), first.std(ddof=1)])
+                found[np.abs(found) < 1e-12 * size] = 0.0  # what rounding leaves of equal values
+                self.means[at], self.deviations[at] = found
 
     def interval(self, look: int, level: float) -> Interval:
         n, mean = self.rules.looks[look], self.sign * self.means[look]

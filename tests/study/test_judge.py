@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from study.judge import Found, Noise, judge, simulate, splits, within
+from study.levels import spending_levels
 from study.verdict import Decisions, Rules, Runs
 
 RULES = Rules(0.3)
@@ -43,8 +45,9 @@ def test_alpha_holds_at_every_margin_and_correlation(arms: int, margin: float, c
         assert false(found, np.zeros(1), margin) > 0.05 - 3 * math.sqrt(0.05 * 0.95 / studies)
 
 
-@pytest.mark.parametrize("looks", [(20,), (5, 8, 12, 20)])
-@pytest.mark.parametrize("deviation", [0.05, 0.3])
+@pytest.mark.parametrize(
+    ("looks", "deviation"), [((20,), 0.05), ((5, 8, 12, 20), 0.05), ((5, 8, 12, 20), 0.3)]
+)
 def test_alpha_holds_where_holm_fails(looks: tuple[int, ...], deviation: float):
     """Arms that differ by the margin itself are told from 0, and can still be "equivalent"."""
     rules, studies, true = Rules(0.3, looks), 20_000, np.array([0.3] * 8 + [0])
@@ -57,13 +60,12 @@ def test_alpha_holds_where_holm_fails(looks: tuple[int, ...], deviation: float):
             return np.array([Rules.levels(self, hypotheses - j)[:, 0] for j in range(9)]).T
 
     full = false(simulate(noise, true, Holm(0.3, looks), studies), true, 0.3)
-    if not (looks == (20,) and deviation == 0.3):
-        assert full > 0.05 + 3 * math.sqrt(0.05 * 0.95 / studies)
+    assert full > 0.05 + 3 * math.sqrt(0.05 * 0.95 / studies)
 
 
 def test_mixed_truths_with_a_shared_baseline():
     rng, studies = np.random.default_rng(0), 10_000
-    for seed in range(12):
+    for seed in range(6):
         true = rng.choice([0, 0.1, 0.3, -0.3, 0.6], 5)
         noise = Noise(0.25, rng.choice([0.1, 0.25, 1.0], 5), rng.uniform(-0.5, 0.8, 5))
         share = false(simulate(noise, true, RULES, studies, seed), true, 0.3)
@@ -134,10 +136,6 @@ def test_how_far_splits_depend_on_each_other():
 
 def told(differences: np.ndarray, rules: Rules) -> np.ndarray:
     """Which studies of one arm have a difference at a look."""
-    from scipy import stats
-
-    from study.levels import spending_levels
-
     found, done = np.zeros(len(differences), bool), np.zeros(len(differences), bool)
     for n, level in zip(rules.looks, spending_levels(rules.looks, rules.alpha), strict=True):
         x = differences[:, :n]

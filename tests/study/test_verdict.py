@@ -107,7 +107,7 @@ def test_step_down_lies_between_bonferroni_and_holm(t: tuple[float, ...], more: 
     noise = np.random.default_rng(0).normal(size=(4, 10))
     noise = (noise - noise.mean(1)[:, None]) / noise.std(1, ddof=1)[:, None]
     arms = noise + np.array(t)[:, None] / math.sqrt(10)
-    p = stats.ttest_1samp(arms, 0, axis=1).pvalue
+    p = stats.ttest_1samp(arms, 0, axis=1)[1]
     named = [Runs(str(k), arm) for k, arm in enumerate(arms)]
     found = family(Runs("ReLU", np.zeros(10)), named, Rules(1e-9, (10,)))
     told = np.array([each.kind is Kind.BETTER for each in found])
@@ -247,7 +247,7 @@ def test_a_sentence_for_each_kind():
     )
     assert of(UP).sentence().startswith("CosLU: BETTER than ReLU: +1.00 points [+0.69, +1.31]")
     assert of(FLAT).sentence() == (
-        "CosLU: EQUIVALENT to ReLU within 0.3 points: -0.00 points [-0.04, +0.04] over 5 paired seeds"
+        "CosLU: EQUIVALENT to ReLU within 0.3 points: +0.00 points [-0.04, +0.04] over 5 paired seeds"
     )
     assert of([each / 10 for each in UP]).sentence().endswith("seeds, real but below the margin")
     assert of(UP[:4]).sentence() == (
@@ -291,6 +291,25 @@ def test_a_decision_stands_and_later_pairs_are_shown():
     )
     between = of([*UP, -9, 9])  # between looks nothing is read
     assert (between.sentence(), between.history) == (first.sentence(), first.history)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_a_look_says_is_never_taken_back(seed: int):
+    rng = np.random.default_rng(seed)
+    base = rng.normal(90, 0.25, 20)
+    arms = base + rng.choice([0, 0.3, 0.8], (3, 1)) + rng.normal(0, 0.4, (3, 20))
+    said = {}
+    for n in (5, 8, 12, 20):
+        seen = np.where(np.arange(20) < n, arms, np.nan)
+        named = [Runs(str(k), row) for k, row in enumerate(seen)]
+        for k, found in enumerate(family(Runs("ReLU", base), named, Rules(0.3))):
+            if k in said:
+                assert (found.kind, found.look, found.interval) == said[k]
+            elif found.look:
+                said[k] = (found.kind, found.look, found.interval)
+                assert found.interval
+                assert found.interval.n == n
+    assert said
 
 
 def test_a_loss_is_better_when_it_is_lower():
