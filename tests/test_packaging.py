@@ -18,7 +18,7 @@ from tests.test_layout import FILES, ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-OWN = {"activations", "bench", "callbacks", "datamodules", "models", "tests", "train"}
+OWN = {"activations", "bench", "callbacks", "datamodules", "models", "study", "tests", "train"}
 OTHERS = {
     "wandb",  # a logger: imported only where the user chose it
     "edited_network",  # a file that a test writes
