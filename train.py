@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import get_loader, set_loader, set_parsing_settings
+from jsonargparse.typing import register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
@@ -50,6 +51,7 @@ BASE = {"default_config_files": [str(ROOT / "configs/base.yaml")]}
 CRASH, SLIP, DIVERGED = 1, 2, 3  # exit codes; Python's own for a crash is 1, too
 MISTAKES = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError)
 MISTAKES += (MisconfigurationException,)
+register_type(torch.device)  # an option of some callbacks, to be written in config.yaml
 set_parsing_settings(instantiate_subclass_spec_in_any=False)
 # Lightning 2.6 calls what torch deprecates, and advertises litlogger; users can change neither.
 warnings.filterwarnings("ignore", message=".*LeafSpec")

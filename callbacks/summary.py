@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from .checkpoints import LastCheckpoint, best_path
+from .checkpoints import best_path
 from .lightning_private import callbacks_of
 from .monitor import ActivationMonitor
 
@@ -25,10 +25,7 @@ def run_summary(trainer: Trainer, stage: str) -> str:
     monitors = callbacks_of(trainer, ActivationMonitor)
     for monitor in (monitor for monitor in monitors if monitor.last):
         lines += ["", "What the activations learned", monitor.table()]
-    metrics = dict(trainer.callback_metrics)
-    if not metrics:  # of a run that had already finished
-        metrics = next((each.results for each in callbacks_of(trainer, LastCheckpoint)), {})
-    results = {name: metrics.get(f"{stage}/{name}") for name in _NAMES}
+    results = {name: trainer.callback_metrics.get(f"{stage}/{name}") for name in _NAMES}
     found = [f"{_NAMES[name]} {value:.4f}" for name, value in results.items() if value is not None]
     shown = ", ".join(found) or "nothing was measured"
     lines += ["", f"{stage:<12} {shown}", *_classes(trainer.callback_metrics)]

@@ -342,6 +342,7 @@ class Classifier(LightningModule):
         images, labels, _ = _parts(batch)
         assert labels is not None
         scores = self(images).float()
+        mean_loss.set_dtype(torch.float32)  # bf16-true would sum in three digits
         # every sample counts once, however many each process has
         mean_loss.update(F.cross_entropy(scores, labels, reduction="none"))
         self.log(f"{metrics.prefix}loss", mean_loss)
