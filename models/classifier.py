@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, OneCycleLR
@@ -256,7 +257,11 @@ class Classifier(LightningModule):
         return self.backbone(images)
 
     def on_fit_start(self) -> None:
-        """Refuse a callback that would freeze the head."""
+        """Say what the swap left, and refuse a callback that would freeze the head."""
+        if remarks := self.swapped.remarks():
+            more = f"; {len(remarks) - 2} more of this kind" if remarks[2:] else ""
+            first = f"swapped {len(self.swapped)} activation calls{more}"
+            rank_zero_info("\n".join([first, *remarks[:2]]))
         callbacks: Any = getattr(self.trainer, "callbacks", ())
         if any(isinstance(each, BackboneFinetuning) for each in callbacks):
             raise ValueError(
