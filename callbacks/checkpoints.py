@@ -212,7 +212,7 @@ class LastCheckpoint(ModelCheckpoint):
         """Put the state back, and let signals wait for the end of a step."""
         self._step, self._time = trainer.global_step, time.monotonic()
         if self._resume:
-            if self._goes_on_here(trainer):
+            if self._goes_on_here(trainer) and trainer.is_global_zero:
                 forget_later(trainer.loggers, trainer.global_step)
             self._log_again(trainer)
             if "metrics" not in self._resume:  # saved at an epoch's end, ahead of ReduceLROnPlateau
