@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from datamodules import MITBIH
-from datamodules.beats import AAMI, SYMBOLS, Window, cut, read_beats, spectrogram
+from datamodules.beats import AAMI, SYMBOLS, Window, cut, known_sums, read_beats, spectrogram
 from datamodules.mitbih import DS1, DS2, PACED, VALIDATION
 from tests.data import part_of, write_kaggle, write_records
 
@@ -327,6 +327,13 @@ DAMAGE = {
     "hea empty": (".hea", lambda c: b"", "damaged"),
     "hea rate": (".hea", lambda c: c.replace(b" 360 ", b" 250 "), "250 a second instead of 360"),
     "hea length": (".hea", lambda c: c.replace(b" 5040", b" 5040000000"), "100.hea says"),
+    "hea elsewhere": (".hea", lambda c: c.replace(b"100.dat", b"../100.dat"), "invalid syntax"),
+    "hea of thousands of signals": (
+        ".hea",
+        lambda c: c + c.splitlines(True)[1] * 100_000,
+        "too many",
+    ),
+    "hea shifted": (".hea", lambda c: c.replace(b" 212 ", b" 212:100000000000 "), "are shifted"),
     "hea noise": (".hea", lambda c: bytes(range(128, 228)), "damaged"),
     "atr cut off": (".atr", lambda c: c[: len(c) // 2 // 2 * 2], "cut off"),
     "atr empty": (".atr", lambda c: b"", "damaged"),
@@ -360,6 +367,8 @@ def test_checksums_of_physionet_are_believed(records: Any, tmp_path: Path):
     (root / "SHA256SUMS.txt").write_text("\n".join(lines))
     with pytest.raises(ValueError, match=r"215.atr' is damaged \(its SHA-256"):
         ready(root)
+    (root / "SHA256SUMS.txt").write_bytes(bytes(range(256)))  # another file of that name
+    assert known_sums(root) == {}
 
 
 CSV_DAMAGE = {
