@@ -22,16 +22,7 @@ _damaged = partial(damaged, remedy="delete it and fetch it again with --data.dow
 
 
 class Window(NamedTuple):
-    """How a beat is cut out: the options of the same names of `MITBIH`.
-
-    Attributes:
-        lead: name of the signal.
-        before: seconds before the R peak.
-        after: seconds after the R peak.
-        rate: samples per second after resampling; None keeps 360.
-        baseline: subtract the baseline.
-        normalize: how each beat is scaled.
-    """
+    """How a beat is cut out: the options of `MITBIH`, whose `window` is `before` and `after`."""
 
     lead: str
     before: float
