@@ -1,7 +1,7 @@
 """The swap on every torchvision classification network and on one of each of timm's families.
 
 Each call gets a module that computes what was there before, chosen by this file from the old one's
-name; outputs must be equal to the bit in both modes. What each call computes together with the module
+name; outputs must agree to 1e-5 in both modes. What each call computes together with the module
 around it is then tried on numbers: a square around it, for example, was part of the old activation.
 """
 
