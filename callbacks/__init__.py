@@ -5,6 +5,7 @@ from .checkpoints import BestCheckpoint, LastCheckpoint, WholeFiles, best_path, 
 from .headfirst import HeadFirst
 from .monitor import ActivationMonitor
 from .predictions import PredictionWriter
+from .progress import Progress
 from .schedule import ActivationSchedule
 from .summary import run_summary
 
@@ -16,6 +17,7 @@ __all__ = [
     "HeadFirst",
     "LastCheckpoint",
     "PredictionWriter",
+    "Progress",
     "WholeFiles",
     "best_path",
     "finish",
