@@ -120,7 +120,7 @@ def test_seed_zero_is_a_seed_and_reaches_the_data(parsed):
         ("--data Digits --trainer.devices 999", "--trainer.devices 999: no GPU is in use.*at most"),
         ("--data Digits --model.class_weights [1,2]", "class_weights has 2 numbers, the data 10 classes"),
         ("--data Digits -c none.yaml", "none.yaml"),
-        ("--data Digits --data.image_size 4", "error: image_size must be .*8, got 4"),
+        ("--data Digits --data.image_size 4", "error: image_size must be an integer from 8 to 4096, got 4"),
         ("--data Digits --ckpt_path none.ckpt", "no weights at 'none.ckpt'"),
         ("--data Digits --data.batch_size 5000", "1295 images do not fill one batch of 5000"),
     ],
