@@ -97,9 +97,11 @@ def check_functions(network: nn.Module):
             with torch.no_grad():
                 y = module(x)
                 again = module(x.roll(1, 0)).roll(-1, 0)
+                other = torch.cat([x[:, :1], x[:, 1:] + 1], 1)
+                mixes = not torch.allclose(module(other)[:, :1], y[:, :1])  # it normalises
         except Exception:  # it takes no such tensor
             continue
-        if y.shape == x.shape and torch.allclose(y, again):
+        if y.shape == x.shape and torch.allclose(y, again) and not mixes:
             terms = torch.stack([torch.ones_like(x), x.sin()], -1).flatten(1, 3).movedim(1, 0)
             target = y.flatten(1).T[..., None]
             fit = torch.linalg.lstsq(terms, target).solution
