@@ -273,7 +273,8 @@ class Classifier(LightningModule):
         if self._has_callback(BackboneFinetuning):
             raise ValueError(
                 "Lightning's BackboneFinetuning would leave the head frozen, which is in "
-                "`backbone` here; callbacks.HeadFirst trains the head first, then all"
+                "`backbone` here: use callbacks.HeadFirst, whose `epochs` is its "
+                "unfreeze_backbone_at_epoch; it keeps the optimizer's groups"
             )
 
     def on_train_start(self) -> None:
