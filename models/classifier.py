@@ -220,7 +220,9 @@ class Classifier(LightningModule):
             checkpoint["not_stored"] = self._not_stored
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the weights of another network."""
+        """Refuse the weights of another network; take float64 ones unrounded."""
+        if self._trainer and self._trainer.precision == "64-true":
+            self.double()  # Lightning would convert the network after it has loaded them
         path = self._trainer.ckpt_path if self._trainer else None
         check_fits(self, checkpoint, str(path or "the checkpoint"))
 
