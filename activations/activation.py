@@ -2,14 +2,21 @@
 
 import inspect
 import math
-from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol, TypedDict, runtime_checkable
+import reprlib
+import sys
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
+from typing import Any, ClassVar, Protocol, TypedDict, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, fx, nn
 from torch.types import Device
 
 from .fusion.kernel import Expression, evaluate, fusible
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_LAYOUTS = (torch.strided, torch.jagged)
+Known = TypeVar("Known")
 
 
 @runtime_checkable
@@ -114,18 +121,11 @@ class Leaf(nn.Module):
 class Activation(Leaf):
     r"""Base class: an elementwise function :math:`f(x)` with its own parameters.
 
-    A subclass registers its parameters with :meth:`learned`, and names its formula and what the
-    formula is called with in :meth:`expression`; one that cannot be fused overrides
-    :meth:`function` instead. Its *direct* parameters are the shape of the function
+    A subclass registers its parameters with :meth:`learned` and names its `formula`. One whose
+    formula is called with something else than these parameters overrides :meth:`expression`; one
+    that cannot be fused overrides :meth:`function`. Its *direct* parameters are its shape
     (`activations.parameter_groups` keeps them from weight decay); those of child modules, such as
-    LSLU's convolution, are weights.
-
-    Args:
-        num_parameters: 1 (shared by all channels) or C, the size of `channel_dim`.
-        channel_dim: axis of the channels: 1, or -1 for channels-last tokens.
-        inplace: ignored; accepted because libraries pass it to every activation.
-        device: of the parameters and buffers.
-        dtype: of the parameters and buffers.
+    LSLU's convolution, are weights. The arguments are those of :class:`Channels`.
 
     Shape:
         (N, C, \*) -> same; any shape when `num_parameters` is 1. Half precision is computed in
@@ -133,6 +133,8 @@ class Activation(Leaf):
 
     Attributes:
         fused: whether fused kernels compute it; set by :func:`activations.fuse`.
+        formula: of the class: called with the input and the learned parameters, in their order.
+        channels: of the input, 0 for any number; `dims` are the axes behind them, 0 for any number.
         size_arguments: of the class: constructor arguments that `replace_activations` may set from
             the input of a call: num_parameters, channel_dim, channels or dims.
         match_starts: of the class: values of the parameters from which `activations.match` also
@@ -143,10 +145,11 @@ class Activation(Leaf):
         gallery_step: of the class: how far the gallery moves a parameter.
 
     Raises:
-        TypeError: the input is not a real floating-point tensor.
-        ValueError: the size of `channel_dim` is not `num_parameters`.
+        TypeError: the input is not a dense floating-point tensor.
+        ValueError: an argument is out of range, or the input has other channels or axes.
     """
 
+    formula: ClassVar[Callable[..., Tensor] | None] = None
     size_arguments: ClassVar[tuple[str, ...]] = ("num_parameters", "channel_dim")
     match_starts: ClassVar[tuple[dict[str, float], ...]] = ()
     least: ClassVar[dict[str, float]] = {}
@@ -154,6 +157,8 @@ class Activation(Leaf):
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     gallery_step: ClassVar[float] = 0.5
     fused: bool = False
+    channels: int = 0
+    dims: int = 0
 
     def __init__(
         self,
@@ -166,24 +171,21 @@ class Activation(Leaf):
     ) -> None:
         super().__init__()
         self.num_parameters = integer("num_parameters", num_parameters)
-        self.channel_dim = channel_dim
+        self.channel_dim = integer("channel_dim", channel_dim, least=None)
+        dtype = choice("dtype", dtype, None, *_DTYPES)
         self._made_as: dict[str, Any] = {"device": device, "dtype": dtype}
         self._starts: dict[str, float | list[float]] = {}
 
-    def learned(
-        self, name: str, value: float | Sequence[float], size: int | None = None
-    ) -> nn.Parameter:
-        """A learned parameter that starts at `value`.
-
-        Its shape is `(size,)`, by default `(num_parameters,)`, or `(num_parameters, k)` for k
-        values.
-        """
-        if isinstance(value, Sequence):
-            start = self._starts[name] = [finite(name, each) for each in value]
-            row = torch.tensor(start, **self._made_as)
-            return nn.Parameter(row.repeat(self.num_parameters, 1))
+    def learned(self, name: str, value: float, size: int | None = None) -> nn.Parameter:
+        """A learned parameter of shape `(size,)`, by default `(num_parameters,)`."""
         start = self._starts[name] = finite(name, value)
         return nn.Parameter(torch.full((size or self.num_parameters,), start, **self._made_as))
+
+    def learned_terms(self, name: str, values: Sequence[float]) -> nn.Parameter:
+        """A learned parameter of shape `(num_parameters, k)` for k values."""
+        start = self._starts[name] = [finite(name, value) for value in values]
+        row = torch.tensor(start, **self._made_as)
+        return nn.Parameter(row.repeat(self.num_parameters, 1))
 
     def state(self, name: str, value: float) -> None:
         """Register `name`, the state of a schedule: a number that training progress changes."""
@@ -222,9 +224,9 @@ class Activation(Leaf):
         return None
 
     def __init_subclass__(cls) -> None:
-        """A class that overrides `function` alone does not inherit the expression of its parent."""
+        """A class that overrides `function` alone does not inherit the formula of its parent."""
         if "function" in vars(cls) and "expression" not in vars(cls):
-            cls.expression = Activation.expression
+            cls.expression, cls.formula = Activation.expression, None
         # torch.nn.utils.skip_init looks for `device` in the signature, where **channels hides it
         *own, rest = inspect.signature(cls.__init__).parameters.values()
         if rest.kind is rest.VAR_KEYWORD and rest.name in ("options", "channels"):
@@ -235,7 +237,10 @@ class Activation(Leaf):
 
     def expression(self) -> Expression | None:
         """The formula and what it is called with; None if it cannot be fused."""
-        return None
+        if (formula := type(self).formula) is None:
+            return None
+        values = (self.clamped(k) if k in self.least else getattr(self, k) for k in self._starts)
+        return Expression(formula, tuple(values))
 
     def function(self, x: Tensor) -> Tensor:
         """The formula with this module's parameters, for `x` in float32 or float64."""
@@ -259,21 +264,28 @@ class Activation(Leaf):
         return self.function(precise(x)).to(x.dtype)
 
     def check_input(self, x: Tensor) -> None:
-        """Raise if `x` has a wrong dtype or wrong channels."""
+        """Raise if `x` is no dense floating-point tensor, or has other channels or axes."""
         name = type(self).__name__
-        if not x.is_floating_point():
-            raise TypeError(f"{name} needs a real floating-point tensor, got {x.dtype}")
-        if self.num_parameters == 1:
-            return
-        if not -x.dim() <= self.channel_dim < x.dim():
-            raise ValueError(
-                f"{name} has its channels on axis {self.channel_dim}, "
-                f"but the input has shape {tuple(x.shape)}"
+        if not isinstance(x, Tensor) or x.dtype not in _DTYPES or x.layout not in _LAYOUTS:
+            got = f"one of {x.dtype}, {x.layout}" if isinstance(x, Tensor) else reprlib.repr(x)
+            raise TypeError(
+                f"{name} needs a dense tensor of float32, bfloat16, float16 or float64, got {got}: "
+                "convert it with torch.as_tensor(x), x.to_dense() or x.float()"
             )
-        if x.shape[self.channel_dim] != self.num_parameters:
+        axis, size = self.channel_dim, self.num_parameters
+        if size == 1 and not self.channels:
+            return
+        shape, rank = tuple(x.shape), x.dim()
+        if self.channels and (shape[1:2] != (self.channels,) or self.dims not in (0, rank - 2)):
+            axes = ("...", "L", "H, W")[self.dims]
             raise ValueError(
-                f"{name} has num_parameters={self.num_parameters}, but axis {self.channel_dim} of "
-                f"the input {tuple(x.shape)} has {x.shape[self.channel_dim]} channels"
+                f"{name} has channels={self.channels} and needs (N, {self.channels}, {axes}), "
+                f"got an input of shape {shape}"
+            )
+        if size > 1 and (not -rank <= axis < rank or shape[axis] != size):
+            raise ValueError(
+                f"{name} has num_parameters={size} and needs {size} channels on axis {axis} "
+                f"(channel_dim), got an input of shape {shape}"
             )
 
     def shape_values(self) -> dict[str, Tensor]:
@@ -305,18 +317,21 @@ class Activation(Leaf):
 
 def finite(name: str, value: float, least: float = -math.inf) -> float:
     """`value`, a finite number of at least `least`, as a float; else ValueError, naming it."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    known = isinstance(value, Real) and not isinstance(value, bool)
+    if not known or not abs(value) <= sys.float_info.max:
         raise ValueError(f"{name} must be a finite number, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be >= {least:g}, got {value!r}")
     return float(value)
 
 
-def integer(name: str, value: int, least: int = 1) -> int:
+def integer(name: str, value: int, least: int | None = 1) -> int:
     """`value`, an integer of at least `least`; else ValueError, naming it."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
-    return value
+    known = isinstance(value, Integral) and not isinstance(value, bool)
+    if not known or (least is not None and value < least):
+        bound = "" if least is None else f" >= {least}"
+        raise ValueError(f"{name} must be an integer{bound}, got {value!r}")
+    return int(value)
 
 
 def positive(name: str, value: float) -> float:
@@ -324,6 +339,14 @@ def positive(name: str, value: float) -> float:
     if finite(name, value) <= 0:
         raise ValueError(f"{name} must be > 0, got {value!r}")
     return float(value)
+
+
+def choice(name: str, value: Known, *known: Known) -> Known:
+    """`value`, if it is one of `known`, True not being 1; else ValueError, naming it."""
+    if not any(type(value) is type(each) and value == each for each in known):
+        *others, last = map(str, known)
+        raise ValueError(f"{name} must be {', '.join(others)} or {last}, got {value!r}")
+    return value
 
 
 def at_least(parameter: Tensor, bound: float) -> Tensor:

@@ -1,6 +1,5 @@
 """The picture of all activations: `python -m activations docs/gallery.png`."""
 
-import inspect
 import sys
 from pathlib import Path
 
@@ -13,6 +12,12 @@ from activations import Activation
 from .picture import new_figure, save_figure
 
 COLUMNS = 6
+_OFFERED = {name: getattr(activations, name) for name in activations.__all__}
+KINDS: dict[str, type[Activation]] = {
+    name: kind
+    for name, kind in _OFFERED.items()
+    if isinstance(kind, type) and issubclass(kind, Activation) and kind is not Activation
+}
 
 
 def curves(module: Activation) -> list[tuple[str, str, Tensor, Tensor]]:
@@ -43,15 +48,11 @@ def curves(module: Activation) -> list[tuple[str, str, Tensor, Tensor]]:
 def samples() -> list[tuple[str, Activation]]:
     """One instance of every public activation, and of every variant of those that have any."""
     torch.manual_seed(0)
-    found = []
-    for name in activations.__all__:
-        kind = getattr(activations, name)
-        if not (inspect.isclass(kind) and issubclass(kind, Activation)) or kind is Activation:
-            continue
-        for arguments in kind.variants:
-            title = " ".join([name, *map(str, arguments.values())])
-            found.append((title, kind(**arguments)))
-    return found
+    return [
+        (" ".join([name, *map(str, arguments.values())]), kind(**arguments))
+        for name, kind in KINDS.items()
+        for arguments in kind.variants
+    ]
 
 
 def draw(path: Path) -> None:

@@ -18,17 +18,12 @@ from torch import Tensor, nn
 
 import activations
 from activations import Activation
+from activations.gallery import KINDS
 
 from .measure import in_turns, now, saved_bytes, summarize
 from .report import at_least
 
 RIVALS = (nn.ReLU, nn.SiLU, nn.GELU, nn.Mish, nn.ELU, nn.Softsign, nn.LeakyReLU, nn.PReLU)
-OFFERED = {name: getattr(activations, name) for name in activations.__all__}
-KINDS: dict[str, type[Activation]] = {
-    name: kind
-    for name, kind in OFFERED.items()
-    if isinstance(kind, type) and issubclass(kind, Activation) and kind is not Activation
-}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MODES = ["off", "activations"]
 CHART = "both_to_silu"

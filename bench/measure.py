@@ -1,5 +1,6 @@
 """Clocks, turns, statistics and generated images that the measurements share."""
 
+import functools
 import random
 import threading
 import time
@@ -80,12 +81,16 @@ def saved_bytes(forward: Callable[[], Any], own: Iterable[Tensor] = ()) -> int:
     return sum(found.values())
 
 
+@functools.cache
+def _images(count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+
+
 def generated(count: int, batch_size: int, device: str = "cpu") -> ImageLoader:
-    """Training batches of `count` random images of CIFAR's shape, made on `device`."""
-    every, generator = torch.arange(count), torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    data = CIFAR10(batch_size=batch_size)
-    return ImageLoader(data, pixels, every % 10, every, training=True, device=device)
+    """Training batches of `count` random images of CIFAR's shape; all loaders share the images."""
+    every, data = torch.arange(count), CIFAR10(batch_size=batch_size)
+    return ImageLoader(data, _images(count), every % 10, every, training=True, device=device)
 
 
 class Turns:

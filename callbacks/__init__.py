@@ -5,6 +5,7 @@ from .checkpoints import BestCheckpoint, LastCheckpoint, WholeFiles, best_path, 
 from .headfirst import HeadFirst
 from .monitor import ActivationMonitor
 from .predictions import PredictionWriter
+from .progress import Progress
 from .results import Results, read_results
 from .schedule import ActivationSchedule
 from .summary import run_results, run_summary
@@ -17,6 +18,7 @@ __all__ = [
     "HeadFirst",
     "LastCheckpoint",
     "PredictionWriter",
+    "Progress",
     "Results",
     "WholeFiles",
     "best_path",

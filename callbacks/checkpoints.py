@@ -14,7 +14,11 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 
 from activations.files import remove_unfinished, replacing
 
@@ -22,8 +26,8 @@ from .board import forget_later
 from .lightning_private import (
     at_epoch_end,
     callbacks_of,
-    epoch_results,
     logged_in_training,
+    logged_next,
     validates_next,
 )
 from .monitor import ActivationMonitor
@@ -137,8 +141,6 @@ class LastCheckpoint(ModelCheckpoint):
         more: other arguments of Lightning's ModelCheckpoint.
 
     Attributes:
-        results: name -> value of what the run has logged last, also of a run that has already
-            finished when it is resumed.
         trained: whether a step has been made since the start.
     """
 
@@ -152,7 +154,6 @@ class LastCheckpoint(ModelCheckpoint):
         if every_n_train_steps is not None and every_n_train_steps < 1:
             raise ValueError(f"every_n_train_steps must be >= 1, got {every_n_train_steps}")
         self.every_n_train_steps, self.interval = every_n_train_steps, train_time_interval
-        self.results: dict[str, float] = {}
         self.trained = False
         self._resume: dict[str, Any] = {}
         self._handlers: dict[int, Any] = {}
@@ -185,9 +186,8 @@ class LastCheckpoint(ModelCheckpoint):
             random["cuda"] = torch.cuda.get_rng_state(pl_module.device)
         metrics = trainer.callback_metrics.items()
         state = {"results": {name: value.item() for name, value in metrics}, "random": random}
-        if at_epoch_end(trainer):
-            state["log"] = epoch_results(trainer)
-        else:
+        state["log"] = logged_next(trainer)
+        if not at_epoch_end(trainer):
             state |= _epoch_so_far(trainer, self._resume.get("means", {}))
         checkpoint[_RESUME] = state
 
@@ -196,14 +196,20 @@ class LastCheckpoint(ModelCheckpoint):
     ) -> None:
         """Keep it until the training starts."""
         if trainer.state.fn == "fit":
+            if callbacks_of(trainer, StochasticWeightAveraging):
+                raise ValueError(
+                    "Lightning's StochasticWeightAveraging forgets its average when a run is "
+                    "resumed: use EMAWeightAveraging, or leave out --ckpt_path"
+                )
             self._resume = checkpoint.get(_RESUME, {})
-            self.results = self._resume.get("results", {})
             if self._goes_on_here(trainer):
                 self._saved = _position(checkpoint["epoch"], checkpoint["global_step"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let a run stay ended that early stopping had ended."""
+        """Put back what was measured; let a run stay ended that early stopping had ended."""
         if trainer.ckpt_path:
+            results = self._resume.get("results", {}).items()
+            trainer.callback_metrics.update({n: torch.tensor(x).double() for n, x in results})
             stops = callbacks_of(trainer, EarlyStopping)
             trainer.should_stop = any(each.wait_count >= each.patience for each in stops)
 
@@ -211,11 +217,11 @@ class LastCheckpoint(ModelCheckpoint):
         """Put the state back, and let signals wait for the end of a step."""
         self._step, self._time = trainer.global_step, time.monotonic()
         if self._resume:
-            if self._goes_on_here(trainer):
+            if self._goes_on_here(trainer) and trainer.is_global_zero:
                 forget_later(trainer.loggers, trainer.global_step)
-            if log := self._resume.get("log"):  # a kill may have come before Lightning logged it
-                for logger in trainer.loggers:
-                    logger.log_metrics(log, trainer.global_step - 1)
+            self._log_again(trainer)
+            if "metrics" not in self._resume:  # saved at an epoch's end, ahead of ReduceLROnPlateau
+                trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", True)
             for name, states in self._resume.get("metrics", {}).items():
                 metric = pl_module.get_submodule(name)
                 for key, value in states.items() if trainer.is_global_zero else ():
@@ -251,6 +257,8 @@ class LastCheckpoint(ModelCheckpoint):
             self._save(trainer)
             if self._asked(trainer):
                 raise SystemExit(128 + self._signal)
+        if trainer.fit_loop.restarting:  # Lightning leaves it out in a resumed run's first epoch
+            trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", True)
 
     def on_validation_end(self, *args: Any, **kwargs: Any) -> None:
         """Save nothing: Lightning's class would."""
@@ -263,9 +271,12 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have a last checkpoint in the folder of a run that had nothing left to do."""
-        idle = trainer.ckpt_path and not self.trained
-        if idle and trainer.is_global_zero and not self.path.exists():
-            copy(Path(str(trainer.ckpt_path)), self.path)
+        if trainer.ckpt_path and not self.trained:
+            progress: Any = trainer.fit_loop.epoch_progress.current
+            progress.completed = progress.processed  # Lightning leaves out the last epoch
+            self._log_again(trainer)
+            if trainer.is_global_zero and not self.path.exists():
+                copy(Path(trainer.ckpt_path), self.path)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: Any) -> None:
         """Say how to go on."""
@@ -277,6 +288,11 @@ class LastCheckpoint(ModelCheckpoint):
                 f"Stopped; {self.path} holds {self._saved}. To go on: {command} "
                 f"--ckpt_path {self.path}\n"
             )
+
+    def _log_again(self, trainer: Trainer) -> None:
+        """Log what a kill may have prevented Lightning from logging after the checkpoint."""
+        for logger in trainer.loggers if self._resume.get("log") else ():
+            logger.log_metrics(self._resume["log"], trainer.global_step - 1)
 
     def _goes_on_here(self, trainer: Trainer) -> bool:
         return bool(trainer.ckpt_path) and Path(trainer.ckpt_path).resolve() == self.path.resolve()

@@ -1,6 +1,6 @@
 """What Lightning does not promise or does not declare.
 
-`tests/callbacks/test_schedule.py` has a test that fails by name when one of these uses breaks.
+`tests/callbacks/test_lightning_private.py` fails by name when one of these uses breaks.
 """
 
 from collections.abc import Iterator
@@ -42,10 +42,14 @@ def validates_next(trainer: Trainer) -> bool:
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
-def epoch_results(trainer: Trainer) -> dict[str, float]:
-    """What Lightning logs after `on_train_epoch_end`, and so after a checkpoint is saved there."""
-    found = cast(Any, trainer).fit_loop.epoch_loop._results.metrics(on_step=False)["log"]
-    return {name: value.item() for name, value in found.items()}
+def logged_next(trainer: Trainer) -> dict[str, float]:
+    """What Lightning logs after the hooks, and so the checkpoints, of a step or of an epoch."""
+    whole = at_epoch_end(trainer)
+    if not (whole or cast(Any, trainer)._logger_connector.should_update_logs):
+        return {}
+    found = cast(Any, trainer).fit_loop.epoch_loop._results.metrics(on_step=not whole)["log"]
+    now = {"epoch": float(trainer.current_epoch)} if found else {}
+    return {name: value.item() for name, value in found.items()} | now
 
 
 def logged_in_training(trainer: Trainer) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 # what decides the numbers of a run
-CODE = ("activations", "callbacks", "datamodules", "models", "train.py")
+CODE = ("activations", "callbacks", "datamodules", "models", "options.py", "train.py")
 
 
 def machine() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from .checkpoints import LastCheckpoint, best_path
+from .checkpoints import best_path
 from .lightning_private import callbacks_of
 from .monitor import ActivationMonitor
 
@@ -24,9 +24,7 @@ def run_results(trainer: Trainer, stage: str, which: str = "") -> str:
         stage: val or test.
         which: the weights that were tested, last or best, if both are.
     """
-    metrics = dict(trainer.callback_metrics)
-    if not metrics:  # of a run that had already finished
-        metrics = next((each.results for each in callbacks_of(trainer, LastCheckpoint)), {})
+    metrics = trainer.callback_metrics
     results = {name: metrics.get(f"{stage}/{name}") for name in _NAMES}
     found = [f"{_NAMES[name]} {value:.4f}" for name, value in results.items() if value is not None]
     return f"{f'{stage} {which}':<12} {', '.join(found) or 'nothing was measured'}"

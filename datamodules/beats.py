@@ -22,16 +22,7 @@ _damaged = partial(damaged, remedy="delete it and fetch it again with --data.dow
 
 
 class Window(NamedTuple):
-    """How a beat is cut out: the options of the same names of `MITBIH`.
-
-    Attributes:
-        lead: name of the signal.
-        before: seconds before the R peak.
-        after: seconds after the R peak.
-        rate: samples per second after resampling; None keeps 360.
-        baseline: subtract the baseline.
-        normalize: how each beat is scaled.
-    """
+    """How a beat is cut out: the options of `MITBIH`, whose `window` is `before` and `after`."""
 
     lead: str
     before: float
@@ -170,13 +161,15 @@ def known_sums(folder: Path) -> dict[str, str]:
     file = folder / "SHA256SUMS.txt"
     if not file.is_file():
         return {}
-    lines = (line.split(maxsplit=1) for line in file.read_text().splitlines())
+    lines = (line.split(maxsplit=1) for line in file.read_text(errors="replace").splitlines())
     return {line[1].strip(): line[0] for line in lines if len(line) == 2}
 
 
 def _read(path: Path, suffix: str, sums: dict[str, str], read: Any) -> Any:
     file = path.with_suffix(suffix)
     require([file], "Put it there, or fetch it with --data.download true")
+    if suffix == ".hea" and (size := file.stat().st_size) > 2**14:  # thousands of signals
+        raise _damaged(file, f"{size} bytes are too many for a header")
     known = sums.get(file.name)
     if known and hashlib.sha256(file.read_bytes()).hexdigest() != known:
         raise _damaged(file, "its SHA-256 is not the one in SHA256SUMS.txt")
@@ -189,6 +182,8 @@ def _read(path: Path, suffix: str, sums: dict[str, str], read: Any) -> Any:
 def _check_size(path: Path, header: Any, length: int) -> None:
     """Compare sizes before wfdb allocates memory, as a damaged header can give any length."""
     width = {"212": 1.5, "16": 2, "80": 1}
+    if any(header.skew) or any(header.byte_offset):  # wfdb allocates as much memory
+        raise _damaged(path.with_suffix(".hea"), "its signals are shifted")
     for name, kind in set(zip(header.file_name, header.fmt, strict=False)):
         file = path.parent / str(name)
         if file.name != name:  # a file of another folder

@@ -1,5 +1,6 @@
 """Image files: finding them, reading their pixels as uint8, and decoding batches by threads."""
 
+import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -65,13 +66,18 @@ def read_image(file: Path, side: int, *, resize: bool = True) -> np.ndarray:
         resize: resize an image of another size; False refuses it.
 
     Raises:
-        ValueError: the file is not a readable image, or is refused for its size.
+        ValueError: the file is not a readable image, or has a size that is refused.
     """
     from PIL import Image, ImageOps
 
     try:
         with Image.open(file) as image:
             image.draft("RGB", (side, side))  # a large JPEG is decoded at about the wanted size
+            width, height = image.size
+            if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):  # PIL allows twice as many
+                raise ValueError(f"{width} x {height} pixels are too many")
+            if not resize and (width, height) != (side, side):
+                raise ValueError(f"it has {width} x {height} pixels, not {side} x {side}")
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16 bits, which convert("RGB") would clip at 255
                 image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
@@ -80,11 +86,6 @@ def read_image(file: Path, side: int, *, resize: bool = True) -> np.ndarray:
             image = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise damaged(file, error, "replace or delete it") from error
-    if not resize and image.size != (side, side):
-        raise ValueError(
-            f"{str(file)!r} is {image.width} x {image.height} pixels, "
-            f"not {side} x {side}: resize or delete it"
-        )
     return square(np.asarray(image), side)
 
 

@@ -15,15 +15,7 @@ from torch import Tensor
 
 from .cache import Create, prepare, stamp
 from .imagefolder import ImageFolder, first_equal, keep_apart
-from .images import (
-    Images,
-    check_classes,
-    class_folders,
-    damaged,
-    list_images,
-    require,
-    square,
-)
+from .images import Images, check_classes, class_folders, damaged, list_images, require, square
 
 # the classes of each split of Ravi and Larochelle 2017
 CLASSES = {
@@ -84,16 +76,13 @@ class MiniImageNet(ImageFolder):
     """
 
     shares = (0.68, 0.17, 0.15)
+    _rows = ()
 
     root: str = "data/miniimagenet"
     _: KW_ONLY
     protocol: Literal["supervised", "dsrelu", "ravi"] = "supervised"
     image_size: int = 84
     test_fraction: float = 1 / 6
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._rows: list[int] = []
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -184,7 +173,7 @@ class MiniImageNet(ImageFolder):
 
         key = (*stamp(self.folder, files), side)
         arrays = prepare(self.cache_dir, "MiniImageNet-pickle", key, build)
-        labels, self._rows = arrays["labels"], arrays["rows"].tolist()
+        labels, self._rows = arrays["labels"], tuple(arrays["rows"].tolist())
         return arrays["images"], labels, torch.zeros_like(labels), arrays["first"]
 
 

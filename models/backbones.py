@@ -61,6 +61,8 @@ def build_backbone(
         raise ValueError("give pretrained or checkpoint_path, not both")
     if stem not in Stem.__args__:
         raise ValueError(f"stem must be auto, small or imagenet, got {stem!r}")
+    if not isinstance(name, str):
+        raise ValueError(f"backbone must be the name of a network, got {name!r}")
     if dims not in (1, 2):
         raise ValueError(f"dims must be 1 (signals) or 2 (images), got {dims!r}")
     small = stem == "small" or (stem == "auto" and image_size <= 64 and not pretrained)

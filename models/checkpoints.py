@@ -90,12 +90,18 @@ def read_checkpoint(
         )
     state: Any = content.get("state_dict")
     stored: Any = content.get("hyper_parameters", {})
-    ours = isinstance(state, dict) and isinstance(stored, dict)
-    ours = ours and all(isinstance(value, Tensor) for value in state.values())
-    ours = ours and any(str(key).startswith("backbone.") for key in state)
-    ours = ours and {"hparams", "module_arguments"}.isdisjoint(content)  # Lightning before 0.8
-    ours = ours and stored.get("_instantiator", INSTANTIATOR) == INSTANTIATOR
-    if not ours or not {*options, "_instantiator"}.issuperset(stored):
+    ours = (
+        isinstance(state, dict)
+        and isinstance(stored, dict)
+        and all(isinstance(value, Tensor) for value in state.values())
+        and any(str(key).startswith("backbone.") for key in state)
+        and {*options, "_instantiator"}.issuperset(stored)
+        and stored.get("_instantiator", INSTANTIATOR) == INSTANTIATOR
+        and content.get("hparams_name", "kwargs") == "kwargs"
+        # as Lightning before 0.8 and OmegaConf store options
+        and {"hparams", "module_arguments", "hparams_type"}.isdisjoint(content)
+    )
+    if not ours:
         raise ValueError(
             f"{name!r} is a checkpoint of another program, not of this classifier: give one of "
             "this program with --ckpt_path, or start from its weights with --model.checkpoint_path"
@@ -109,15 +115,17 @@ def check_stored(stored: Mapping[str, Any], source: str, trust: Sequence[str] = 
 
     The names are compared before anything is imported, and what they lead to afterwards.
     """
+    packages = (*TRUSTED, *trust)
     for option, value in stored.items():
-        kind, names = FACTORIES.get(option), list(_names(value, option, source))
         if value and option in ("pretrained", "checkpoint_path"):
             raise ValueError(f"{source!r} asks for other weights ({option}), none are read for it")
-        if names and kind is None:
-            raise ValueError(f"{source!r} names {names[0]!r} in {option}, where no class belongs")
-        for name in names:
-            if not _inside(name, (*TRUSTED, *trust)):
+        kind, names = FACTORIES.get(option), list[str]()
+        for name in _names(value, option, source):  # before what follows in the option is read
+            if kind is None:
+                raise ValueError(f"{source!r} names {name!r} in {option}, where no class belongs")
+            if not _inside(name, packages):
                 raise _untrusted(source, name, option, name)
+            names.append(name)
         for name in names:
             try:
                 thing = pkgutil.resolve_name(name)
@@ -126,7 +134,7 @@ def check_stored(stored: Mapping[str, Any], source: str, trust: Sequence[str] = 
             if not isinstance(thing, type) or not issubclass(thing, kind or object):
                 raise ValueError(f"{source!r} names {name!r} as {option}, which is no such class")
             origin = f"{thing.__module__}.{thing.__qualname__}"
-            if not _inside(origin, (*TRUSTED, *trust)):
+            if not _inside(origin, packages):
                 raise _untrusted(source, name, option, origin)
 
 
@@ -219,7 +227,8 @@ def _names(value: Any, option: str, source: str, key: str = "") -> Iterator[str]
     A text may also be read as YAML or as the name of a file of options: such texts are refused.
     """
     if isinstance(value, Mapping):
-        for name, inner in value.items():
+        # the name of a class comes before its arguments
+        for name, inner in sorted(value.items(), key=lambda item: item[0] != "class_path"):
             if str(name).startswith("__"):
                 raise ValueError(f"{source!r} has the reserved name {name!r} in {option}")
             yield from _names(inner, option, source, str(name))

@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.cli import ReduceLROnPlateau as MonitoringPlateau
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from activations import SwapReport, fuse, gain, parameter_groups, penalty, replace_activations
 from activations.activation import positive
+from activations.functions.coslu import CosLU
 from activations.torch_private import is_compiled
 
 from .backbones import Stem, build_backbone, check_input
@@ -31,6 +34,12 @@ from .checkpoints import (
 )
 from .metrics import classification_metrics, log_classes, warn_of_absent
 from .weights import freeze_shapes, kaiming_, load_shapes, load_weights, read_weights
+
+# the short name ReduceLROnPlateau means the first: Lightning's, which knows its `monitor`
+SchedulerCallable = (
+    Callable[[torch.optim.Optimizer], MonitoringPlateau]
+    | Callable[[torch.optim.Optimizer], LRScheduler]
+)
 
 
 def _sgd(params: Any) -> torch.optim.Optimizer:
@@ -123,7 +132,7 @@ class Classifier(LightningModule):
         backbone_kwargs: dict[str, Any] | None = None,
         init: Literal["library", "kaiming"] = "library",
         optimizer: OptimizerCallable = _sgd,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler: SchedulerCallable | None = None,
         lr_scheduler_interval: Literal["auto", "step", "epoch"] = "auto",
         loss: Literal["cross_entropy", "bce"] = "cross_entropy",
         label_smoothing: float = 0.0,
@@ -224,7 +233,9 @@ class Classifier(LightningModule):
             checkpoint["not_stored"] = self._not_stored
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the weights of another network."""
+        """Refuse the weights of another network; take float64 ones unrounded."""
+        if self._trainer and self._trainer.precision == "64-true":
+            self.double()  # Lightning would convert the network after it has loaded them
         path = self._trainer.ckpt_path if self._trainer else None
         check_fits(self, checkpoint, str(path or "the checkpoint"))
 
@@ -269,12 +280,16 @@ class Classifier(LightningModule):
         return self.backbone(images)
 
     def on_fit_start(self) -> None:
-        """Refuse a callback that would freeze the head."""
-        callbacks: Any = getattr(self.trainer, "callbacks", ())
-        if any(isinstance(each, BackboneFinetuning) for each in callbacks):
+        """Say what the swap left, and refuse a callback that would freeze the head."""
+        if remarks := self.swapped.remarks():
+            more = f"; {len(remarks) - 2} more of this kind" if remarks[2:] else ""
+            first = f"swapped {len(self.swapped)} activation calls{more}"
+            rank_zero_info("\n".join([first, *remarks[:2]]))
+        if self._has_callback(BackboneFinetuning):
             raise ValueError(
                 "Lightning's BackboneFinetuning would leave the head frozen, which is in "
-                "`backbone` here; callbacks.HeadFirst trains the head first, then all"
+                "`backbone` here: use callbacks.HeadFirst, whose `epochs` is its "
+                "unfreeze_backbone_at_epoch; it keeps the optimizer's groups"
             )
 
     def on_train_start(self) -> None:
@@ -357,6 +372,7 @@ class Classifier(LightningModule):
         images, labels, _ = _parts(batch)
         assert labels is not None
         scores = self(images).float()
+        mean_loss.set_dtype(torch.float32)  # bf16-true would sum in three digits
         # every sample counts once, however many each process has
         mean_loss.update(F.cross_entropy(scores, labels, reduction="none"))
         self.log(f"{metrics.prefix}loss", mean_loss)
@@ -366,29 +382,63 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer, of weights and of activations' own parameters, and the scheduler."""
-        groups = parameter_groups(
-            self.backbone, activation_weight_decay=self.activation_weight_decay
+        optimizer = self._optimizer(self.backbone)
+        if self.lr_scheduler is None:
+            self._steps()
+
+            # from the step alone and the present plan: the plan of a resumed run may be longer, and
+            # BatchSizeFinder changes it after this
+            def cosine(step: int) -> float:
+                return (1 + math.cos(math.pi * min(step / self._steps(), 1))) / 2
+
+            return [optimizer], [{"scheduler": LambdaLR(optimizer, cosine), "interval": "step"}]
+        scheduler = self._scheduler(optimizer, self._steps)
+        if isinstance(scheduler, OneCycleLR) and self._has_callback(BatchSizeFinder):
+            raise ValueError(
+                "BatchSizeFinder changes the number of steps after OneCycleLR was made for it: "
+                "find the batch size in a run of its own, then set data.batch_size"
+            )
+        by_step, interval = isinstance(scheduler, OneCycleLR | CyclicLR), self.lr_scheduler_interval
+        if interval == "auto":
+            interval = "step" if by_step else "epoch"
+        monitor = getattr(scheduler, "monitor", "val/loss")  # of Lightning's ReduceLROnPlateau
+        return [optimizer], [{"scheduler": scheduler, "interval": interval, "monitor": monitor}]
+
+    def try_optimizer(self) -> None:
+        """Make the optimizer and the scheduler for small tensors, and take one step of each.
+
+        Raises:
+            ValueError: one refuses its arguments, or needs what this training does not give, such
+                as a closure (LBFGS) or sparse gradients (SparseAdam).
+        """
+        network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), CosLU())
+        tried = "optimizer"
+        try:
+            optimizer = self._optimizer(network)
+            for parameter in network.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+            tried = "lr_scheduler"
+            if self.lr_scheduler is not None:
+                scheduler: Any = self._scheduler(optimizer, lambda: 1000)
+                optimizer.step()
+                scheduler.step(*[0.0] * isinstance(scheduler, ReduceLROnPlateau))
+        except Exception as error:
+            why = " ".join(str(error).split())[:300]
+            raise ValueError(f"--model.{tried} cannot work here: {why}") from error
+
+    def _optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """The chosen optimizer for `network`, with the activations' own scale of the rate."""
+        optimizer = self.optimizer(
+            parameter_groups(network, activation_weight_decay=self.activation_weight_decay)
         )
-        optimizer = self.optimizer(groups)
         for group in optimizer.param_groups:
             if group["name"] == "activations":
                 group["lr"] *= self.activation_lr_scale
-        if self.lr_scheduler is not None:
-            scheduler = self._scheduler(optimizer)
-            by_step = isinstance(scheduler, OneCycleLR | CyclicLR)
-            interval = self.lr_scheduler_interval
-            interval = ("step" if by_step else "epoch") if interval == "auto" else interval
-            plateau = isinstance(scheduler, ReduceLROnPlateau)
-            monitor = {"monitor": scheduler.monitor} if plateau else {}
-            return [optimizer], [{"scheduler": scheduler, "interval": interval, **monitor}]
-        self._steps()
+        return optimizer
 
-        # from the step alone and the present plan: the plan of a resumed run may be longer, and
-        # BatchSizeFinder changes it after this
-        def cosine(step: int) -> float:
-            return (1 + math.cos(math.pi * min(step / self._steps(), 1))) / 2
-
-        return [optimizer], [{"scheduler": LambdaLR(optimizer, cosine), "interval": "step"}]
+    def _has_callback(self, kind: type[Callback]) -> bool:
+        return any(isinstance(each, kind) for each in getattr(self._trainer, "callbacks", ()))
 
     def _steps(self) -> int:
         """Planned optimizer steps."""
@@ -400,7 +450,7 @@ class Classifier(LightningModule):
             )
         return int(steps)
 
-    def _scheduler(self, optimizer: torch.optim.Optimizer) -> LRScheduler | ReduceLROnPlateau:
+    def _scheduler(self, optimizer: torch.optim.Optimizer, steps: Callable[[], int]) -> LRScheduler:
         """The chosen scheduler, with the planned steps and with the activations' own scale."""
         make: Any = self.lr_scheduler
         try:
@@ -408,13 +458,7 @@ class Classifier(LightningModule):
         except ValueError as error:
             if "total_steps" not in str(error):  # OneCycleLR asks for it
                 raise
-            callbacks: list[Any] = getattr(self.trainer, "callbacks", [])
-            if any(isinstance(callback, BatchSizeFinder) for callback in callbacks):
-                raise ValueError(
-                    "BatchSizeFinder changes the number of steps after OneCycleLR was made for it: "
-                    "find the batch size in a run of its own, then set data.batch_size"
-                ) from error
-            scheduler = make(optimizer, total_steps=self._steps())
+            scheduler = make(optimizer, total_steps=steps())
         for number, group in enumerate(optimizer.param_groups):
             # these set the same rates for all groups
             if group["name"] == "activations" and isinstance(scheduler, OneCycleLR | CyclicLR):
@@ -438,9 +482,8 @@ class Classifier(LightningModule):
             scale = self.activation_lr_scale if group["name"] == "activations" else 1
             group["lr"] = group["initial_lr"] = lr * scale
         for scheduler in schedulers:
-            if not isinstance(scheduler, ReduceLROnPlateau):
-                groups = scheduler.optimizer.param_groups
-                scheduler.base_lrs = [group["initial_lr"] for group in groups]
+            groups = scheduler.optimizer.param_groups
+            scheduler.base_lrs = [group["initial_lr"] for group in groups]
 
 
 def _parts(batch: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:

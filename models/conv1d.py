@@ -129,8 +129,8 @@ def _convert(path: str, module: nn.Module) -> nn.Module:
             raise _no_twin(path, module, "AvgPool1d has no divisor_override")
         return _rebuild(module, TWINS[kind])
     if isinstance(module, Activation):
-        if hasattr(module, "dims"):  # it holds a convolution
-            module.dims = 1  # pyright: ignore[reportArgumentType]
+        if module.dims:  # it holds a convolution
+            module.dims = 1
     elif kind in ("timm.FastAdaptiveAvgPool", "timm.FastAdaptiveMaxPool"):
         module.dim = 2  # pyright: ignore[reportArgumentType]
     elif not (

@@ -82,12 +82,7 @@ class Macro(Metric):
 
 
 def warn_of_absent(module: LightningModule, metrics: MetricCollection) -> None:
-    """Warn of classes without samples, at the end of the first validation or of a test.
-
-    Args:
-        module: what was evaluated.
-        metrics: made by :func:`classification_metrics`, and computed.
-    """
+    """Warn of classes without samples, once `module` was validated or tested with `metrics`."""
     macro = metrics["f1"]
     assert isinstance(macro, Macro)
     new = macro.absent != macro.told
@@ -124,13 +119,7 @@ def class_measures(matrix: Tensor) -> dict[str, Tensor]:
 
 
 def draw_confusion(path: Path, matrix: Tensor, names: Sequence[str]) -> Any:
-    """Draw the counts as a PNG, coloured by their share of the true class; return the figure.
-
-    Args:
-        path: the PNG; it appears when it is complete.
-        matrix: (C, C) counts, a row for each true class.
-        names: of the classes.
-    """
+    """Draw the (C, C) counts, a row for each true class, into the PNG `path`; return the figure."""
     shares = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
     side = 2.2 + 0.55 * len(names)
     figure = new_figure(side + 0.8, side, dpi=110, layout="constrained")
@@ -150,12 +139,7 @@ def draw_confusion(path: Path, matrix: Tensor, names: Sequence[str]) -> Any:
 
 
 def log_classes(module: LightningModule, matrix: Tensor) -> None:
-    """Log the measures of each class, and draw the confusion matrix into the run's folder.
-
-    Args:
-        module: what was tested; it logs.
-        matrix: (C, C) counts, a row for each true class.
-    """
+    """Log the measures of each class, and draw the confusion matrix into the run's folder."""
     trainer = module.trainer
     names = class_names(module, len(matrix))
     for measure, values in class_measures(matrix).items():

@@ -22,18 +22,14 @@ class FadingReLU(nn.Module):
     Args:
         until: training progress at which it is the identity, in (0, 1].
 
-    Shape:
-        any -> same.
-
     Attributes:
         slope: (), the current s, a persistent buffer.
-        elementwise: of the class: that it takes any shape, for :func:`models.to_1d`.
 
     Raises:
         ValueError: `until` or the progress is out of range.
     """
 
-    elementwise: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True  # takes any shape, for `models.to_1d`
     slope: Tensor
 
     def __init__(self, until: float) -> None:
@@ -57,13 +53,8 @@ class FadingReLU(nn.Module):
 class ConvPair(nn.Sequential):
     """Convolution, normalisation, FadingReLU, 1x1 convolution and, by default, normalisation.
 
-    Once the FadingReLU is the identity, :meth:`fuse` makes one convolution of it.
-
-    Args:
-        first: the first convolution.
-        channels: of the output.
-        until: training progress at which the FadingReLU is the identity.
-        last_norm: whether a normalisation follows the second convolution.
+    Once the FadingReLU is the identity, at the progress `until`, :meth:`fuse` makes one convolution
+    of it.
     """
 
     def __init__(

@@ -29,14 +29,15 @@ ALLOWED = {
     "callbacks": {"activations"},
     "datamodules": set(),
     "models": {"activations"},
+    "options": {"models"},
     "study": {"train"},
-    "train": {"activations", "callbacks", "datamodules", "models"},
+    "train": {"activations", "callbacks", "datamodules", "models", "options"},
 }
 NAMES = sorted({part.split("/")[0] for part in ALLOWED})
 FILES = [
     file
     for name in NAMES
-    for file in ([ROOT / f"{name}.py"] if name == "train" else sorted((ROOT / name).rglob("*.py")))
+    for file in sorted([*ROOT.glob(f"{name}.py"), *(ROOT / name).rglob("*.py")])
 ]
 
 

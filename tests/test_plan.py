@@ -60,7 +60,7 @@ def test_overfitting_repeats_the_same_batches(tmp_path: Path, share: float, coun
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"accumulate_grad_batches": 3}, {"limit_train_batches": 5}, {"max_steps": 11}],
+    [{}, {"accumulate_grad_batches": 3, "limit_train_batches": 5}, {"max_steps": 11}],
     ids=str,
 )
 def test_the_cosine_ends_at_zero(tmp_path: Path, options: dict[str, Any]):

@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import train
 from activations import CosLU
@@ -46,7 +47,7 @@ def fsync(handle):
         os.kill(os.getpid(), signal.SIGKILL)
     real(handle)
 os.fsync = fsync
-train.main()
+train.main(sys.argv[1:])  # other processes start by train.py
 """
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -154,8 +155,8 @@ def test_kills_at_random_moments(tmp_path: Path, whole: Path, number: int):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+    ("number", "code", "steps"),  # a step whose results are logged, and the last one
+    [(signal.SIGTERM, 143, 10), pytest.param(signal.SIGINT, 130, 18, marks=pytest.mark.slow)],
 )
 def test_a_signal_saves_and_says_how_to_go_on(
     tmp_path: Path,
@@ -164,11 +165,12 @@ def test_a_signal_saves_and_says_how_to_go_on(
     whole: Path,
     number: int,
     code: int,
+    steps: int,
 ):
     monkeypatch.chdir(tmp_path)
 
     def send(model: train.Classifier, optimizer: Any) -> None:
-        if model.global_step == 8:  # in the middle of a step
+        if model.global_step == steps - 1:  # in the middle of a step
             os.kill(os.getpid(), number)
 
     handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
@@ -179,7 +181,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
     assert stop.value.code == code
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
     text = capsys.readouterr().err
-    assert f"holds epoch 1, step 9. To go on: python train.py {RESUME}" in text
+    assert f"holds epoch {steps // 7}, step {steps}. To go on: python train.py {RESUME}" in text
     train.main(RESUME.split())
     assert_equal(tmp_path / RUN, whole / RUN)
 
@@ -270,7 +272,11 @@ def test_a_users_own_checkpoints_change_nothing(
 
 
 class Noisy(Small):
-    """Dropout, and means that are logged at the end of an epoch."""
+    """Dropout, means that are logged at the end of an epoch, and a rate that follows results."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        return [optimizer], [{"scheduler": ReduceLROnPlateau(optimizer), "monitor": "val/loss"}]
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         loss = self.loss(nn.functional.dropout(batch[0], 0.3), batch[1])
@@ -282,14 +288,14 @@ class Noisy(Small):
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # Lightning's own checkpoints
 @pytest.mark.parametrize("stop", [5, 11, 12])
 def test_the_middle_of_an_epoch_is_exact(tmp_path: Path, stop: int):
-    def fit(name: str, path: Path | None = None) -> dict[str, torch.Tensor]:
+    def fit(name: str, path: Path | None = None) -> Any:
         last = LastCheckpoint(stop, dirpath=tmp_path / name, filename="last")
         own = ModelCheckpoint(tmp_path / name, "{step}", every_n_train_steps=1, save_top_k=-1)
         logger, model = CSVLogger(tmp_path, name), Noisy()
         run = trainer(tmp_path, own, last, ActivationMonitor(2, figure=False), logger=logger,
                       enable_checkpointing=True, max_epochs=2)  # fmt: skip
         run.fit(model, datamodule=Tiny(), ckpt_path=path)
-        return model.state_dict()
+        return [model.state_dict(), run.lr_scheduler_configs[0].scheduler.state_dict()]
 
     torch.manual_seed(7)
     whole = fit("whole")

@@ -65,7 +65,7 @@ def test_the_everyday_command(parsed):
         "fit --data CIFAR10 --data.root DIR --model.backbone resnet20 --model.activation DSReLU"
     )
     assert type(cli.model.backbone.act1).__name__ == "DSReLU"
-    assert cli.datamodule.root == Path("DIR")
+    assert Path(cli.datamodule.root) == Path("DIR")
     assert cli.trainer.logger.name == "CIFAR10-resnet20-DSReLU"
     names = [type(callback).__name__ for callback in cli.trainer.callbacks]
     for name in (
@@ -103,15 +103,15 @@ def test_seed_zero_is_a_seed_and_reaches_the_data(parsed):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--data Digits --model.activation CosLu", "unknown --model.activation 'CosLu'; the nearest: CosLU"),
-        ("--data Digits --model.activation PReLU", "full path, such as torch.nn.PReLU"),
-        ("--data Digitz", "unknown --data 'Digitz'; the nearest: Digits.*such as my_data.Mine"),
+        ("--data Digits --model.activation CosLu", "'CosLu' does not fit.*the nearest: activations.CosLU$"),
+        ("--data Digits --model.activation PReLU", "the nearest: torch.nn.PReLU"),
+        ("--data Digitz", "--data 'Digitz' does not fit.*the nearest: datamodules.Digits$"),
         ("--data CIFAR10 --data.root /no/such", "no CIFAR10 in '/no/such'.*--data.root DIR"),
-        ("--data Digits --model.optimizer.lr 0.1", "--model.optimizer has arguments but no class.*--model.optimizer SGD"),
+        ("--data Digits --model.optimizer.lr 0.1", "--model.optimizer has arguments but no class.*--model.optimizer NAME"),
         ("--data Digits --model.activaton CosLU", "--model.activaton CosLU; the nearest: --model.activation, "),
-        ("--data Digits --max_epochs 3", "--max_epochs 3; the nearest: --trainer.max_epochs$"),
-        ("--data Digits --model.lr 3", "ambiguous option: --model.lr .*the nearest: .*--model.optimizer.lr"),
-        ("--data Digits --model.activation CosLU --model.activation.gamma 3", "--model.activation.gamma is not accepted"),
+        ("--data Digits --max_epochs 3", "--max_epochs 3; the nearest: --trainer.max_epochs"),
+        ("--data Digits --model.lr 3", "--model.lr is no option; the nearest: --model.optimizer.lr"),
+        ("--data Digits --model.activation CosLU --model.activation.gamma 3", "CosLU has no option 'gamma'"),
         ("--data Digits --model.backbone resnet21", "unknown backbone 'resnet21'; the nearest:.*resnet20"),
         ("--data Digits --model.backbone resnet8 --model.activation CosLU --model.include layr1.*",
          r"'layr1.\*' fits none of 7 calls; such as layer"),
@@ -120,7 +120,7 @@ def test_seed_zero_is_a_seed_and_reaches_the_data(parsed):
         ("--data Digits --trainer.devices 999", "--trainer.devices 999: no GPU is in use.*at most"),
         ("--data Digits --model.class_weights [1,2]", "class_weights has 2 numbers, the data 10 classes"),
         ("--data Digits -c none.yaml", "none.yaml"),
-        ("--data Digits --data.image_size 4", "error: image_size must be an integer >= 8, got 4"),
+        ("--data Digits --data.image_size 4", "error: image_size must be an integer from 8 to 4096, got 4"),
         ("--data Digits --ckpt_path none.ckpt", "no weights at 'none.ckpt'"),
         ("--data Digits --data.batch_size 5000", "1295 images do not fill one batch of 5000"),
     ],
@@ -148,34 +148,6 @@ def test_a_diverged_run_has_an_exit_code_of_its_own(
                 "--model.optimizer SGD --model.optimizer.lr 1e30")  # fmt: skip
     assert stop.value.code == 3
     assert "the run has diverged" in capsys.readouterr().err
-
-
-TEXTS = {
-    "key": ("KEY", "--data Digitz"),
-    "value": ("VALUE", "--data Digits --model.activation CosLu"),
-    "value in a file": ("VALUE", "-c class.yaml"),
-    "no class": ("NO_CLASS", "--data Digits --model.optimizer.lr 0.1"),
-    "unknown option": ("OPTION", "--data Digits --model.activaton CosLU"),
-    "ambiguous option": ("OPTION", "--data Digits --model.lr 3"),
-}
-
-
-@pytest.mark.parametrize(("name", "line"), TEXTS.values(), ids=TEXTS)
-def test_the_parser_still_writes_what_its_hints_look_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, line: str
-):
-    def error(parser: Any, message: str, ex: Any = None) -> None:
-        messages.append(message)
-        sys.exit(2)
-
-    messages: list[str] = []
-    (tmp_path / "class.yaml").write_text("data: {class_path: Digitz}")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train.Parser, "error", error)
-    with pytest.raises(SystemExit):
-        command(f"fit {line}")
-    text = getattr(train, name)
-    assert text in messages[0] if isinstance(text, str) else text.search(messages[0]), messages
 
 
 def test_the_filter_of_leafspec_is_still_needed():

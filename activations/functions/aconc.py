@@ -5,7 +5,6 @@ from typing import Unpack
 from torch import Tensor
 
 from activations.activation import Activation, Channels, gate
-from activations.fusion.kernel import Expression
 
 
 def aconc(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
@@ -44,6 +43,7 @@ class ACONC(Activation):
         equation 5. Deviation from it: the released code draws p1 and p2 from a normal distribution.
     """
 
+    formula = aconc
     match_starts = (
         {"p1": 1.0, "p2": 0.0, "beta": 1.0},  # SiLU
         {"p1": 1.0, "p2": 0.0, "beta": 10.0},  # nearly ReLU
@@ -60,7 +60,3 @@ class ACONC(Activation):
         self.p1 = self.learned("p1", p1)
         self.p2 = self.learned("p2", p2)
         self.beta = self.learned("beta", beta)
-
-    def expression(self) -> Expression:
-        """The formula with this module's parameters."""
-        return Expression(aconc, (self.p1, self.p2, self.beta))

@@ -78,18 +78,14 @@ class APA(Activation):
         super().__init__(**channels)
         self.lambd = self.learned("lambd", 1.0 if lambd is None else positive("lambd", lambd))
         self.kappa = self.learned("kappa", 1.0 if kappa is None else kappa)
-        self.drawn = lambd is None, kappa is None
-        self._draw()
+        self.drawn = [name for name, of in (("lambd", lambd), ("kappa", kappa)) if of is None]
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Start anew."""
         super().reset_parameters()
-        self._draw()
-
-    def _draw(self) -> None:
-        for drawn, parameter in zip(self.drawn, (self.lambd, self.kappa), strict=True):
-            if drawn:
-                torch.nn.init.uniform_(parameter)
+        for name in self.drawn:
+            torch.nn.init.uniform_(getattr(self, name))
 
     def expression(self) -> Expression:
         """The formula with this module's parameters."""

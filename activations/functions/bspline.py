@@ -109,7 +109,7 @@ class BSpline(Activation):
             raise ValueError(f"low must be < high, got {low!r} and {high!r}")
         count = integer("pieces", pieces) + 1
         knots = torch.linspace(low, high, count, dtype=torch.float64, device="cpu")
-        self.values = self.learned("values", knots.relu().tolist())
+        self.values = self.learned_terms("values", knots.relu().tolist())
 
     def expression(self) -> Expression:
         """The spline with the current values."""

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from activations.activation import Activation, Channels, inside
-from activations.fusion.kernel import Expression
 
 
 def coslu(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
@@ -47,16 +46,13 @@ class CosLU(Activation):
         Deviation from it: none.
     """
 
+    formula = coslu
     match_starts = ({"alpha": 0.0},)  # SiLU
 
     def __init__(self, alpha: float = 1.0, beta: float = 1.0, **channels: Unpack[Channels]) -> None:
         super().__init__(**channels)
         self.alpha = self.learned("alpha", alpha)
         self.beta = self.learned("beta", beta)
-
-    def expression(self) -> Expression:
-        """The formula with this module's parameters."""
-        return Expression(coslu, (self.alpha, self.beta))
 
 
 class SinLU(CosLU):
@@ -87,6 +83,4 @@ class SinLU(CosLU):
         preprints 202301.0463. Deviation from it: none.
     """
 
-    def expression(self) -> Expression:
-        """The formula with this module's parameters."""
-        return Expression(sinlu, (self.alpha, self.beta))
+    formula = sinlu

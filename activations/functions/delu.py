@@ -43,13 +43,11 @@ class DELU(Activation):
         left.
     """
 
+    formula = delu
+
     def __init__(self, n: float = 0.0, **channels: Unpack[Channels]) -> None:
         super().__init__(**channels)
         self.n = self.learned("n", n)
-
-    def expression(self) -> Expression:
-        """The formula with this module's parameters."""
-        return Expression(delu, (self.n,))
 
 
 class HELU(Activation):

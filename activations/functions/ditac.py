@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from activations.activation import (
     Activation,
     Channels,
+    choice,
     erfc,
     expm1,
     finite,
@@ -224,24 +225,20 @@ class DiTAC(Activation):
         **channels: Unpack[Channels],
     ) -> None:
         super().__init__(**channels)
-        if variant not in ("gelu", "leaky", "ge", "inf"):
-            raise ValueError(f"variant must be gelu, leaky, ge or inf, got {variant!r}")
-        if theta not in ("prior", "zero"):
-            raise ValueError(f"theta must be prior or zero, got {theta!r}")
-        self.variant: Variant = variant
+        self.variant: Variant = choice("variant", variant, "gelu", "leaky", "ge", "inf")
         self.table = integer("table", table)
         start = 0.0 if variant == "ge" else -0.5
         self.a, self.b = finite("a", start if a is None else a), finite("b", b)
         if self.a >= self.b:
             raise ValueError(f"a must be < b, got {self.a!r} and {b!r}")
         self.penalty_weight = finite("penalty_weight", penalty_weight, least=0)
-        self.drawn = theta == "prior"
+        self.drawn = choice("theta", theta, "prior", "zero") == "prior"
         self.prior = (
             integer("cells", cells, 2),
             positive("length", length),
             positive("variance", variance),
         )
-        self.theta = self.learned("theta", [0.0] * (cells - 1))
+        self.theta = self.learned_terms("theta", [0.0] * (cells - 1))
         self.register_buffer("knots", torch.empty(cells - 1, cells + 1, **self._made_as))
         self.register_buffer("precision", torch.empty(cells - 1, cells - 1, **self._made_as))
         self.reset_parameters()

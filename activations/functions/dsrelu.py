@@ -6,7 +6,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from activations.activation import Activation, Options, finite, positive
+from activations.activation import Activation, Options, choice, finite, positive
 from activations.fusion.kernel import Expression
 
 
@@ -66,7 +66,7 @@ class DSReLU(Activation):
     ) -> None:
         super().__init__(**options)
         self.a, self.b, self.k = finite("a", a), finite("b", b), positive("k", k)
-        self.normalized = normalized
+        self.normalized = choice("normalized", normalized, False, True)
         self.negative_slope = finite("negative_slope", negative_slope)
         self.state("slope", self.slope_at(0.0))
 

@@ -68,15 +68,6 @@ class DynamicReLU(Activation):
         nn.init.zeros_(self.excite.weight)
         nn.init.zeros_(self.excite.bias)
 
-    def check_input(self, x: Tensor) -> None:
-        """Raise where `x` has not `channels` on axis 1."""
-        super().check_input(x)
-        if x.dim() < 2 or x.shape[1] != self.channels:
-            raise ValueError(
-                f"DynamicReLU has channels={self.channels} and needs (N, {self.channels}, ...), "
-                f"got an input of shape {tuple(x.shape)}"
-            )
-
     def function(self, x: Tensor) -> Tensor:
         """The curve to draw: the lines for a pooled input of 0, averaged over the channels."""
         return self._lines(x, self._residuals(x.new_zeros(1, self.channels)).mean(1, keepdim=True))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from activations.activation import Activation, Options
+from activations.activation import Activation, Options, choice
 from activations.fusion.kernel import Expression
 
 
@@ -51,9 +51,7 @@ class EELU(Activation):
 
     def __init__(self, variant: int = 1, **options: Unpack[Options]) -> None:
         super().__init__(**options)
-        if variant not in (1, 2, 3, 4):
-            raise ValueError(f"variant must be 1, 2, 3 or 4, got {variant!r}")
-        self.variant = variant
+        self.variant = choice("variant", variant, 1, 2, 3, 4)
 
     def expression(self) -> Expression:
         """The formula with this module's parameters."""

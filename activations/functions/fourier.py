@@ -72,9 +72,9 @@ class Fourier(Series):
         x, target = silu_samples()
         angles = [k * positive("omega", omega) * x for k in range(1, self.basic + 1)]
         columns = [x**0, x, *(wave for angle in angles for wave in (angle.sin(), angle.cos()))]
-        fitted = fit(columns, target)
-        self.line = self.learned("line", fitted[:2])
-        self.waves = self.learned("waves", fitted[2:] + [0.0] * (2 * (harmonics - self.basic)))
+        fitted = fit(columns, target) + [0.0] * (2 * (harmonics - self.basic))
+        self.line = self.learned_terms("line", fitted[:2])
+        self.waves = self.learned_terms("waves", fitted[2:])
         self.omega = self.learned("omega", omega)
 
     def expression(self) -> Expression:

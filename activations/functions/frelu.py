@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from activations.activation import Activation, Channels
-from activations.fusion.kernel import Expression
 
 
 def frelu(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -45,11 +44,9 @@ class FReLU(Activation):
         Flexible ReLU (Qiu et al. 2018, a learned offset), which share the acronym.
     """
 
+    formula = frelu
+
     def __init__(self, a: float = 1.0, b: float = 0.01, **channels: Unpack[Channels]) -> None:
         super().__init__(**channels)
         self.a = self.learned("a", a)
         self.b = self.learned("b", b)
-
-    def expression(self) -> Expression:
-        """The formula with this module's parameters."""
-        return Expression(frelu, (self.a, self.b))

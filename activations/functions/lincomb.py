@@ -105,8 +105,8 @@ class LinComb(Activation):
         super().__init__(**channels)
         if members is None:
             members = [nn.ReLU, nn.Sigmoid, nn.Tanh, nn.Softsign]
-        if not members:
-            raise ValueError("members must name at least one activation, got []")
+        if not isinstance(members, list | tuple) or not members:
+            raise ValueError(f"members must be a list such as [torch.nn.ReLU], got {members!r}")
         modules = []
         for member in members:
             made = None if isinstance(member, nn.Module) or not callable(member) else member()
@@ -115,9 +115,13 @@ class LinComb(Activation):
             modules.append(made)
         self.members = nn.ModuleList(modules).to(**self._made_as)
         weights = [1 / len(modules)] * len(modules) if weights is None else weights
-        if len(weights) != len(modules):
+        if not isinstance(weights, list | tuple) or len(weights) != len(modules):
             raise ValueError(f"{len(modules)} members need as many weights, got {weights!r}")
-        self.weights = self.learned("weights", weights)
+        self.weights = self.learned_terms("weights", weights)
+
+    def shares(self) -> Tensor:
+        """The factors of the members."""
+        return self.weights
 
     def expression(self) -> Expression | None:
         """One formula for the whole mixture, if every member is ours or torch's."""
@@ -134,12 +138,12 @@ class LinComb(Activation):
         if len(known) < len(parts) or sizes or len(axes) > 1:
             return None
         recipe = tuple((part.formula, len(part.values), part.constants) for part in known)
-        return Expression(_mixture, (self.weights, *mixed), (recipe,))
+        return Expression(_mixture, (self.shares(), *mixed), (recipe,))
 
     def function(self, x: Tensor) -> Tensor:
         """The mixture with the current weights."""
         values = [self._value(member, x) for member in self.members]
-        return lincomb(values, self.terms(self.weights, x))
+        return lincomb(values, self.terms(self.shares(), x))
 
     @staticmethod
     def _value(member: nn.Module, x: Tensor) -> Tensor:
@@ -194,17 +198,7 @@ class NormLinComb(LinComb):
         super().__init__(members, weights, **channels)
         self.eps = finite("eps", eps)
 
-    def expression(self) -> Expression | None:
-        """One formula for the whole mixture, if every member is ours or torch's."""
-        expression = super().expression()
-        if expression is None:
-            return None
-        weights, *mixed = expression.values
-        weights = precise(weights)
-        total = weights.sum(1, keepdim=True) + self.eps
-        return Expression(expression.formula, (weights / total, *mixed), expression.constants)
-
-    def function(self, x: Tensor) -> Tensor:
-        """The mixture with the current weights."""
-        total = torch.stack(self.terms(self.weights, x)).sum(0) + self.eps
-        return super().function(x) / total
+    def shares(self) -> Tensor:
+        """The weights, divided by their sum."""
+        weights = precise(self.weights)
+        return weights / (weights.sum(1, keepdim=True) + self.eps)

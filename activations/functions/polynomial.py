@@ -58,8 +58,8 @@ class Polynomial(Series):
         integer("degree", degree)
         super().__init__(degree, 2, progressive, **channels)
         x, target = silu_samples()
-        fitted = fit([x**k for k in range(self.basic + 1)], target)
-        self.coefficients = self.learned("coefficients", fitted + [0.0] * (degree - self.basic))
+        fitted = fit([x**k for k in range(self.basic + 1)], target) + [0.0] * (degree - self.basic)
+        self.coefficients = self.learned_terms("coefficients", fitted)
 
     def expression(self) -> Expression:
         """The formula with the terms in use."""

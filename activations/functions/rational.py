@@ -104,8 +104,8 @@ class Rational(Series):
             below = 1e-3 * x ** min(2, bottom)
         under = 1 + below.abs()
         a = fit([power / under for power in powers], target)
-        self.numerator = self.learned("numerator", a + [0.0] * (m - top))
-        self.denominator = self.learned("denominator", b)
+        self.numerator = self.learned_terms("numerator", a + [0.0] * (m - top))
+        self.denominator = self.learned_terms("denominator", b)
 
     def expression(self) -> Expression:
         """The formula with the terms in use."""

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from activations.activation import Activation, Channels, finite
-from activations.fusion.kernel import Expression
 
 
 def relun(x: Tensor, n: Tensor) -> Tensor:
@@ -41,13 +40,10 @@ class ReLUN(Activation):
         Deviation from it: the clamp of n.
     """
 
+    formula = relun
     least: ClassVar[dict[str, float]] = {"n": 0.0}
     match_starts = ({"n": 6.0},)  # ReLU6
 
     def __init__(self, n: float = 1.0, **channels: Unpack[Channels]) -> None:
         super().__init__(**channels)
         self.n = self.learned("n", finite("n", n, least=0))
-
-    def expression(self) -> Expression:
-        """The formula with this module's parameters."""
-        return Expression(relun, (self.clamped("n"),))

@@ -5,7 +5,6 @@ from typing import ClassVar, Unpack
 from torch import Tensor
 
 from activations.activation import Activation, Channels, positive
-from activations.fusion.kernel import Expression
 
 
 def scaled_softsign(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
@@ -42,13 +41,10 @@ class ScaledSoftSign(Activation):
         Deviation from it: the clamp of beta.
     """
 
+    formula = scaled_softsign
     least: ClassVar[dict[str, float]] = {"beta": 1e-4}
 
     def __init__(self, alpha: float = 1.0, beta: float = 1.0, **channels: Unpack[Channels]) -> None:
         super().__init__(**channels)
         self.alpha = self.learned("alpha", alpha)
         self.beta = self.learned("beta", positive("beta", beta))
-
-    def expression(self) -> Expression:
-        """The formula with this module's parameters."""
-        return Expression(scaled_softsign, (self.alpha, self.clamped("beta")))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from activations.activation import Activation, Channels
+from activations.activation import Activation, Channels, choice
 
 
 class Series(Activation):
@@ -18,7 +18,8 @@ class Series(Activation):
         self, terms: int, basic: int, progressive: bool, **channels: Unpack[Channels]
     ) -> None:
         super().__init__(**channels)
-        self.progressive, self.number_of_terms = progressive, terms
+        self.number_of_terms = terms
+        self.progressive = choice("progressive", progressive, False, True)
         self.basic = min(basic, terms) if progressive else terms
         if progressive:
             self.state("unlocked", self.basic)
@@ -40,8 +41,9 @@ class Series(Activation):
 
 
 def fit(columns: list[Tensor], target: Tensor) -> list[float]:
-    """Least-squares coefficients of `columns` for `target`."""
-    return torch.linalg.lstsq(torch.stack(columns, 1), target[:, None]).solution[:, 0].tolist()
+    """Least-squares coefficients of `columns` for `target`, the same to the bit in every run."""
+    found = torch.linalg.lstsq(torch.stack(columns, 1), target[:, None]).solution[:, 0]
+    return found.round(decimals=12).tolist()
 
 
 def silu_samples() -> tuple[Tensor, Tensor]:

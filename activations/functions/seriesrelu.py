@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from activations.activation import Activation, Options, integer
-from activations.fusion.kernel import Expression
+from activations.activation import Activation, Options, choice, integer
 
 
 class SeriesReLU(Activation):
@@ -46,15 +45,14 @@ class SeriesReLU(Activation):
         from it: none.
     """
 
+    formula = torch.relu  # ahead of the convolution
     size_arguments = ("channels", "dims")
 
     def __init__(
         self, channels: int = 1, order: int = 3, *, dims: int = 2, **options: Unpack[Options]
     ) -> None:
         super().__init__(**options)
-        if dims not in (1, 2):
-            raise ValueError(f"dims must be 1 or 2, got {dims!r}")
-        self.channels, self.dims = integer("channels", channels), dims
+        self.channels, self.dims = integer("channels", channels), choice("dims", dims, 1, 2)
         conv, norm = (nn.Conv1d, nn.BatchNorm1d) if dims == 1 else (nn.Conv2d, nn.BatchNorm2d)
         size = 2 * integer("order", order) + 1
         how: dict[str, Any] = {"padding": order, "groups": channels, "bias": False, **self._made_as}
@@ -74,20 +72,6 @@ class SeriesReLU(Activation):
             fused.conv = fuse_conv_bn_eval(fused.conv, fused.norm)
             fused.norm = nn.Identity()
         return fused
-
-    def check_input(self, x: Tensor) -> None:
-        """Raise where `x` has other channels or axes."""
-        super().check_input(x)
-        if x.dim() != self.dims + 2 or x.shape[1] != self.channels:
-            name, axes = type(self).__name__, "H, W" if self.dims == 2 else "L"
-            raise ValueError(
-                f"{name} has channels={self.channels} and needs (N, {self.channels}, {axes}), "
-                f"got an input of shape {tuple(x.shape)}"
-            )
-
-    def expression(self) -> Expression:
-        """ReLU, ahead of the convolution."""
-        return Expression(torch.relu)
 
     def forward(self, x: Tensor) -> Tensor:
         """The elementwise part, the depthwise convolution and the batch normalisation."""

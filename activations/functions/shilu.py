@@ -5,7 +5,6 @@ from typing import Unpack
 from torch import Tensor
 
 from activations.activation import Activation, Channels
-from activations.fusion.kernel import Expression
 
 
 def shilu(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
@@ -41,13 +40,10 @@ class ShiLU(Activation):
         Deviation from it: none.
     """
 
+    formula = shilu
     match_starts = ({"alpha": 1.0, "beta": 0.0},)  # ReLU
 
     def __init__(self, alpha: float = 1.0, beta: float = 1.0, **channels: Unpack[Channels]) -> None:
         super().__init__(**channels)
         self.alpha = self.learned("alpha", alpha)
         self.beta = self.learned("beta", beta)
-
-    def expression(self) -> Expression:
-        """The formula with this module's parameters."""
-        return Expression(shilu, (self.alpha, self.beta))

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from activations.activation import Activation, Channels, inside
-from activations.fusion.kernel import Expression
 
 
 def snake(x: Tensor, alpha: Tensor) -> Tensor:
@@ -44,10 +43,8 @@ class Snake(Activation):
         2020, arXiv 2006.08195. Deviation from it: none.
     """
 
+    formula = snake
+
     def __init__(self, alpha: float = 1.0, **channels: Unpack[Channels]) -> None:
         super().__init__(**channels)
         self.alpha = self.learned("alpha", alpha)
-
-    def expression(self) -> Expression:
-        """The formula with this module's parameters."""
-        return Expression(snake, (self.alpha,))

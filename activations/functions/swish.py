@@ -5,7 +5,6 @@ from typing import Unpack
 from torch import Tensor
 
 from activations.activation import Activation, Channels, gate
-from activations.fusion.kernel import Expression
 
 
 def swish(x: Tensor, beta: Tensor) -> Tensor:
@@ -39,10 +38,8 @@ class Swish(Activation):
         from it: none.
     """
 
+    formula = swish
+
     def __init__(self, beta: float = 1.0, **channels: Unpack[Channels]) -> None:
         super().__init__(**channels)
         self.beta = self.learned("beta", beta)
-
-    def expression(self) -> Expression:
-        """The formula with this module's parameters."""
-        return Expression(swish, (self.beta,))

@@ -30,7 +30,7 @@ _REMEDIES = {
     "cuda": "Install triton (pip install triton). ",
 }
 
-# Inductor would store intermediate results as large as the input; computing them again is faster
+# Inductor would store intermediate tensors of the input's size; computing them again is faster
 _KEEP_NOTHING = {
     "realize_reads_threshold": 10**6,
     "realize_opcount_threshold": 10**6,
@@ -171,7 +171,7 @@ def _kernel(
         return _laid_out(call(x, *map(_wide, tensors)), x)
 
     def backward(x: Tensor, grad: Tensor, *tensors: Tensor) -> list[Tensor]:
-        # what is not needed is not computed: the compiler leaves it out
+        # the compiler leaves out what is not returned
         of_x, *of_tensors = torch.func.vjp(call, x, *map(_wide, tensors))[1](grad)
         found = [_laid_out(of_x, x), *of_tensors]
         return [each for each, need in zip(found, needed or (), strict=True) if need]
@@ -193,7 +193,7 @@ def _options(device: str, half: bool, forward: bool) -> dict[str, Any]:
 
     return _KEEP_NOTHING | {
         "cpp.enable_floating_point_contract_flag": "fast",  # a x + b is rounded once
-        # the gradients of x and of the parameters in one loop over (groups, channels, block)
+        # one loop over (groups, channels, block) computes the gradients of x and of the parameters
         "pick_loop_orders": forward,
         "post_grad_custom_post_pass": Shortcuts(half),
     }

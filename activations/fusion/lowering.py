@@ -19,9 +19,9 @@ from . import shortcuts
 aten = torch.ops.aten
 _EXPONENTIALS = aten.exp.default, aten.expm1.default, aten.tanh.default
 _WAVES = {aten.sin.default, aten.cos.default}
-# constant above 1000 and below -1000
+# these are constant above 1000 and below -1000
 _LEVEL = {aten.sigmoid.default, aten.tanh.default, aten.erf.default}
-# constant below -1000
+# these are constant below -1000
 _LEVEL_BELOW = {aten.exp.default, aten.expm1.default} | _LEVEL
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -76,13 +76,13 @@ def _unmask_angle(upper: Any) -> None:
 
 
 def _unbound_angle(upper: Any) -> None:
-    """clamp(x, -largest, largest) is `x`, for an angle `x`: see `shortcuts._known`."""
+    """clamp(x, -largest, largest) is `x`, for an angle: `shortcuts._reduced` takes infinities."""
     if x := _angle(upper):
         upper.replace_all_uses_with(x)
 
 
 def _drop_far_bound(clamp: Any) -> None:
-    """Leave out a bound beyond which the function is constant; its mask still stops gradients."""
+    """Leave out a clamp beyond which the function is constant; its mask still stops gradients."""
     above = _users(clamp) <= _LEVEL and _bound(clamp, aten.clamp_max.default) >= 1000
     below = _users(clamp) <= _LEVEL_BELOW and _bound(clamp, aten.clamp_min.default) <= -1000
     if above or below:
@@ -112,7 +112,7 @@ def _size(x: Node, before: Node) -> Node:
 
 
 def _join_branches(total: Any) -> None:
-    """where(m, a, 0) + where(m, 0, b) is where(m, a, b): what the derivative of `where` leaves."""
+    """where(m, a, 0) + where(m, 0, b), which a derivative of `where` has, is where(m, a, b)."""
     sides = [side for side in total.args if getattr(side, "target", None) is aten.where.self]
     if len(sides) == 2 and sides[0].args[0] is sides[1].args[0]:
         sides.sort(key=lambda side: _is_zero(side.args[1]))
@@ -134,7 +134,7 @@ _RULES: list[tuple[Any, Callable[[Any], None]]] = [
 
 
 def _is_narrow(node: Any) -> bool:
-    """Whether a shortcut of `shortcuts.NARROW` holds for `node`."""
+    """Whether the argument of `node` lies in the range of `shortcuts.NARROW`."""
     below = node.args[0]
     if node.target is aten.erf.default:
         return below.target is aten.exp.default
@@ -148,7 +148,7 @@ def _is_narrow(node: Any) -> bool:
 
 
 def _is_finite(node: Any) -> bool:
-    """Whether `node` is an exponential that a bound on its argument keeps finite."""
+    """Whether `node` is an exponential whose argument a clamp keeps <= 88."""
     exponential = node.target in (aten.exp.default, aten.expm1.default)
     return exponential and _bound(node.args[0], aten.clamp_max.default) <= 88
 
@@ -156,7 +156,7 @@ def _is_finite(node: Any) -> bool:
 def _lowered(shortcut: shortcuts.Shortcut) -> Callable[[Any], Any]:
     """The shortcut as one operation of Inductor's.
 
-    As separate nodes, each of its operations would compute its argument again, from the input on.
+    As several operations, each of them would compute its argument again, from the input on.
     """
     traced = make_fx(lambda x: [shortcut(x).clone()], select_decomp_table())(torch.empty(()))
 

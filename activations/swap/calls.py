@@ -51,9 +51,9 @@ def find_calls(
     examples = [example] if example else [Inputs.of(x) for x in _examples(model)]
     examples = [inputs.of_two() for inputs in examples]
     attempts: list[tuple[dict[bool, Run], Exception | None, Inputs, bool]] = []
+    said: set[str] = set()
     # without numbers first, which is quick; some networks compute with them as they run
     for meta in (True, False):
-        said: set[str] = set()
         for inputs in examples:
             runs, error = _runs(model, inputs, meta, started, kinds)
             attempts.append((runs, error, inputs, meta))

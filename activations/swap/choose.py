@@ -91,6 +91,9 @@ def choose(
             left.append(Left(name, type(module).__name__, "never called"))
     for place, function in unseen(model, found.calls, found.counts):
         left.append(Left(place, function, "in a branch that no trial took"))
+    if hasattr(model, "save_pretrained"):
+        why = "they do not know the swap: docs/swap.md, transformers"
+        left.append(Left("the network", "save_pretrained and Trainer", why))
     if found.failure:
         why = f"does not run on {found.example}: {found.failure}"
         left.append(Left("the network", "training or evaluation mode", why))

@@ -143,10 +143,10 @@ def fit(activation: nn.Module, reference: Function, samples: Tensor | None) -> F
             total = torch.where(scalable, theta, 0).sum(1, keepdim=True)
             return torch.where(scalable, theta / total, torch.maximum(theta, least))
 
-        starts = []
-        for values in ({}, *facts.match_starts):
-            full = (p if n not in values else torch.full_like(p, values[n]) for n, p in named)
-            starts.append(allowed(table(full)))
+        starts = [
+            allowed(table(torch.full_like(p, at[n]) if n in at else p for n, p in named))
+            for at in ({}, *facts.match_starts)
+        ]
         usual = torch.stack([_gradients(_jacobian(new, start)) for start in starts]).amax(0)
         steep = _slopes(old, x)
 
@@ -167,11 +167,12 @@ def fit(activation: nn.Module, reference: Function, samples: Tensor | None) -> F
             better = cost < lowest - 1e-20
             best = torch.where(better[:, None], theta, best)
             lowest = torch.where(better, cost, lowest)
-        power = y.square().mean(0)
-        curvature = torch.einsum("nci,ncj->cij", *[_jacobian(new, best)] * 2) / len(x)
         steepness = 0.0
         if named:
-            steepness = (torch.linalg.eigvalsh(curvature)[:, -1] / power).nan_to_num(0).amax()
+            jacobian = _jacobian(new, best)
+            curvature = torch.einsum("nci,ncj->cij", jacobian, jacobian) / len(x)
+            most = torch.linalg.eigvalsh(curvature).amax() / y.square().mean()
+            steepness = most.nan_to_num(0, 0, 0).sqrt().item()
         assign(activation, best)
         # half precision rounds visibly
         mean = (new(table(activation.parameters(recurse=False)).double()) - y).square().mean()
@@ -179,7 +180,7 @@ def fit(activation: nn.Module, reference: Function, samples: Tensor | None) -> F
     if not mean.isfinite():
         raise ValueError(f"{type(activation).__name__} is not finite on the samples")
     relative = (mean / variance).sqrt().item() if mean else 0.0
-    return Fit(math.sqrt(mean.item()), relative, math.sqrt(steepness))
+    return Fit(math.sqrt(mean.item()), relative, steepness)
 
 
 def _slopes(function: Function, x: Tensor) -> Tensor:

@@ -64,6 +64,11 @@ class SwapReport(list[Call]):
             rows.append((call.name, call.old, call.new, size, axis, *error))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return "\n".join([*lines, *self.remarks()])
+
+    def remarks(self) -> list[str]:
+        """What is worth knowing beside the table: calls that share one, and what was left."""
+        lines = []
         shared = [f"{call.name} ({call.times})" for call in self if call.times > 1]
         if shared:
             lines.append(f"one activation for several calls in a pass: {', '.join(shared)}")
@@ -73,7 +78,7 @@ class SwapReport(list[Call]):
         for (old, why), names in groups.items():
             more = f" and {len(names) - 3} more" if names[3:] else ""
             lines.append(f"left: {old} ({why}): {', '.join(names[:3])}{more}")
-        return "\n".join(lines)
+        return lines
 
 
 def replace_activations(

@@ -76,9 +76,41 @@ def _numbers(end: End) -> str:
     return "_calls_{}_{}".format(*end)
 
 
+def _whole_loops(out: Any, *loops: Any) -> Any:
+    """`out`, if each loop that began has made all of its calls; `loops` are (numbers, first)."""
+    for numbers, first in loops:
+        if next(numbers, first) != first:
+            raise RuntimeError(
+                "a loop made fewer calls of its activation than when the activations were swapped, "
+                "so that they cannot be told apart (layers that are skipped at random?): give the "
+                "network one module for each layer, or exclude the call"
+            )
+    return out
+
+
 class _Replace(ast.NodeTransformer):
     def __init__(self, owner: str, edits: Mapping[End, Edit]) -> None:
         self.owner, self.edits = owner, edits
+        self.loops = [(_numbers(end), e.calls[0]) for end, e in edits.items() if e.calls[1:]]
+        self.depth = 0  # of functions, one within the other
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        """A function in the method has returns of its own."""
+        self.depth += 1
+        self.generic_visit(node)
+        self.depth -= 1
+        return node
+
+    def visit_Return(self, node: ast.Return) -> ast.AST:
+        """What the method returns is made by whole loops."""
+        self.generic_visit(node)
+        if self.loops and self.depth == 1:
+            loops = ", ".join(f"({numbers}, {first})" for numbers, first in self.loops)
+            call = ast.parse(f"{self.owner}._whole_loops(None, {loops})", mode="eval").body
+            assert isinstance(call, ast.Call)
+            call.args[0] = node.value or call.args[0]
+            node.value = call
+        return node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         """`F.relu(x)`, `F.relu(input=x)` and `x.relu()` become `self.relu(x)`; then the number."""
@@ -119,6 +151,7 @@ def _function(function: types.FunctionType, source: str) -> types.FunctionType:
 def _subclass(base: type[nn.Module], sources: tuple[tuple[str, str], ...]) -> type[nn.Module]:
     body: dict[str, Any] = {"__module__": base.__module__, "__qualname__": base.__qualname__}
     body |= {"_rewritten": (base, sources), "__reduce_ex__": _reduce}
+    body["_whole_loops"] = staticmethod(_whole_loops)
     body |= {name: _function(getattr(base, name), source) for name, source in sources}
     return type(base.__name__, (base,), body)
 

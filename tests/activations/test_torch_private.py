@@ -163,6 +163,22 @@ class Rules:
         return run
 
 
+def test_lower_pointwise_subgraph(monkeypatch: pytest.MonkeyPatch):
+    from activations.fusion import lowering, shortcuts
+
+    def other(x: Tensor) -> Tensor:
+        return x * x + 3
+
+    monkeypatch.setitem(shortcuts.WIDE, torch.ops.aten.sin.default, (other, other))
+    monkeypatch.setattr(lowering.Shortcuts, "uuid", lambda self: os.urandom(8))
+    options = {"post_grad_custom_post_pass": lowering.Shortcuts(rough=False)}
+    compiled = torch_private.compile_once(
+        lambda x: x.sin() + 1, limit=8, backend="inductor", options=options
+    )
+    x = torch.linspace(-2, 2, 7)
+    torch.testing.assert_close(compiled(x), x * x + 4)
+
+
 ANGLE = {"_unmask_angle", "_unbound_angle"}
 
 
@@ -175,7 +191,6 @@ ANGLE = {"_unmask_angle", "_unbound_angle"}
         (A.AGLU, torch.float32, {"log1p", "exp", "decay", "_find_size", "_join_branches"}),
         (A.EELU, torch.float32, {"positive_erf", "exp"}),
         (A.DiTAC, torch.float32, {"erfc", "exp"}),
-        (A.Rational, torch.float32, {"_join_branches"}),
         (A.CosLU, torch.bfloat16, {"rough_sine", "rough_cosine"} | ANGLE),
         (A.DELU, torch.bfloat16, {"rough_expm1", "sigmoid"}),
         (A.AGLU, torch.bfloat16, {"rough_log1p", "rough_exp", "rough_decay"}),

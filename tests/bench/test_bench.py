@@ -328,7 +328,9 @@ def test_phases_of_a_real_run(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_
 
 def test_rates_against_torchvision(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(data, "SECONDS", 0.01)
-    rates = data.rates(measure.generated(256, 128))
+    loader = measure.generated(256, 128)
+    assert measure.generated(256, 4).images is loader.images  # which `bench loop` has seven times
+    rates = data.rates(loader)
     theirs = rates["torchvision_samples_a_second"]
     assert rates["ours_to_torchvision"] == rates["ours_samples_a_second"] / theirs
 

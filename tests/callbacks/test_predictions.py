@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 
 from activations import LSLU, CosLU
 from callbacks import PredictionWriter
@@ -55,6 +56,13 @@ def test_metrics_are_right(tmp_path: Path):
     assert found["test/loss"] == pytest.approx(log_loss(label, probability), rel=1e-4)
     auroc = roc_auc_score(label, probability, multi_class="ovr", average="macro")
     assert found["test/auroc"] == pytest.approx(auroc, rel=1e-4)
+    half = trainer(tmp_path, precision="bf16-true")  # what is summed is not rounded to bfloat16
+    [found] = half.test(model, datamodule=data, verbose=False)
+    model.eval()
+    with torch.no_grad():
+        scores = [model(images.bfloat16()).float() for images, *_ in data.test_dataloader()]
+    loss = nn.functional.cross_entropy(torch.cat(scores), torch.from_numpy(label))
+    assert found["test/loss"] == pytest.approx(loss.item(), rel=1e-4)
 
 
 def test_a_checkpoint_made_in_python_loads_with_weights_only(tmp_path: Path):

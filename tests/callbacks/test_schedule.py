@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from activations import DSReLU, Fade, Polynomial, set_progress
 from callbacks import ActivationSchedule
-from callbacks.lightning_private import averaged_models
 from models import Classifier
 from tests.data import Tiny
 from tests.trainings import GENTLE_DSRELU, Small, classifier, same, trainer
@@ -221,31 +220,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, schedule: dic
         assert after.steps == seen.steps[steps:]
         assert after.validations[-1] == seen.validations[-1]
         assert same(resumed, whole)
-
-
-@pytest.mark.parametrize("average", [WeightAveraging(), EMAWeightAveraging()], ids=["mean", "ema"])
-def test_lightning_holds_the_average_where_the_schedule_finds_it(
-    tmp_path: Path, average: WeightAveraging
-):
-    class Found(Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            [model] = averaged_models(trainer)
-            names.append([name for name, _ in model.module.named_parameters()])
-
-    names: list[list[str]] = []
-    model = Small()
-    trainer(tmp_path, average, Found(), max_epochs=1).fit(model, datamodule=Tiny())
-    assert names == [[name for name, _ in model.named_parameters()]] * 8
-
-
-def test_an_average_that_is_not_found_is_an_error(tmp_path: Path):
-    class Elsewhere(WeightAveraging):
-        def on_train_start(self, trainer, pl_module):
-            self.hidden = [vars(self).pop("_average_model")]
-
-    run = trainer(tmp_path, Elsewhere(), ActivationSchedule())
-    with pytest.raises(RuntimeError, match=r"Elsewhere holds no AveragedModel.*lightning 2\.6"):
-        run.fit(Small(), datamodule=Tiny())
 
 
 class Late(WeightAveraging):

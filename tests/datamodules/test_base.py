@@ -121,7 +121,7 @@ def damage_size(root: Path) -> str:
     from PIL import Image
 
     Image.new("RGB", (31, 32)).save(root / "train" / "ship" / "0.png")
-    return "ship/0.png' is 31 x 32 pixels, not 32 x 32"
+    return "ship/0.png' is damaged .it has 31 x 32 pixels, not 32 x 32.: replace or delete"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """Prepared data: built once, whole, by one process, and again when damaged."""
 
+import json
 import multiprocessing
 import os
 import resource
+import shutil
 import stat
 import time
+import zlib
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -64,6 +67,31 @@ def test_damage_is_seen_and_repaired(tmp_path: Path, damage: int):
     assert torch.equal(found["numbers"], expected())
     assert found["bytes"].tolist() == [7] * 9
     assert log.read_text().count("built") == 2
+
+
+def test_a_cache_names_no_file_of_another_folder(tmp_path: Path):
+    prepare(tmp_path / "c", "set", 1, builder(tmp_path / "log"))
+    [stored] = [path for path in (tmp_path / "c").iterdir() if path.is_dir()]
+    shutil.move(stored / "numbers.npy", tmp_path / "numbers.npy")
+    sums = json.loads((stored / "sums.json").read_text())
+    sums["../../numbers"] = sums.pop("numbers")
+    (stored / "sums.json").write_text(json.dumps(sums))
+    found = prepare(tmp_path / "c", "set", 1, builder(tmp_path / "log", 8))
+    assert torch.equal(found["numbers"], expected(8))  # built again, not read from there
+
+
+def test_a_cache_that_declares_more_than_it_holds_is_built_again(tmp_path: Path):
+    prepare(tmp_path / "c", "set", 1, builder(tmp_path / "log"))
+    [file] = tmp_path.rglob("numbers.npy")
+    with file.open("wb") as out:
+        declared = {"descr": "<f4", "fortran_order": False, "shape": (10**12,)}
+        np.lib.format.write_array_header_1_0(out, declared)
+        out.write(bytes(600))
+    sums = json.loads((file.parent / "sums.json").read_text())
+    sums["numbers"] = zlib.crc32(file.read_bytes())
+    (file.parent / "sums.json").write_text(json.dumps(sums))
+    found = prepare(tmp_path / "c", "set", 1, builder(tmp_path / "log", 8))
+    assert torch.equal(found["numbers"], expected(8))
 
 
 def test_a_failed_build_leaves_nothing(tmp_path: Path):

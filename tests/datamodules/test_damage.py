@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     image = Image.fromarray(pixels).resize((24, 24), Image.Resampling.BICUBIC)
     for suffix in ("png", "jpg", "bmp", "webp", "tif", "gif"):
         image.save(root / f"image.{suffix}")
-    write_records(root / "mitdb")
+    write_records(root / "mitdb", only=[100])
     write_kaggle(root, rows=12)
     write_mnist(root / "mnist")
     write_mini(root / "flat", "flat", per_class=1)

@@ -1,8 +1,12 @@
 """Image files, folders of classes and mini-ImageNet: what is read, and what never leaks."""
 
 import itertools
+import os
 import pickle
+import resource
 import shutil
+import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ from torch import Tensor
 from datamodules import CIFAR10, ImageFolder, MiniImageNet, Silkworm
 from datamodules.images import Images, read_image
 from datamodules.miniimagenet import CLASSES
-from tests.data import write_folder, write_mini, write_tree
+from tests.data import write_folder, write_mini, write_official, write_tree
 
 
 def ready(cls: Any, root: Path, **options: Any) -> Any:
@@ -67,6 +71,22 @@ def test_bits_palettes_cmyk_and_rotation(tmp_path: Path):
     Image.fromarray(grey_ramp()).save(tmp_path / "turned.jpg", exif=exif)
     turned = read_image(tmp_path / "turned.jpg", 16)[0].astype(int)
     assert np.abs(turned - grey_ramp().T).max() < 12
+
+
+def test_sizes_that_only_the_header_declares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """None of them is decoded: the memory of this process does not grow."""
+    file, before = tmp_path / "x.ppm", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for width, height in ((10**5, 10**5), (12_000, 12_000), (2**31 - 1, 1)):
+        file.write_bytes(b"P6\n%d %d\n255\n" % (width, height) + bytes(12))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with pytest.raises(
+                ValueError, match=r"x.ppm' is damaged \(.*pixels.*replace or delete"
+            ):
+                read_image(file, 16)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+    file.write_bytes(b"P6\n" + b"# a comment\n" * 100_000 + b"2 2\n255\n" + bytes([7] * 12))
+    assert read_image(file, 2).tolist() == [[[7, 7], [7, 7]]] * 3
 
 
 def test_resizing_is_torchvisions(tmp_path: Path):
@@ -369,24 +389,54 @@ def test_a_bad_flat_mini_imagenet_is_named(mini: Any, tmp_path: Path, spoil: Any
         ready(MiniImageNet, tmp_path / "mini", image_size=16)
 
 
+TOUCHED = Path(tempfile.gettempdir(), f"touched-{os.getpid()}.npy")
+EVIL = (
+    (os.system, (f"touch {TOUCHED}",)),
+    (Path.touch, (TOUCHED,)),
+    (np.save, (str(TOUCHED), 1)),  # NumPy alone is not enough to be an array
+    (np.ndarray.tofile, (np.zeros(3), str(TOUCHED))),
+    (np.memmap, (str(TOUCHED), "u1", "w+", 0, 9)),
+)
+
+
+class Evil:
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, function: Any, arguments: tuple[Any, ...]) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def test_batches_of_cifar_run_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Torchvision unpickles what has the checksum that it knows, and nothing else."""
+    write_official(tmp_path, monkeypatch)
+    folder = tmp_path / "cifar-10-batches-py"
+    for name, call in itertools.product(("data_batch_1", "batches.meta"), EVIL):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(pickle.dumps({"data": Evil(*call), "labels": []}))
+        with pytest.raises(RuntimeError, match=r"cifar-10-batches-py' is damaged.*delete it"):
+            CIFAR10(str(tmp_path)).load("train")
+        (folder / name).write_bytes(whole)
+    assert not TOUCHED.exists()
+    CIFAR10(str(tmp_path)).load("train")
+
+
 def test_a_pickle_may_hold_arrays_alone(mini: Any, tmp_path: Path):
     shutil.copytree(mini["pickle"][0], tmp_path / "mini")
     file = tmp_path / "mini" / "mini-imagenet-cache-val.pkl"
 
-    class Evil:
-        def __reduce__(self):
-            return (Path.touch, (tmp_path / "touched",))
-
     good = file.read_bytes()
     for content in (
-        pickle.dumps({"image_data": Evil(), "class_dict": {}}),
+        *(pickle.dumps({"image_data": Evil(*call), "class_dict": {}}) for call in EVIL),
         good[: len(good) // 2],
         b"",
     ):
         file.write_bytes(content)
         with pytest.raises(ValueError, match=r"cache-val.pkl' is damaged .*unpack it again"):
             ready(MiniImageNet, tmp_path / "mini", image_size=16)
-    assert not (tmp_path / "touched").exists()
+    assert not TOUCHED.exists()
     file.unlink()
     with pytest.raises(
         FileNotFoundError, match=r"1 of 3 files are not in .*: mini-imagenet-cache-val.pkl"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from datamodules import MITBIH
-from datamodules.beats import AAMI, SYMBOLS, Window, cut, read_beats, spectrogram
+from datamodules.beats import AAMI, SYMBOLS, Window, cut, known_sums, read_beats, spectrogram
 from datamodules.mitbih import DS1, DS2, PACED, VALIDATION
 from tests.data import part_of, write_kaggle, write_records
 
@@ -127,16 +127,19 @@ def test_the_peak_stands_where_the_window_says(records: Any):
 
 
 def test_baseline_and_normalisation(records: Any):
-    root, _ = records
-    drifting, _, _ = split(ready(root, normalize="none", baseline=False), "train")
-    flat, _, _ = split(ready(root, normalize="none"), "train")
+    def signals(**options: Any) -> Tensor:
+        found = read_beats(records[0] / "101", MITBIH(**options).cut, {})
+        assert found is not None
+        return torch.from_numpy(found.signals)
+
+    drifting, flat = signals(normalize="none", baseline=False), signals(normalize="none")
     assert drifting.median(-1).values.abs().mean() > 0.2
     assert flat.median(-1).values.abs().mean() < 0.05
     assert flat.amax(-1).mean() > 0.8  # the beats are still there
-    scaled, _, _ = split(ready(root, normalize="zscore"), "train")
-    torch.testing.assert_close(scaled.mean(-1), torch.zeros(len(scaled), 1), atol=1e-5, rtol=0)
-    torch.testing.assert_close(scaled.std(-1, correction=0), torch.ones(len(scaled), 1))
-    unit, _, _ = split(ready(root, normalize="minmax"), "train")
+    scaled = signals(normalize="zscore")
+    torch.testing.assert_close(scaled.mean(-1), torch.zeros(len(scaled)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(scaled.std(-1, correction=0), torch.ones(len(scaled)))
+    unit = signals(normalize="minmax")
     assert unit.amin(-1).eq(0).all()
     assert unit.amax(-1).sub(1).abs().max() < 1e-6
     constant, _ = cut(np.ones(2000), np.array([900]), Window("", 0.5, 0.5, 125.0, False, "zscore"))
@@ -327,6 +330,13 @@ DAMAGE = {
     "hea empty": (".hea", lambda c: b"", "damaged"),
     "hea rate": (".hea", lambda c: c.replace(b" 360 ", b" 250 "), "250 a second instead of 360"),
     "hea length": (".hea", lambda c: c.replace(b" 5040", b" 5040000000"), "100.hea says"),
+    "hea elsewhere": (".hea", lambda c: c.replace(b"100.dat", b"../100.dat"), "invalid syntax"),
+    "hea of thousands of signals": (
+        ".hea",
+        lambda c: c + c.splitlines(True)[1] * 100_000,
+        "too many",
+    ),
+    "hea shifted": (".hea", lambda c: c.replace(b" 212 ", b" 212:100000000000 "), "are shifted"),
     "hea noise": (".hea", lambda c: bytes(range(128, 228)), "damaged"),
     "atr cut off": (".atr", lambda c: c[: len(c) // 2 // 2 * 2], "cut off"),
     "atr empty": (".atr", lambda c: b"", "damaged"),
@@ -360,6 +370,8 @@ def test_checksums_of_physionet_are_believed(records: Any, tmp_path: Path):
     (root / "SHA256SUMS.txt").write_text("\n".join(lines))
     with pytest.raises(ValueError, match=r"215.atr' is damaged \(its SHA-256"):
         ready(root)
+    (root / "SHA256SUMS.txt").write_bytes(bytes(range(256)))  # another file of that name
+    assert known_sums(root) == {}
 
 
 CSV_DAMAGE = {

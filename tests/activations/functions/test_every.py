@@ -5,7 +5,9 @@ import inspect
 import io
 import pickle
 import re
+import reprlib
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -242,18 +244,32 @@ def test_repr_shows_the_current_values(case: Case):
 
 
 @each
-@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64], ids=str)
-def test_other_tensors_are_refused(case: Case, dtype: torch.dtype):
-    with pytest.raises(TypeError, match=str(dtype)):
-        case.make()(torch.ones(case.shape, dtype=dtype))
+def test_other_inputs_are_refused(case: Case):
+    module, x = case.make(), torch.ones(case.shape)
+    others: list[Any] = [[1.0, 2.0], None, 1.0, x.numpy(), x.to_sparse()]
+    others += [x.to(d) for d in (torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn)]
+    for other in others:
+        got = str(other.dtype) if isinstance(other, torch.Tensor) else reprlib.repr(other)[:9]
+        wanted = f"{case.kind.__name__} needs a dense tensor of float32.*{re.escape(got)}.*convert"
+        with pytest.raises(TypeError, match=wanted):
+            module(other)
+    if module.channels:
+        for shape in ((2, 5, 6, 6), (2, 5, 6), (2,)):
+            wanted = rf"{case.kind.__name__} has channels=\d and needs .*{re.escape(str(shape))}"
+            with pytest.raises(ValueError, match=wanted):
+                module(torch.ones(shape))
 
 
 @each
-def test_numbers_must_be_finite(case: Case):
-    for name, value in case.arguments.items():
-        if isinstance(value, float):
-            with pytest.raises(ValueError, match=f"{name} must be a finite number, got nan"):
-                case.kind(**case.arguments | {name: float("nan")})  # pyright: ignore[reportArgumentType]
+def test_arguments_must_be_of_their_kind(case: Case):
+    others: list[Any] = [float("nan"), True, "x", b"x", [1.0], 1j, torch.ones(1), 10**400]
+    for name, value in (case.arguments | {"channel_dim": 1, "num_parameters": 1}).items():
+        known = case.per_channel or name in case.arguments
+        for other in others if known and isinstance(value, int | float | str) else ():
+            if isinstance(value, bool | int) and other in (True, 10**400):
+                continue  # a value of this kind, or a size that memory does not hold
+            with pytest.raises(ValueError, match=f"{name} must .*, got {re.escape(repr(other))}"):
+                case.kind(**case.arguments | {name: other})
 
 
 @each_per_channel
@@ -268,8 +284,9 @@ def test_one_value_a_channel(case: Case, channel_dim: int):
     for rank, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
         x = torch.randn((2, 4, 4, 4, 4)[:rank]).contiguous(memory_format=memory_format)
         assert module(x).stride() == x.stride()
-    with pytest.raises(ValueError, match=r"num_parameters=4.*3 channels"):
-        module(torch.randn(3, 3))
+    for shape in ((3, 3), (4,)[:channel_dim]):
+        with pytest.raises(ValueError, match=r"num_parameters=4 and needs 4 channels on axis.*\("):
+            module(torch.randn(shape))
     with pytest.raises(ValueError, match="num_parameters must be an integer >= 1, got 0"):
         case.kind(num_parameters=0)
 

@@ -274,7 +274,19 @@ def test_mixtures_hold_learned_members_of_their_own():
         (lambda: A.DiTAC(theta="one"), "theta must be prior or zero, got 'one'"),  # pyright: ignore[reportArgumentType]
         (lambda: A.DiTAC(penalty_weight=-1.0), "penalty_weight must be >= 0, got -1.0"),
         (lambda: A.DiTAC(length=0.0), "length must be > 0, got 0.0"),
-        (lambda: A.LinComb([]), r"members must name at least one activation, got \[\]"),
+        (lambda: A.LinComb([]), r"members must be a list such as \[torch.nn.ReLU\], got \[\]"),
+        (lambda: A.LinComb(nn.ReLU), "members must be a list such as .*, got <class"),  # pyright: ignore[reportArgumentType]
+        (lambda: A.LinComb([nn.ReLU], 0.5), "1 members need as many weights, got 0.5"),  # pyright: ignore[reportArgumentType]
+        (lambda: A.LinComb([nn.ReLU], ["x"]), "weights must be a finite number, got 'x'"),  # pyright: ignore[reportArgumentType]
+        (lambda: A.EELU(True), "variant must be 1, 2, 3 or 4, got True"),
+        (lambda: A.LSLU(dims=True), "dims must be 1 or 2, got True"),
+        (lambda: A.CosLU(num_parameters=True), "num_parameters must be an integer >= 1, got True"),
+        (lambda: A.CosLU(num_parameters=1.5), "num_parameters must be an integer >= 1, got 1.5"),  # pyright: ignore[reportArgumentType]
+        (lambda: A.Fourier(progressive=1), "progressive must be False or True, got 1"),  # pyright: ignore[reportArgumentType]
+        (
+            lambda: A.CosLU(dtype=torch.int64),
+            "dtype must be None, .* or torch.float64, got torch.int64",
+        ),
         (
             lambda: A.LinComb([nn.ReLU], [1.0, 2.0]),
             r"1 members need as many weights, got \[1.0, 2.0\]",

@@ -401,3 +401,11 @@ def test_a_function_in_a_branch_that_no_trial_took_is_listed():
     assert report.left[1:] == (
         (f"0.forward, line {line}", "gelu", "in a branch that no trial took"),
     )
+
+
+def test_what_a_transformers_network_does_not_know_is_listed():
+    class Pretrained(nn.Sequential):
+        def save_pretrained(self, folder: str): ...
+
+    report = replace_activations(Pretrained(nn.Linear(3, 3), nn.ReLU()), CosLU)
+    assert "left: save_pretrained and Trainer (they do not know the swap" in str(report)

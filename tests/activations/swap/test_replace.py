@@ -448,6 +448,10 @@ def test_the_place_in_the_code_decides(kind: type[Net], names: list[str], shared
 def test_a_call_that_no_trial_saw_is_an_error():
     model, x = Looped().eval(), torch.randn(2, 3, 6, 5)
     replace_activations(model, CosLU, example_input=x)
+    layers, model.layers = model.layers, model.layers[1:]  # as if one were skipped at random
+    with pytest.raises(RuntimeError, match="fewer calls of its activation than when"):
+        model(x)
+    model.layers = layers
     model.layers.append(nn.Conv2d(4, 4, 1))
     with pytest.raises(RuntimeError, match="or a loop made more calls than then"):
         model(x)

@@ -1,0 +1,215 @@
+"""The options of `train.py`: read from YAML and the command line, mistakes told in one sentence."""
+
+import difflib
+import re
+import sys
+import traceback
+from collections import Counter
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import get_loader, set_loader, set_parsing_settings
+from jsonargparse.typing import register_type
+from lightning.pytorch.cli import LightningArgumentParser
+
+from models import Classifier
+
+SLIP = 2  # exit code of a mistake in the command or its files
+set_parsing_settings(instantiate_subclass_spec_in_any=False)
+register_type(torch.device)  # an option of some callbacks, to be written in config.yaml
+# Pattern of what jsonargparse writes, which it does not promise (tests/test_slips.py fails when it
+# has changed) -> the sentence for it; the first that fits counts. {option} is what the message is
+# about, {given} its value, {accepted} what it takes, {nearest} known names of nearly that spelling.
+SENTENCES = {
+    r"Requirement '(?P<name>[\w-]+).*not met": "{name} is not installed: pip install {name}",
+    r"key \".*No module named '(?P<name>\w+)'": (
+        "{option}: there is no module {name!r}; name a class, or give its full path"
+    ),
+    r"No module named '(?P<name>\w+)'": "{name} is not installed: pip install {name}",
+    r"arguments are required: (fit\.)?data\b": (
+        "--data is missing: choose a data set, such as --data Digits"
+    ),
+    r"arguments are required: (?P<names>.+)": "{owner} needs arguments that are not given: {names}",
+    r"^Unexpected config:?(?P<text>.{,60})": (
+        "a file of -c holds no mapping {{name: value}}: {text}"
+    ),
+    r"codec can't decode": "a file of options is no text in UTF-8: {message}",
+    r"key \".*Dict must include a class_path": (
+        "{option} has arguments but no class: name the class first, {option} NAME"
+    ),
+    r"NestedArg\(key='(?P<name>[\w.]+)'": "{option} has no option {name!r}: give {accepted}",
+    r"^unrecognized arguments: (?P<name>--\S*)": "{message}{nearest}",
+    r"^ambiguous option: (?P<name>--\S*)": "{name} is no option{nearest}",
+    r"(does not accept option|Option) '(?P<name>[\w.]+)'": (
+        "{owner} has no option {name!r}{nearest}"
+    ),
+    r"given class_path '(\w+\.)*(?P<name>\w+)':(?P<why>.*?)(\n\s*- Expected|Given value|$)": (
+        "{name}: {why}"
+    ),
+    r"key \".*Unable to load config (?P<text>.*?)\n": (
+        "{option} is neither a file of options nor {{name: value}}: {text}"
+    ),
+    r"(Unable to load|[Pp]arsing) config(.*  - |[^:]*:)(?P<why>.*)": (
+        "a file of -c cannot be read: {why}"
+    ),
+    r"key \".*(Expected (a|')|mport path)": (
+        "{option} {given!r} does not fit: give {accepted}{nearest}"
+    ),
+    r'^Parser key ".*?":(?P<why>.*)': "{option}: {why}",
+    r"": "{message}",
+}
+TYPES = re.compile(
+    r"(?:Subtypes: \[|Expected an? (?=<|typing|coll)|a subclass of )(.*?)(?:\]$|\.*? Got|$)",
+    re.MULTILINE,
+)
+KINDS = {
+    "NoneType": "null",
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "list": "a list",
+    "Iterable": "a list",
+    "dict": "a mapping {name: value}",
+    "timedelta": "a time such as 00:12:00:00",
+    "Callable": "a class",
+    "Union": "",
+}
+
+
+class Parser(LightningArgumentParser):
+    """Prints one message for a mistake on the command line, not pages of usage.
+
+    Attributes:
+        source: of the class: the checkpoint whose stored options are being read.
+        owner: the class whose arguments these are, if it is the parser of one class.
+    """
+
+    source = ""
+    owner = ""
+
+    def add_class_arguments(self, theclass: Any, nested_key: Any = None, **options: Any) -> Any:
+        """Add all but what the swap sets itself: the device and the dtype of the activations."""
+        if nested_key is None:
+            self.owner = theclass.__name__
+        if theclass is Classifier:
+            options["skip"] = {"activation.init_args.device", "activation.init_args.dtype"}
+        return super().add_class_arguments(theclass, nested_key, **options)
+
+    def format_help(self, *args: Any, **more: Any) -> str:
+        """Show the default optimizer by what it is, not as a function's address."""
+        default = "SGD lr 0.1, momentum 0.9, weight_decay 1e-4"
+        return re.sub(
+            r"<function\s+_sgd\s+at\s+0x\w+>", default, super().format_help(*args, **more)
+        )
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Print one sentence for `message`, and exit with status 2."""
+        text = explain(message, _inner(ex) or self)
+        if self.source:
+            text = f"{self.source!r} stores an option that does not fit here: {text}"
+        sys.stderr.write(f"train.py: error: {text}\nOptions: python train.py fit --help\n")
+        sys.exit(SLIP)
+
+
+def explain(message: str, parser: Parser | None = None) -> str:
+    """One sentence for an error of jsonargparse or of a library: option, value, what is accepted.
+
+    Args:
+        message: the text of the error.
+        parser: the parser of the options, or of the class, that the error is about.
+    """
+    found = ((re.search(pattern, message, re.DOTALL), text) for pattern, text in SENTENCES.items())
+    match, sentence = next((match, text) for match, text in found if match)
+    key = re.search(r'key "([\w.]+)"', message)
+    owner = parser.owner if parser else ""
+    option = f"{owner}: {key[1]}" if key and owner else f"--{key[1]}" if key else "a value"
+    value = re.search(r"(?:Given value|Got value|dot import path string): ?(.*)", message)
+    given = value[1].strip() if value else ""
+    if own_class := re.search(r"class_path='([\w.]+)'", given):
+        given = own_class[1]
+    parts = {name: _line(text) for name, text in match.groupdict("").items()}
+    return sentence.format(
+        **parts,
+        message=_line(message),
+        option=option,
+        owner=owner or "the command",
+        given=_line(given, 60),
+        accepted=_accepted(message),
+        nearest=_nearest(parts.get("name", given), option, parser) if parser else "",
+    )
+
+
+def _nearest(wrong: str, option: str, parser: Parser) -> str:
+    """Classes for `option`, or options, whose name in the help of `parser` is nearly `wrong`."""
+    text, name = parser.format_help(), wrong.rpartition(".")[2]
+    section = re.search(rf"\n  {re.escape(option)} .*?(?=\n  --|\Z)", text, re.DOTALL)
+    classes = "".join((section[0] if section else "").split()).partition("knownsubclasses:")[2]
+    known = classes.rstrip(")").split(",") if classes else re.findall(r"  --([\w.]+)", text)
+    if not classes and not parser.owner:
+        known = [f"--{each}" for each in [*known, "model.optimizer.lr"]]
+    known = [each for each in dict.fromkeys(known) if not each.endswith(".help")]
+    ends = {each.rpartition(".")[2]: each for each in known}
+    close = [each for each in known if each.endswith(f".{name}")]
+    close = close or [ends[each] for each in difflib.get_close_matches(name, ends, n=3)]
+    return f"; the nearest: {', '.join(close)}" if close else ""
+
+
+def _accepted(message: str) -> str:
+    """What an option takes, from the types in `message`."""
+    types = TYPES.search(message)
+    text = re.sub(r"typing\.Literal\[([^]]*)\]", r"\1", types[1] if types else "")
+    while text != (shorter := re.sub(r"\[[^][]*\]", "", text)):
+        text = shorter
+    found: list[str] = []
+    for each in text.split(","):
+        path = re.sub(r"<class '(.*)'>.*", r"\1", each.strip()).strip("'")
+        name = path.rpartition(".")[2]
+        kind = f"a class of the kind {name}" if "<class" in each or "." in path else name
+        found.append(KINDS.get(name, kind))
+    *most, last = dict.fromkeys(filter(None, found)) or ["the name of a class, or its full path"]
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _line(text: str, most: int = 300) -> str:
+    """`text` on one line, cut to `most` characters."""
+    words = " ".join(text.split())
+    return words if len(words) <= most else f"{words[:most]}..."
+
+
+def _inner(error: BaseException | None) -> Parser | None:
+    """The innermost parser that `error` passed through: that of the class with the wrong option."""
+    parser = None
+    for frame, _ in traceback.walk_tb(error.__traceback__ if error else None):
+        owner = frame.f_locals.get("self")
+        parser = owner if isinstance(owner, Parser) else parser
+    return getattr(error, "subcommand_parser", None) or parser
+
+
+def _read_yaml(text: str) -> Any:
+    """Read YAML; refuse a key that is there twice, and aliases that make a small file huge."""
+    if "\n" in text or "&" in text:
+        root = yaml.compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        if root and _size(root, {}) > 10_000:
+            raise yaml.YAMLError("more than 10,000 values: no file of options is so large")
+    return _plain_yaml(text)
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values `node` has when its aliases are written out."""
+    if id(node) not in known:
+        known[id(node)] = 1  # an alias of what it is in
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in parts]
+            if twice := [key for key, count in Counter(map(str, keys)).items() if count > 1]:
+                line = node.start_mark.line + 1
+                raise yaml.YAMLError(f"{twice[0]!r} is there twice in the mapping at line {line}")
+            parts = [value for _, value in parts]
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
+
+
+_plain_yaml = get_loader("yaml")
+set_loader("yaml", _read_yaml, (yaml.YAMLError,))
