@@ -30,7 +30,7 @@ ALLOWED = {
     "datamodules": set(),
     "models": {"activations"},
     "options": {"models"},
-    "study": {"train"},
+    "study": {"activations", "bench", "callbacks", "train"},
     "train": {"activations", "callbacks", "datamodules", "models", "options"},
 }
 NAMES = sorted({part.split("/")[0] for part in ALLOWED})
