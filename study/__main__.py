@@ -205,7 +205,7 @@ def _drive(options: Any, folder: Path) -> int:
             return 0
         print(f"{stage}: {len(runs)} runs", flush=True)
         if code := _work_on(options, folder):
-            raise SystemExit(code)
+            raise SystemExit(code if code > 0 else 1)  # below 0: the launcher was killed
     print(report(study))
     return 0
 

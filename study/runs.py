@@ -230,7 +230,7 @@ class Study:
             if ratio is None:
                 return None
             base = self.spec["baseline"]
-            epochs = self.run("verdict", base, cell, seed, 0).options.get("trainer.max_epochs")
+            epochs = self.run("verdict", base, cell, seed, 0).options["trainer.max_epochs"]
             changes = {"trainer.max_epochs": max(1, round(ratio * epochs))}
             run = self.run("control", base, cell, seed, self.tuned(base, cell)[0], changes=changes)
             return replace(run, arm=arm)

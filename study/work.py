@@ -48,7 +48,8 @@ def work(folder: Path) -> str:
         ok, diverged, failed, stopped (by a signal), or taken (by another process, or done).
 
     Raises:
-        RefusedError: train.py does not accept the options, the data are not there, or the disk is full.
+        RefusedError: train.py does not accept the options, the data are not there, or the disk is
+            full.
     """
     if ended(folder) or not claim(folder / CLAIM):
         return "taken"
@@ -58,7 +59,7 @@ def work(folder: Path) -> str:
 
 def _attempts(folder: Path) -> str:
     spec = json.loads((folder / RUN).read_text())
-    found = ""
+    found, message, attempt = None, "", folder
     for number in range(1, ATTEMPTS + 1):
         attempt = folder / f"attempt_{number}"
         found = _status(attempt)
@@ -81,7 +82,7 @@ def _attempts(folder: Path) -> str:
     if not is_mine(folder / CLAIM):
         return "taken"
     publish(folder, attempt)
-    return found
+    return str(found)
 
 
 def _status(attempt: Path) -> str | None:
