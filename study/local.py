@@ -14,11 +14,10 @@ from typing import Any
 
 from activations.files import naming
 
-from .work import LOG, RefusedError, crashed, is_claimed, pending, work
+from .work import LOG, REFUSED, RefusedError, crashed, is_claimed, pending, work
 
 DRIVER = "SUPPLE_STUDY_DRIVER"  # environment variable: the process without which a launcher ends
 STOPPED = (130, 143)
-REFUSED = 2
 SERVER_ENDED = 255  # multiprocessing's code for a child whose server was killed
 POLL = 2.0  # seconds
 

@@ -18,6 +18,8 @@ from .runs import RUN, read_prepared, write_base
 CLAIM, CRASHES, LOG = "claim", "crashes", "log"
 ATTEMPTS = 2  # a run that fails is tried once more
 CRASHED = 3
+REFUSED = 2  # exit code of a process
+TOLD = "refused: "
 FULL = "make room there"  # activations.files.naming
 # no pictures, no bars
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
@@ -165,3 +167,16 @@ def pending(study: Path) -> list[Path]:
     numbers = {key: each["number"] for key, each in read_prepared(study).items()}
     runs = [study / "runs" / key for key in sorted(numbers, key=lambda key: numbers[key])]
     return [run for run in runs if not ended(run)]
+
+
+def alone(folder: Path) -> int:
+    """Do one run in this process, which is for it alone; its exit code."""
+    try:
+        return 143 if work(folder) == "stopped" else 0
+    except (RefusedError, OSError) as error:
+        sys.stderr.write(f"{TOLD}{error}\n")
+        return REFUSED
+
+
+if __name__ == "__main__":
+    sys.exit(alone(Path(sys.argv[1])))

@@ -1,0 +1,242 @@
+"""Which runs come next: every stage, from the results in the folder alone."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from study.runs import Study, arguments, read_result, read_runs
+from study.spec import SpecError, check, lock
+from study.verdict import Kind
+
+from .made import answer, result, small, write
+
+APART = {"ReLU": 90.0, "SiLU": 80.0, "CosLU": 90.0}
+GRID = {"model.optimizer.lr": [0.1, 0.2], "model.optimizer.weight_decay": [0.0, 0.1]}
+
+
+def study(folder: Path, **changes: Any) -> Study:
+    lock(folder, check(small(**changes)))
+    return Study.read(folder)
+
+
+def test_the_number_of_a_run_stays_what_it_is_in_studies_that_are_packed(tmp_path: Path):
+    found = study(tmp_path).run("verdict", "CosLU", 0, 1000, 0)
+    assert found.options == {
+        "data": "Digits", "model.backbone": "resnet8", "trainer.max_epochs": 2,
+        "test_after_fit": "last", "model.activation": "CosLU",
+    }  # fmt: skip
+    text = (
+        '[[], {"data": "Digits", "model.activation": "CosLU", "model.backbone": "resnet8", '
+        '"test_after_fit": "last", "trainer.max_epochs": 2}, 1000, ""]'
+    )
+    assert found.id == hashlib.sha256(text.encode()).hexdigest()[:12] == "f5a7747ea763"
+
+
+def test_options_seed_and_overlays_make_another_run_and_the_place_of_the_data_does_not(
+    tmp_path: Path,
+):
+    def number(name: str, seed: int = 1000, root: str = "/a", **changes: Any) -> str:
+        cells = [{"data": "CIFAR10", "data.root": root, "model.backbone": "resnet8"}]
+        made = study(tmp_path / name, cells=cells, **changes)
+        return made.run("verdict", "CosLU", 0, seed, 0).id
+
+    first = number("first")
+    assert number("moved", root="/b") == first
+    assert number("inside", base=[{"data": {"init_args": {"root": "/c"}}}]) == number(
+        "inside2", base=[{"data": {"init_args": {"root": "/d"}}}]
+    )
+    others = {
+        number("seed", 1001), number("epochs", budget={"trainer.max_epochs": 3}),
+        number("base", base=[{"model": {"share": "channel"}}]),
+    }  # fmt: skip
+    assert len({first, *others}) == 4
+
+
+def test_an_arm_with_a_verdict_needs_no_more_seeds(tmp_path: Path):
+    made = study(tmp_path)
+    stage, runs = made.next_runs()
+    assert stage == "seeds up to look 5"
+    assert [(run.seed, run.arm) for run in runs[:4]] == [
+        (1000, "ReLU"), (1000, "SiLU"), (1000, "CosLU"), (1001, "ReLU"),
+    ]  # fmt: skip
+    assert len(runs) == 15
+    made = answer(made, APART, noise=0.5)
+    stage, runs = made.next_runs()
+    assert stage == "seeds up to look 8"
+    assert {run.arm for run in runs} == {"ReLU", "CosLU"}  # SiLU is worse already
+    assert len(runs) == 6
+    made = answer(made, APART, noise=0.5)
+    assert made.next_runs() == ("", [])
+    assert made.verdicts()[0].kind is Kind.WORSE
+
+
+def test_cells_are_hypotheses_of_their_own(tmp_path: Path):
+    cells = [{"data": "Digits", "model.backbone": f"resnet{depth}"} for depth in (8, 14)]
+    made = study(tmp_path, cells=cells)
+    assert len(made.next_runs()[1]) == 30
+    made = answer(made, APART)
+    assert [verdict.arm for verdict in made.verdicts()] == [
+        "SiLU (Digits, resnet8)", "CosLU (Digits, resnet8)",
+        "SiLU (Digits, resnet14)", "CosLU (Digits, resnet14)",
+    ]  # fmt: skip
+
+
+def test_tuning_takes_the_same_grid_for_every_arm_and_the_best_mean_on_validation(tmp_path: Path):
+    tune = {"grid": GRID, "seeds": [1, 2], "metric": "val/acc"}
+    made = study(tmp_path, tune=tune)
+    stage, runs = made.next_runs()
+    assert stage == "tuning"
+    assert len(runs) == 3 * 4 * 2
+    for arm in APART:
+        grids = [{name: run.options[name] for name in GRID} for run in runs if run.arm == arm]
+        assert sorted(map(str, grids)) == sorted(
+            str({"model.optimizer.lr": lr, "model.optimizer.weight_decay": decay})
+            for lr in (0.1, 0.2) for decay in (0.0, 0.1) for _ in (1, 2)
+        )  # fmt: skip
+    assert not any("test_after_fit" in run.options for run in runs)
+    best = {"ReLU": 2, "SiLU": 0, "CosLU": 3}
+    for run in runs:
+        # by one seed alone another setting would be chosen
+        lucky = 3 if run.setting == 1 and run.seed == 1 else 0
+        content = result(80 + 2 * (run.setting == best[run.arm]) + lucky, run.seed)
+        content["test"] = {}
+        if run.arm == "CosLU" and run.setting == 0:
+            content = result(99, run.seed, "diverged" if run.seed == 1 else "ok", test={})
+        write(made, run, content)
+    made = Study.read(tmp_path)
+    assert [made.tuned(arm, 0)[0] for arm in APART] == [2, 0, 3]
+    assert made.tuned("ReLU", 0)[1] == pytest.approx([0.8, 0.815, 0.82, 0.8])
+    stage, runs = made.next_runs()
+    assert stage == "seeds up to look 5"
+    chosen = {run.arm: run.options["model.optimizer.lr"] for run in runs}
+    assert chosen == {"ReLU": 0.2, "SiLU": 0.1, "CosLU": 0.2}
+
+
+def test_controls_follow_a_verdict(tmp_path: Path):
+    controls = ["frozen", "retrained", "same_time"]
+    made = study(tmp_path, controls=controls, seeds={"first": 1000, "looks": [5]})
+    values = {"ReLU": 90.0, "SiLU": 90.0, "CosLU": 80.0}
+    for run in made.next_runs()[1]:
+        learned = {"act.theta": [run.seed / 7]} if run.arm == "CosLU" else {}
+        wave = 0.1 * np.cos(run.seed * len(run.arm))
+        write(made, run, result(values[run.arm] + wave, run.seed, learned=learned))
+    made = Study.read(tmp_path)
+    stage, runs = made.next_runs()
+    assert stage == "controls"
+    assert {run.arm for run in runs} == {"CosLU frozen", "CosLU retrained"}  # without a ratio yet
+    (tmp_path / "ratios.json").write_text(json.dumps({"CosLU/0": 2.0}))
+    made = Study.read(tmp_path)
+    runs = made.next_runs()[1]
+    assert {run.arm for run in runs} == {f"CosLU {control}" for control in controls}
+    assert len(runs) == 15
+    for run in runs:
+        frozen = run.options.get("model.activation_frozen", False)
+        assert frozen == (not run.arm.endswith("same_time"))
+        if run.arm.endswith("same_time"):
+            assert run.options["model.activation"] == "torch.nn.ReLU"
+            assert run.options["trainer.max_epochs"] == 4
+    made.prepare(runs)
+    retrained = next(run for run in runs if run.arm == "CosLU retrained" and run.seed == 1003)
+    shapes = torch.load(tmp_path / "runs" / retrained.id / "shapes.ckpt")
+    assert shapes["state_dict"]["act.theta"].tolist() == pytest.approx([1003 / 7])
+    done = {"CosLU frozen": 89.0, "CosLU retrained": 91.0, "CosLU same_time": 95.0}
+    made = answer(made, done)
+    assert [verdict.arm for verdict in made.control_verdicts()] == list(done)
+    assert [verdict.kind for verdict in made.control_verdicts()] == [
+        Kind.WORSE, Kind.BETTER, Kind.BETTER,
+    ]  # fmt: skip
+    assert made.next_runs() == ("", [])
+
+
+def test_an_arm_may_have_spaces_in_its_name(tmp_path: Path):
+    arms = {
+        "ReLU": {"model.activation": "torch.nn.ReLU"},
+        "CosLU": {"model.activation": "CosLU"},
+        "CosLU of the channel": {"model.activation": "CosLU", "model.share": "channel"},
+    }
+    made = study(tmp_path, arms=arms, controls=["frozen"], seeds={"looks": [5]})
+    values = {"ReLU": 90.0, "CosLU": 90.0, "CosLU of the channel": 80.0}
+    made = answer(made, values, learned={"act.theta": [1.0]})
+    stage, runs = made.next_runs()
+    assert stage == "controls"
+    assert {run.arm for run in runs} == {"CosLU of the channel frozen"}
+    assert runs[0].options["model.share"] == "channel"
+
+
+def test_a_diverged_run_is_kept_and_a_failed_one_too(tmp_path: Path):
+    made = study(tmp_path)
+    made = answer(made, APART)
+    write(made, made.verdict_run("CosLU", 0, 1002), result(0, 1002, "diverged"))
+    write(made, made.verdict_run("SiLU", 0, 1002), result(0, 1002, "failed"))
+    made = Study.read(tmp_path)
+    assert [verdict.kind for verdict in made.verdicts()] == [Kind.HELD, Kind.UNSTABLE]
+    assert not {made.verdict_run(arm, 0, 1002).id for arm in APART} & {
+        run.id for run in made.next_runs()[1]
+    }
+
+
+@pytest.mark.parametrize("damage", ["deleted", "cut", "no JSON object", "no test", "cut test"])
+def test_a_deleted_or_damaged_result_is_run_again(tmp_path: Path, damage: str):
+    made = answer(study(tmp_path, seeds={"first": 1000, "looks": [5]}), APART)
+    assert made.next_runs() == ("", [])
+    run = made.verdict_run("SiLU", 0, 1003)
+    folder = tmp_path / "runs" / run.id
+    results, samples = folder / "results.json", folder / "test.npz"
+    if damage == "deleted":
+        results.unlink()
+    elif damage == "cut":
+        results.write_text(results.read_text()[:40])
+    elif damage == "no JSON object":
+        results.write_text("[]")
+    elif damage == "no test":
+        samples.unlink()
+    else:
+        samples.write_bytes(samples.read_bytes()[:-30])
+    made = Study.read(tmp_path)
+    assert [each.id for each in made.next_runs()[1]] == [run.id]
+    made.prepare([run])
+    assert not results.exists()
+    assert read_result(folder) is None
+    assert len(read_runs(tmp_path)) == 14
+
+
+def test_a_run_of_other_code_is_refused(tmp_path: Path):
+    made = study(tmp_path)
+    run = made.verdict_run("SiLU", 0, 1003)
+    write(made, run, result(90, 1003, code="0123456789ab"))
+    with pytest.raises(SpecError, match=rf"runs/{run.id} was made by other code \(0123456789ab.*"):
+        Study.read(tmp_path)
+
+
+def test_prepared_runs_keep_their_numbers_and_take_over_a_new_place_of_the_data(tmp_path: Path):
+    def at(root: str) -> Study:
+        cells = [{"data": "CIFAR10", "data.root": root, "model.backbone": "resnet8"}]
+        return study(tmp_path, cells=cells)
+
+    def prepared() -> dict[str, dict[str, Any]]:
+        files = tmp_path.glob("runs/*/spec.json")
+        return {file.parent.name: json.loads(file.read_text()) for file in files}
+
+    made = at("/a")
+    runs = made.next_runs()[1]
+    made.prepare(runs[:4])
+    made.prepare(runs)
+    first = prepared()
+    assert [first[run.id]["number"] for run in runs] == list(range(15))
+    at("/b").prepare(runs := at("/b").next_runs()[1])
+    second = prepared()
+    assert [second[run.id]["number"] for run in runs] == list(range(15))
+    assert "--data.root=/b" in second[runs[0].id]["arguments"]
+
+
+def test_options_are_typed_as_on_the_command_line():
+    options = {"a": True, "b": None, "c": "x", "d": [1, 2], "e": {"class_path": "X"}, "f": 0.1}
+    assert arguments(options, 7) == [
+        "--a=true", "--b=null", "--c=x", "--d=[1, 2]", '--e={"class_path": "X"}', "--f=0.1",
+        "--seed_everything=7",
+    ]  # fmt: skip
