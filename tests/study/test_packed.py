@@ -1,0 +1,208 @@
+"""What is packed is whole, small, and goes on in a fresh folder."""
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from callbacks.machine import code, code_of
+from study import copied, packed
+from study.copied import copy_code
+from study.packed import pack, read_packed, read_samples, take
+from study.runs import Study
+from study.slurm import ranges, slurm_script
+from study.spec import SpecError, check, lock
+
+from .made import answer, small
+
+VALUES = {"ReLU": 90.12345678, "SiLU": 80.0, "CosLU": 90.0}
+CELLS = [{"data": "Digits", "model.backbone": f"resnet{depth}"} for depth in (8, 14)]
+
+
+@pytest.fixture
+def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A study of two cells that has ended; what is packed goes to a folder of the test."""
+    monkeypatch.setattr(packed, "KEPT", tmp_path / "kept")
+    folder = tmp_path / "first" / "mine"
+    lock(folder, check(small(cells=CELLS, seeds={"looks": [5]})))
+    made = Study.read(folder)
+    made.prepare(made.next_runs()[1])
+    return answer(made, VALUES, learned={"act.theta": [0.12345679104328156]})
+
+
+def test_a_fresh_folder_goes_on_from_packed_results(done: Study, tmp_path: Path):
+    assert pack(done.folder).startswith("30 runs packed into ")
+    fresh = tmp_path / "second" / "mine"
+    fresh.mkdir(parents=True)
+    take(fresh)
+    again = Study.read(fresh, read_packed(fresh))
+    assert again.lock == done.lock
+    assert again.next_runs() == ("", [])
+    old, new = done.verdicts(), again.verdicts()
+    assert [each.kind for each in new] == [each.kind for each in old]
+    assert [each.mean for each in new] == pytest.approx([each.mean for each in old], abs=2e-3)
+    for key, found in done.results.items():
+        learned = again.results[key]["learned"]["act.theta"]
+        assert np.float32(learned[0]) == np.float32(found["learned"]["act.theta"][0])
+        ours, theirs = read_samples(done, key), read_samples(again, key)
+        assert ours is not None
+        assert theirs is not None
+        for name in ("label", "predicted"):  # the labels of the cells differ
+            np.testing.assert_array_equal(ours[name], theirs[name])
+    assert pack(fresh, tmp_path / "third").startswith("30 runs packed into ")
+    for file in (tmp_path / "kept/mine").iterdir():  # packed again, nothing changes
+        assert file.read_bytes() == (tmp_path / "third" / file.name).read_bytes()
+
+
+def test_a_folder_with_results_of_its_own_keeps_them(done: Study, tmp_path: Path):
+    pack(done.folder)
+    run = next(iter(done.results))
+    shutil.rmtree(done.folder / "runs" / run)
+    again = Study.read(done.folder, read_packed(done.folder))
+    assert again.results.keys() == done.results.keys()
+    assert again.next_runs() == ("", [])
+
+
+def test_packed_results_of_other_code_are_not_used(done: Study, tmp_path: Path):
+    pack(done.folder)
+    file = tmp_path / "kept/mine/spec.lock.yaml"
+    file.write_text(file.read_text().replace(code(), "0123456789ab"))
+    assert read_packed(done.folder) == {}
+
+
+def test_a_damaged_pack_is_named(done: Study, tmp_path: Path):
+    pack(done.folder)
+    file = tmp_path / "kept/mine/SiLU.json.gz"
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(SpecError, match=r"SiLU\.json\.gz is damaged"):
+        read_packed(done.folder)
+
+
+def test_nothing_to_pack_is_said(tmp_path: Path):
+    with pytest.raises(SpecError, match="holds no study"):
+        pack(tmp_path)
+    lock(tmp_path, check(small()))
+    with pytest.raises(SpecError, match="no run has ended"):
+        pack(tmp_path)
+
+
+def test_twenty_seeds_of_a_large_test_set_stay_below_200_kb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 10, 10_000)
+    lock(tmp_path, check(small(seeds={"looks": [20]}, margin=3.0)))
+    made = Study.read(tmp_path)
+    runs = made.next_runs()[1]
+    made.prepare(runs)
+    for run in runs:
+        wrong = rng.random(10_000) < 0.08
+        predicted = np.where(wrong, rng.integers(0, 10, 10_000), label)
+        folder = tmp_path / "runs" / run.id
+        np.savez(folder / "test.npz", label=label, probability=np.eye(10, dtype="f2")[predicted])
+        epochs = [{"epoch": n, **{f"val/{m}": rng.random() for m in "abcdef"}} for n in range(90)]
+        content = {"status": "ok", "code": code(), "epochs": epochs,
+                   "test": {"last": {"test/acc": float(rng.random())}}}  # fmt: skip
+        (folder / "results.json").write_text(json.dumps(content))
+    pack(tmp_path, tmp_path / "kept")
+    files = list((tmp_path / "kept").iterdir())
+    assert len(files) == 7
+    assert max(file.stat().st_size for file in files) < 200_000
+    with gzip.open(tmp_path / "kept" / "CosLU.json.gz") as text:
+        assert len(json.loads(text.read())) == 20
+
+
+# ---- the study's own code
+
+
+def test_a_study_has_its_own_copy_of_the_code(tmp_path: Path):
+    known = lock(tmp_path, check(small()))
+    target = copy_code(tmp_path, known)
+    assert code_of(target) == known["code"] == code()
+    assert (target / "COMMIT").read_text().strip() == known["commit"]
+    assert (target / "study/work.py").is_file()
+    assert not list(target.rglob("__pycache__"))
+    assert copy_code(tmp_path, known) == target  # it is not made twice
+    (target / "train.py").write_text("# changed")
+    with pytest.raises(SpecError, match="is not the code of this study"):
+        copy_code(tmp_path, known)
+
+
+def test_code_that_is_neither_here_nor_in_the_history_is_refused(tmp_path: Path):
+    known = {**lock(tmp_path, check(small())), "code": "0123456789ab", "commit": "0123456"}
+    with pytest.raises(SpecError, match="neither here"):
+        copy_code(tmp_path, known)
+    assert not list(tmp_path.glob("code*"))
+
+
+def test_a_later_commit_does_not_disturb_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The code of the locked commit comes from the repository's history."""
+    repository = tmp_path / "repository"
+    (repository / "models").mkdir(parents=True)
+    git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+
+    def committed(text: str) -> str:
+        (repository / "models" / "net.py").write_text(text)
+        (repository / "train.py").write_text(text)
+        for words in (["add", "-A"], ["commit", "-qm", text]):
+            subprocess.run([*git, *words], check=True)
+        found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, check=True)
+        return found.stdout.decode().strip()
+
+    subprocess.run([*git[:3], "init", "-q"], check=True)
+    first = committed("first = 1")
+    locked = {"commit": first[:7], "code": code_of(repository)}
+    committed("second = 2")
+    monkeypatch.setattr(copied, "ROOT", repository)
+    monkeypatch.setattr(copied, "code", lambda: code_of(repository))
+    target = copy_code(tmp_path / "study", locked)
+    assert (target / "models/net.py").read_text() == "first = 1"
+    assert (target / "COMMIT").read_text() == first[:7]
+
+
+# ---- SLURM
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [([0], "0"), ([0, 1, 2, 3], "0-3"), ([0, 2, 3, 7], "0,2-3,7"), ([5, 6], "5-6")],
+)
+def test_numbers_of_an_array(numbers: list[int], text: str):
+    assert ranges(numbers) == text
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a script for bash")
+@pytest.mark.parametrize("code", [0, 2, 143])
+def test_the_array_script_does_one_run_and_is_queued_again_when_time_is_over(
+    tmp_path: Path, code: int
+):
+    folder = tmp_path / "a study"
+    lock(folder, check(small()))
+    made = Study.read(folder)
+    runs = made.next_runs()[1]
+    made.prepare(runs)
+    text = slurm_script(folder, runs[3:], 2)
+    assert "#SBATCH --array=3-14\n" in text
+    assert len(text.splitlines()) <= 20
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, ends in (("srun", code), ("scontrol", 0)):
+        tool = tools / name
+        tool.write_text(f'#!/bin/sh\necho {name} "$@" $OMP_NUM_THREADS >> "$OUT"\nexit {ends}\n')
+        tool.chmod(0o755)
+    known = {"PATH": f"{tools}:{os.environ['PATH']}", "OUT": str(tmp_path / "out"),
+             "SLURM_ARRAY_TASK_ID": "7", "SLURM_JOB_ID": "99"}  # fmt: skip
+    script = tmp_path / "job.sh"
+    script.write_text(text)
+    assert subprocess.run(["bash", str(script)], env=known, check=False).returncode == code
+    first, *more = (tmp_path / "out").read_text().splitlines()
+    assert first == (
+        f"srun --job-name=interactive {sys.executable} -m study work {folder} 7 --threads 2 2"
+    )
+    assert more == (["scontrol requeue 99 2"] if code == 143 else [])
