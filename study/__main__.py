@@ -1,12 +1,12 @@
 """`python -m study`: many runs, one verdict."""
 
 import argparse
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ def main(args: list[str] | None = None) -> int:
             each.add_argument("--formats", nargs="+", default=["md", "html", "latex"])
         if name == "judge":
             each.add_argument("--train", action="store_true", help="train hidden arms, too")
+            each.set_defaults(on="local")
             _add_jobs(each)
     table = commands.add_parser("table", help="one table of all runs in a folder")
     table.add_argument("folder", type=Path)
@@ -149,6 +150,16 @@ def _run(options: Any) -> int:
     folder, spec = asked(options)
     with naming(folder / LOCK):
         folder.mkdir(parents=True, exist_ok=True)
+
+    def does() -> int:
+        lock_checked(folder, spec, options.amend)
+        return _drive(options, folder)
+
+    return _driven(folder, does)
+
+
+def _driven(folder: Path, does: Callable[[], int]) -> int:
+    """The exit code of `does`, which trains the runs of a study, as its only driver."""
     if not claim(folder / "driver"):
         known = owner(folder / "driver") or {}
         raise SpecError(
@@ -160,8 +171,7 @@ def _run(options: Any) -> int:
         signal.signal(number, _leave)
     try:
         with beating(folder / "driver"):
-            lock_checked(folder, spec, options.amend)
-            return _drive(options, folder)
+            return does()
     except SystemExit as left:
         print(f"stopped; the same command goes on, or: python -m study run {folder}", flush=True)
         return int(left.code or 0)
@@ -307,10 +317,32 @@ def _table(options: Any) -> None:
         print(table[[c for c in columns if c in table]].to_string(index=False, na_rep=""))
 
 
-def _judge(options: Any) -> None:
-    from .judge import judge_folder
+def _judge(options: Any) -> int:
+    from .judged import judge_folder
 
-    print(json.dumps(judge_folder(options.folder), indent=1))
+    if options.train:
+        if options.folder is None:
+            raise SpecError(
+                "--train needs the folder of a study: python -m study judge DIR --train"
+            )
+        if code := _driven(options.folder, lambda: _train_hidden(options)):
+            return code
+    print(judge_folder(options.folder))
+    return 0
+
+
+def _train_hidden(options: Any) -> int:
+    """Train the judge's hidden arms; the exit code."""
+    from .judged import hidden_runs
+    from .runs import Study
+
+    folder = options.folder
+    study = Study.read(folder, read_packed(folder))
+    runs = [run for run in hidden_runs(study) if study.status(run) == "missing"]
+    copy_code(folder, study.lock)
+    study.prepare(runs)
+    print(f"hidden arms: {len(runs)} runs", flush=True)
+    return _work_on(options, folder) if runs else 0
 
 
 if __name__ == "__main__":

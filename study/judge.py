@@ -21,12 +21,12 @@ class Noise:
     """How runs of a study vary.
 
     Args:
-        baseline: deviation of the baseline's runs over seeds.
+        baseline: deviation of the baseline's runs over seeds; (K,) if it is another for each arm.
         arms: (K,), deviation of each arm's.
         correlations: (K,), of each arm with the baseline over seeds.
     """
 
-    baseline: float
+    baseline: float | Array
     arms: Array
     correlations: Array
 
@@ -86,7 +86,11 @@ def simulate(
     shared, own = errors[:, :1], errors[:, 1:]
     rho = noise.correlations[:, None]
     runs = noise.arms[:, None] * (rho * shared + np.sqrt(1 - rho**2) * own)
-    found = runs - noise.baseline * shared + np.broadcast_to(differences, arms)[:, None]
+    found = (
+        runs
+        - np.reshape(noise.baseline, (-1, 1)) * shared
+        + np.broadcast_to(differences, arms)[:, None]
+    )
     return read(found, rules)
 
 

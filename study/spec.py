@@ -32,6 +32,7 @@ DEFAULTS: dict[str, Any] = {
     "published": {},
 }
 CONTROLS = ("frozen", "retrained", "same_time")
+HIDDEN = ("again", "planted")  # arms of the judge
 # options that decide how much an arm is trained, or on what
 _BUDGET = ("trainer.max_", "trainer.min_", "trainer.limit_", "trainer.overfit", "trainer.devices",
            "trainer.num_nodes", "trainer.accumulate", "trainer.fast_dev_run", "data",
@@ -141,8 +142,10 @@ def _check_arms(spec: dict[str, Any]) -> None:
             raise SpecError(
                 f"arm {name!r}: a name is of letters, digits, single spaces and . , + - _ ( )"
             )
-        if name.rpartition(" ")[2] in CONTROLS:
-            raise SpecError(f"arm {name!r} has the name of a control: choose another")
+        if name.rpartition(" ")[2] in (*CONTROLS, *HIDDEN):
+            raise SpecError(
+                f"arm {name!r} has the name of a control or of the judge: choose another"
+            )
     files: dict[str, str] = {}
     for name in arms:
         if (same := files.setdefault(file_name(name).lower(), name)) != name:
