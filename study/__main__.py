@@ -39,6 +39,7 @@ def main(args: list[str] | None = None) -> int:
         ("pack", "write the finished results, small, into results/studies"),
         ("slurm", "print a SLURM array script for the runs that come next"),
         ("work", "do the prepared runs on this machine"),
+        ("cost", "measure the time of a training step of each arm, in turns"),
         ("judge", "how often such a study is wrong"),
     ):
         each = commands.add_parser(name, help=text)
@@ -198,10 +199,13 @@ def _drive(options: Any, folder: Path) -> int:
     from .report import report
     from .runs import Study
 
-    known: set[str] = set()
+    known, measured = set[str](), False
     while True:
         study = Study.read(folder, read_packed(folder))
         stage, runs = study.next_runs()
+        if not runs and not measured and not study.ratios():
+            measured = _measure(folder, options.threads)
+            continue
         if not runs:
             break
         new = {run.id for run in runs}
@@ -218,6 +222,16 @@ def _drive(options: Any, folder: Path) -> int:
             raise SystemExit(code if code > 0 else 1)  # below 0: the launcher was killed
     print(report(study))
     return 0
+
+
+def _measure(folder: Path, threads: int) -> bool:
+    """Measure what the arms cost, by the study's own code; true, also where that fails."""
+    from .cost import SECONDS
+
+    print(f"measuring a training step of each arm, about {SECONDS:.0f} s", flush=True)
+    line, known = [sys.executable, "-m", "study", "cost", str(folder)], environment(folder, threads)
+    subprocess.run(line, env=known, check=False, stdout=subprocess.DEVNULL)
+    return True
 
 
 def _work_on(options: Any, folder: Path) -> int:
@@ -285,6 +299,17 @@ def _report(options: Any) -> None:
 
     take(options.folder)
     print(report(Study.read(options.folder, read_packed(options.folder)), options.formats))
+
+
+def _cost(options: Any) -> None:
+    from .cost import measure, write
+    from .runs import Study
+
+    table = measure(Study.read(options.folder))
+    write(options.folder, table)
+    for row in table:
+        seen = f"{row['step_ms']:.1f} ms, {row['ratio']:.2f} times the baseline's"
+        print(f"{row['arm']}, cell {row['cell']}: {seen}")
 
 
 def _pack(options: Any) -> None:

@@ -1,13 +1,18 @@
-"""Whether train.py accepts the arms of a study: asked before anything is locked or trained."""
+"""The arms of a study as train.py makes them; asked before anything is locked or trained."""
 
 import io
 import logging
 import tempfile
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .runs import Study, arguments, write_base
+from .runs import Run, Study, arguments, write_base
 from .spec import SpecError
+
+if TYPE_CHECKING:
+    import train
 
 
 def check_arms(study: Study) -> None:
@@ -17,44 +22,56 @@ def check_arms(study: Study) -> None:
         SpecError: an option, a name or a value is not accepted, or data are not there; or the test
             has no such metric.
     """
+    wanted = study.spec["metric"]["name"]
+    for cell in range(len(study.spec["cells"])):
+        for arm in study.spec["arms"]:
+            model = built(study.run("verdict", arm, cell, study.seeds[0], 0)).model
+            metrics = {*model.test_metrics.keys(), "test/loss"}
+            if wanted not in metrics:
+                raise SpecError(
+                    f"metric.name {wanted!r} is none of this test's: {', '.join(sorted(metrics))}"
+                )
+
+
+def built(run: Run) -> "train.CLI":
+    """The command line of a run that ends before the training: data, model and trainer are made.
+
+    Raises:
+        SpecError: an option, a name or a value is not accepted, or data are not there.
+    """
     import train
+
+    found: list[train.CLI] = []
 
     class Built(train.CLI):
         """Ends before the training."""
 
         def before_fit(self) -> None:
             super().before_fit()
+            found.append(self)
             raise SystemExit(0)
 
-        def after_instantiate_classes(self) -> None:
-            super().after_instantiate_classes()
-            metrics.update({*self.model.test_metrics.keys(), "test/loss"})
+    with tempfile.TemporaryDirectory() as folder, quiet() as told:
+        words = [*write_base(Path(folder), run.base), *arguments(run.options, run.seed)]
+        try:
+            train.main(["fit", *words, "--trainer.logger=false"], cli=Built)
+        except SystemExit as left:
+            if left.code:
+                text = told.getvalue().partition("error: ")[2].partition("\n")[0]
+                raise SpecError(f"arm {run.arm}: {text.partition(' [SUPPLE_')[0]}") from None
+    return found[0]
 
-    metrics, wanted = set[str](), study.spec["metric"]["name"]
+
+@contextmanager
+def quiet() -> Iterator[io.StringIO]:
+    """Nothing is printed; what goes to stderr is in the text."""
     loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
-    levels = [logger.level for logger in loggers]
-    for cell in range(len(study.spec["cells"])):
-        for arm in study.spec["arms"]:
-            run = study.run("verdict", arm, cell, study.seeds[0], 0)
-            told = io.StringIO()
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            try:
-                with (
-                    tempfile.TemporaryDirectory() as folder,
-                    redirect_stderr(told),
-                    redirect_stdout(io.StringIO()),
-                ):
-                    words = [*write_base(Path(folder), run.base), *arguments(run.options, run.seed)]
-                    train.main(["fit", *words, "--trainer.logger=false"], cli=Built)
-            except SystemExit as left:
-                if left.code:
-                    text = told.getvalue().partition("error: ")[2].partition("\n")[0]
-                    raise SpecError(f"arm {arm}: {text.partition(' [SUPPLE_')[0]}") from None
-            finally:
-                for logger, level in zip(loggers, levels, strict=True):
-                    logger.setLevel(level)
-            if wanted not in metrics:
-                raise SpecError(
-                    f"metric.name {wanted!r} is none of this test's: {', '.join(sorted(metrics))}"
-                )
+    levels, told = [logger.level for logger in loggers], io.StringIO()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stderr(told), redirect_stdout(io.StringIO()):
+            yield told
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -16,6 +16,7 @@ from .runs import Study, read_prepared
 from .spec import LOCK, SpecError, file_name, read_lock, write_lock
 
 KEPT = ROOT / "results/studies"
+COSTS = ("ratios.json", "steps.json")
 LARGE = 200  # kB
 # of each run; the options are in the lock
 _FIELDS = (
@@ -57,7 +58,7 @@ def pack(folder: Path, target: Path | None = None) -> str:
                     part[f"{key}.{name}"] = samples[name]
             part[key] = samples["predicted"]
     write_lock(target, study.lock)
-    written = []
+    written = _copy_costs(folder, target)
     for arm, runs in arms.items():
         file = target / f"{file_name(arm)}.json.gz"
         with replacing(file) as unfinished:
@@ -85,6 +86,16 @@ def take(folder: Path) -> None:
     source = kept(folder)
     if not (folder / LOCK).is_file() and (source / LOCK).is_file():
         write_lock(folder, read_lock(source))
+        _copy_costs(source, folder)
+
+
+def _copy_costs(source: Path, target: Path) -> list[Path]:
+    """Copy what was measured of the arms' cost; the files written."""
+    found = [each for each in COSTS if (source / each).is_file()]
+    for name in found:
+        with replacing(target / name) as unfinished:
+            unfinished.write_bytes((source / name).read_bytes())
+    return [target / name for name in found]
 
 
 def read_packed(folder: Path) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,409 @@
-"""The report of a study."""
+"""The report of a study: one page for a reader, one table for a program, one for a paper."""
 
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from activations.files import replacing
+
+from . import figures
+from .cost import about_steps
+from .latex import latex
+from .learned import learned_functions
+from .lines import judge_line, new_image_lines, verdict_lines
+from .page import Block, Code, Folded, Heading, Lines, Picture, Table, Text, html, markdown
+from .power import pairing
+from .rows import rows
 from .runs import Study
+from .spec import SpecError
+from .status import wrong
+from .verdict import Verdict
+
+FORMATS = ("md", "html", "latex")
+_SCOPE = (
+    "A verdict holds for this budget, these data and this network; it does not say what longer "
+    "training, other data or another network would give. Undecided does not mean equal: equal is "
+    "called equivalent, and only within the margin."
+)
+_IMAGES = (
+    "The verdict speaks of this test set, and of other seeds. These lines speak of other test sets "
+    "of this kind, too: both seeds and images are samples."
+)
 
 
-def report(study: Study, formats=("md", "html", "latex")) -> str:
-    return "\n".join(v.sentence() for v in study.verdicts())
+def report(study: Study, formats: Sequence[str] = FORMATS) -> str:
+    """Write the report of `study` into its folder; the lines to print.
+
+    `results.csv` and the figures are always written.
+
+    Args:
+        study: read, with all results.
+        formats: md, html, latex.
+
+    Raises:
+        ValueError: a format is unknown.
+    """
+    if unknown := [each for each in formats if each not in FORMATS]:
+        raise ValueError(f"no format {unknown[0]!r}: choose from {', '.join(FORMATS)}")
+    folder, table, verdicts = study.folder, rows(study), study.verdicts()
+    lines = verdict_lines(study, verdicts)
+    last = judge_line(study)
+    with replacing(folder / "results.csv") as unfinished:
+        pd.DataFrame(table).to_csv(unfinished, index=False)
+    if "latex" in formats:
+        _write(folder / "results.tex", latex(study, verdicts))
+    if {"md", "html"} & set(formats):
+        title = study.spec["question"] or f"The study {folder.resolve().name}"
+        page = _page(study, table, verdicts, lines, last)
+        if "md" in formats:
+            _write(folder / "report.md", markdown(title, page))
+        if "html" in formats:
+            _write(folder / "report.html", html(title, page, folder))
+    written = {"md": "report.md", "html": "report.html", "latex": "results.tex"}
+    names = ", ".join([*(written[each] for each in formats), "results.csv"])
+    return "\n".join([*lines, f"written into {folder}: {names}", last])
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as unfinished:
+        unfinished.write_text(text)
+
+
+def _page(
+    study: Study, table: list[dict[str, Any]], verdicts: list[Verdict], lines: list[str], last: str
+) -> list[Block]:
+    spec, lock = study.spec, study.lock
+    changes = [
+        f"The question was changed after its lock, on {_minute(amended['time'])} UTC, because: "
+        f"{amended['why']} (changed: {', '.join(amended['changed'])}). From then on every verdict "
+        "is exploratory."
+        for amended in lock["amendments"]
+    ]
+    page: list[Block] = [Text(_about(study)), Lines(lines, verdicts=True), *map(Text, changes)]
+    page.append(Text(_SCOPE))
+    beside = [("On new images", new_image_lines(study))]
+    beside += [
+        (f"Against {each}", verdict_lines(study, study.verdicts(each)))
+        for each in spec["second_baselines"]
+        if each != spec["baseline"]
+    ]
+    if controls := study.control_verdicts():
+        beside.append(("Controls", verdict_lines(study, controls)))
+    for name, found in beside:
+        images = name == "On new images"
+        lead = [Text(_IMAGES)] if images else []
+        page += [Heading(name), *lead, Lines(found, verdicts=not images)] if found else []
+    if spec["controls"]:
+        page += [Text(_controls(spec["controls"]))] if controls else []
+    page += [Heading("The judge"), Text(last)]
+    page += (
+        [Heading("Published and here"), _published(study, verdicts)] if spec["published"] else []
+    )
+    page += [Heading("Figures"), *_pictures(study, verdicts)]
+    page += [Heading("All values"), _values(study, verdicts)]
+    if spec["tune"]:
+        page += [Heading("Tuning"), *_tuning(study)]
+    page += [Heading("Runs and their cost"), *_cost(study, table)]
+    lock_text = yaml.safe_dump({k: v for k, v in lock.items() if k != "spec"}, sort_keys=False)
+    return [
+        *page,
+        Folded(f"All {len(table)} runs", [_runs(study, table)]),
+        Folded("The locked question", [
+            Code(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)), Code(lock_text),
+        ]),
+    ]  # fmt: skip
+
+
+def _about(study: Study) -> str:
+    """What was compared, in one paragraph."""
+    spec = study.spec
+    arms = [arm for arm in spec["arms"] if arm != spec["baseline"]]
+    cells = "; ".join(_cell(study, cell) for cell in range(len(spec["cells"])))
+    budget = ", ".join(
+        f"{name.removeprefix('trainer.').removeprefix('max_')}: {value}"
+        for name, value in spec["budget"].items()
+    )
+    at = {"last": "of the last epoch", "best": "of the epoch that is best on validation"}
+    several = "es" if len(arms) * len(spec["cells"]) > 1 else "is"
+    return (
+        f"{', '.join(arms)} against {spec['baseline']}, on {cells}. Budget of every run: "
+        f"{budget or 'that of the base file'}. Compared is {spec['metric']['name']} "
+        f"{at[spec['metric']['at']]}, by pairs of runs of the same seed; margin "
+        f"{spec['margin']:g} {study.rules.unit}; "
+        f"the chance of a false verdict is at most {100 * spec['alpha']:g}% over all looks "
+        f"(at {', '.join(map(str, spec['seeds']['looks']))} seeds) and all "
+        f"{len(arms) * len(spec['cells'])} hypothes{several} together."
+    )
+
+
+def _cell(study: Study, cell: int) -> str:
+    options = study.spec["cells"][cell]
+    return f"{options.get('data', 'data')}, {options.get('model.backbone', 'backbone')}"
+
+
+def _controls(controls: Sequence[str]) -> str:
+    told = {
+        "frozen": "frozen: the function stays as it is at the start",
+        "retrained": "retrained: the shape that the same seed has learned is used from the start "
+        "and does not change",
+        "same_time": "same_time: the baseline trains for as many more epochs as the arm's steps "
+        "take longer",
+    }
+    return f"{'; '.join(told[each] for each in controls)}. Each is compared with the baseline."
+
+
+def _interval(verdict: Verdict) -> str:
+    seen = verdict.interval
+    if seen is None:
+        return f"{verdict.mean:+z.2f}" if math.isfinite(verdict.mean) else "no run yet"
+    return f"{seen.difference:+z.2f} [{seen.low:+z.2f}, {seen.high:+z.2f}]"
+
+
+def published(study: Study, arm: str) -> float | None:
+    """The difference that was published for an arm, in points."""
+    value = study.spec["published"].get(arm, {}).get("difference")
+    return None if value is None else float(value)
+
+
+def _published(study: Study, verdicts: list[Verdict]) -> Table:
+    known = []
+    for (arm, _), verdict in zip(study.hypotheses(), verdicts, strict=True):
+        if arm in study.spec["published"]:
+            value = published(study, arm)
+            text = study.spec["published"][arm].get("text", "")
+            known.append([verdict.arm, "" if value is None else f"{value:+.2f}", text,
+                          _interval(verdict), verdict.kind.value])  # fmt: skip
+    unit = study.rules.unit
+    columns = ["arm", f"published, {unit}", "where", f"here, {unit} [interval]", "verdict"]
+    return Table(columns, known)
+
+
+def _values(study: Study, verdicts: list[Verdict]) -> Table:
+    """Mean and deviation of each arm in each cell."""
+    told = dict(zip(study.hypotheses(), verdicts, strict=True))
+    body = []
+    for cell in range(len(study.spec["cells"])):
+        for arm in study.spec["arms"]:
+            runs = study.runs_of(arm, cell)
+            values = runs.values[runs.are("ok")]
+            verdict = told.get((arm, cell))
+            body.append([
+                runs.name, mean_deviation(values), len(values),
+                int(runs.are("diverged").sum()), int(runs.are("failed").sum()),
+                *([_interval(verdict), _pairing(study, arm, cell), verdict.kind.value]
+                  if verdict else ["", "", "baseline"]),
+            ])  # fmt: skip
+    unit = study.rules.unit
+    return Table(
+        ["arm", f"{study.spec['metric']['name']}, {unit}: mean ± deviation", "runs", "diverged",
+         "failed", f"difference, {unit} [interval]", "correlation over seeds", "verdict"], body,
+    )  # fmt: skip
+
+
+def _pairing(study: Study, arm: str, cell: int) -> str:
+    """The correlation with the baseline over seeds, and what the pairs are worth by it."""
+    base, new = study.runs_of(study.spec["baseline"], cell), study.runs_of(arm, cell)
+    both = base.are("ok") & new.are("ok")
+    if both.sum() < 4 or (base.values - new.values)[both].std() == 0:
+        return ""
+    found = pairing(base.values[both], new.values[both])
+    if not math.isfinite(found.correlation):
+        return ""
+    return (
+        f"{found.correlation:+.2f} [{found.low:+.2f}, {found.high:+.2f}]: {both.sum()} pairs tell "
+        f"as much as {found.unpaired:.0f} unpaired"
+    )
+
+
+def mean_deviation(values: Any) -> str:
+    """Mean and deviation over seeds, as the tables print them."""
+    if len(values) == 0:
+        return ""
+    mean = f"{np.mean(values):.2f}"
+    return f"{mean} ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else mean
+
+
+def _tuning(study: Study) -> list[Block]:
+    """The whole grid; the chosen setting of each arm has a star."""
+    spec, parts = study.spec, list[Block]()
+    tune = spec["tune"]
+    scale = 1 if tune["metric"].endswith("loss") else 100
+    parts.append(Text(
+        f"The same grid for every arm; mean of {tune['metric']} over the seeds "
+        f"{', '.join(map(str, tune['seeds']))}, which no verdict uses. A star marks the setting "
+        "that was chosen; n/a: a run diverged or failed."
+    ))  # fmt: skip
+    names = [", ".join(f"{n.rpartition('.')[2]} {v}" for n, v in each.items())
+             for each in study.settings]  # fmt: skip
+    body = []
+    for cell in range(len(spec["cells"])):
+        for arm in spec["arms"]:
+            best, means = study.tuned(arm, cell)
+            texts = ["n/a" if math.isnan(m) else f"{scale * m:.2f}" for m in means]
+            texts[best] += " *"
+            body.append([study.label(arm, cell), *texts])
+    edge = [
+        study.label(arm, cell)
+        for cell in range(len(spec["cells"]))
+        for arm in spec["arms"]
+        if len(study.settings) > 2 and study.tuned(arm, cell)[0] in (0, len(study.settings) - 1)
+    ]
+    if edge and len(tune["grid"]) == 1:
+        parts.append(Text(
+            f"At the edge of the grid, so that a wider one might be better: {', '.join(edge)}."
+        ))  # fmt: skip
+    return [*parts, Table(["arm", *names], body)]
+
+
+def _cost(study: Study, table: list[dict[str, Any]]) -> list[Block]:
+    ended = [row for row in table if row["cpu_s"] is not None]
+    stages = dict.fromkeys(row["stage"] for row in table)
+    body = []
+    for stage in stages:
+        mine = [row for row in table if row["stage"] == stage]
+        count = {s: sum(row["status"] == s for row in mine) for s in ("ok", "diverged", "failed")}
+        body.append([stage, len(mine), *count.values(),
+                     f"{sum(row['fit_s'] or 0 for row in mine) / 3600:.2f}",
+                     f"{sum(row['cpu_s'] or 0 for row in mine) / 3600:.2f}"])  # fmt: skip
+    columns = ["stage", "runs", "ok", "diverged", "failed", "hours", "processor hours"]
+    machines = sorted({str(row["machine"]) for row in ended if row["machine"]})
+    commits = sorted({f"{row['commit']}{' with changes' if row['dirty'] else ''}"
+                      for row in ended if row["commit"]})  # fmt: skip
+    times = [row[n] for row in ended for n in ("start", "end") if row[n]]
+    parts: list[Block] = [Table(columns, body)]
+    if bad := wrong(study):
+        parts.append(Lines(bad))
+    if times:
+        parts.append(Text(
+            f"From {_minute(min(times))} to {_minute(max(times))} UTC. "
+            f"Machines: {'; '.join(machines) or 'unknown'}. "
+            f"Commits: {', '.join(commits)}; code {study.lock['code']} in all runs."
+        ))  # fmt: skip
+    return parts
+
+
+def _minute(time: str) -> str:
+    """A time in UTC without seconds."""
+    return time[:16].replace("T", " ")
+
+
+def _runs(study: Study, table: list[dict[str, Any]]) -> Table:
+    metric = study.spec["metric"]["name"]
+    names = ["stage", "arm", "data", "backbone", "seed", "setting", "status", metric, "fit_s", "id"]
+
+    def text(value: Any) -> Any:
+        return f"{value:.2f}" if isinstance(value, float) else value
+
+    columns = [*names[:7], f"{metric}, {study.rules.unit}", "fit, s", "run"]
+    return Table(columns, [[text(row[name]) for name in names] for row in table])
+
+
+def _pictures(study: Study, verdicts: list[Verdict]) -> list[Block]:
+    """Draw all figures that the runs allow; the blocks with their captions."""
+    folder, unit, spec = study.folder / "figures", study.rules.unit, study.spec
+    label = f"{spec['metric']['name']}, {unit}"
+    told = [*zip(study.hypotheses(), verdicts, strict=True)]
+    parts: list[Block] = []
+    table = [figures.Interval(v.arm, v, published(study, arm)) for (arm, _), v in told]
+    table += [figures.Interval(v.arm, v) for v in study.control_verdicts()]
+    figures.draw_intervals(folder / "intervals.png", table, spec["margin"], unit)
+    parts.append(Picture("figures/intervals.png", (
+        f"Mean difference to {spec['baseline']} and its interval, by which the verdict is made. A "
+        "verdict is better or worse if the interval leaves out 0, equivalent if it lies inside the "
+        "green band. The confidence of an interval is above "
+        f"{100 * (1 - spec['alpha']):g}%, since alpha is shared among the looks and hypotheses. A "
+        "cross is a mean without verdict."
+    )))  # fmt: skip
+    pairs = {}
+    for (arm, cell), verdict in told:
+        base, new = study.runs_of(spec["baseline"], cell), study.runs_of(arm, cell)
+        both = base.are("ok") & new.are("ok")
+        if both.any():
+            pairs[verdict.arm] = spec["baseline"], base.values[both], new.values[both]
+    if pairs:
+        figures.draw_pairs(folder / "pairs.png", pairs, label, up=study.rules.higher_is_better)
+        parts.append(Picture("figures/pairs.png", (
+            "Each thin line is a seed: blue where the arm is better than the baseline, orange "
+            "where it is worse. Black: the means."
+        )))  # fmt: skip
+    parts += [block for block in (_draw_cost(study, label), _draw_learning(study)) if block]
+    return [*parts, *_draw_learned(study)]
+
+
+def _draw_cost(study: Study, label: str) -> Block | None:
+    ratios, spec = study.ratios(), study.spec
+    cells = {}
+    for cell in range(len(spec["cells"])):
+        arms = {}
+        for arm in spec["arms"]:
+            runs, ratio = study.runs_of(arm, cell), ratios.get(f"{arm}/{cell}")
+            if ratio is not None and runs.are("ok").any():
+                arms[arm] = ratio, runs.values[runs.are("ok")]
+        if arms:
+            cells[_cell(study, cell)] = arms
+    if not cells:
+        return Text("The cost of the arms is not measured yet: python -m study cost DIR")
+    path = study.folder / "figures/cost.png"
+    figures.draw_cost(path, cells, spec["baseline"], label)
+    return Picture("figures/cost.png", (
+        f"{label} (mean and deviation over seeds) against the time of a training step"
+        f"{about_steps(study.folder)}. Up and to the left is better."
+    ))  # fmt: skip
+
+
+def _draw_learning(study: Study) -> Block | None:
+    spec = study.spec
+    metric = spec["metric"]["name"].replace("test/", "val/", 1)
+    scale = 1 if metric.endswith("loss") else 100
+    cells = {}
+    for cell in range(len(spec["cells"])):
+        arms = {}
+        for arm in spec["arms"]:
+            runs = [study.verdict_run(arm, cell, seed) for seed in study.seeds]
+            found = [study.results[run.id]["epochs"] for run in runs if run.id in study.results]
+            size = max(map(len, found), default=0)
+            values = np.full((len(found), size), math.nan)
+            for place, epochs in enumerate(found):
+                known = [each.get(metric) for each in epochs]
+                values[place, : len(known)] = [math.nan if v is None else scale * v for v in known]
+            if np.isfinite(values).any():
+                arms[arm] = values
+        if arms:
+            cells[_cell(study, cell)] = arms
+    if not cells:
+        return None
+    path = study.folder / "figures/learning.png"
+    figures.draw_learning(path, cells, spec["baseline"], f"{metric}, {study.rules.unit}")
+    return Picture("figures/learning.png", (
+        f"{metric} after each epoch: the line is the mean over seeds, the band holds all of them. "
+        "No verdict is made from it."
+    ))  # fmt: skip
+
+
+def _draw_learned(study: Study) -> list[Block]:
+    panels, told = {}, list[str]()
+    for cell in range(len(study.spec["cells"])):
+        for arm in study.spec["arms"]:
+            try:
+                found = learned_functions(study, arm, cell)
+            except SpecError as error:
+                told = [f"What the arms learned cannot be drawn on this machine: {error}"]
+                continue
+            if found:
+                panels[study.label(arm, cell)] = found
+    if not panels:
+        return [Text(each) for each in told]
+    path = study.folder / "figures/learned.png"
+    figures.draw_learned(path, panels)
+    return [
+        Picture("figures/learned.png", (
+            "What was learned: the function of each layer, mean over seeds, from the first layer "
+            "(dark) to the last (yellow); dotted: at the start."
+        )),
+        *map(Text, told),
+    ]  # fmt: skip

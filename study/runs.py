@@ -204,7 +204,7 @@ class Study:
         if base != self.spec["baseline"]:
             cells = range(len(self.spec["cells"]))
             asked = [(a, c) for c in cells for a in self.spec["arms"] if a != base]
-        bases = [self.runs_of(base, cell) for _, cell in asked]
+        bases = [replace(self.runs_of(base, cell), name=base) for _, cell in asked]
         return family(bases, [self.runs_of(arm, cell) for arm, cell in asked], self.rules)
 
     # ---- controls
@@ -257,7 +257,7 @@ class Study:
             arms.append(Runs(found.name, [*found.values, *[math.nan] * missing],  # pyright: ignore
                              (*found.status, *["missing"] * missing)))  # fmt: skip
             base = self.runs_of(self.spec["baseline"], cell)
-            bases.append(Runs(base.name, [*base.values[:n], *padded],  # pyright: ignore
+            bases.append(Runs(self.spec["baseline"], [*base.values[:n], *padded],  # pyright: ignore
                               (*base.status[:n], *["missing"] * len(padded))))  # fmt: skip
         return family(bases, arms, self.rules)
 

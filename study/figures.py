@@ -1,0 +1,212 @@
+"""The pictures of a report, each as PNG and PDF."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from activations.files import replacing
+from activations.picture import new_figure, save_figure
+
+from .verdict import Kind, Verdict
+
+Array = NDArray[np.float64]
+
+# Okabe and Ito's colours, which the colour-blind tell apart; the baseline is grey
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+MARKERS = "osD^vP"
+BASE, UP, DOWN = "0.35", "#0072b2", "#d55e00"
+TOGETHER = 6  # arms in one panel
+ACROSS = 4  # panels in a row
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One row of the picture of intervals: a name, a verdict or nothing yet, a published value."""
+
+    name: str
+    verdict: Verdict
+    published: float | None = None
+
+
+def save(figure: Any, path: Path) -> Path:
+    """Write the figure as `path` (a PNG) and as a PDF beside it."""
+    save_figure(figure, path)
+    with replacing(path.with_suffix(".pdf")) as unfinished:
+        figure.savefig(unfinished, format="pdf", metadata={"CreationDate": None})
+    return path
+
+
+def _panels(count: int, width: float, height: float) -> tuple[Any, list[Any]]:
+    """A figure with so many panels of this size, in inches."""
+    across = min(count, ACROSS)
+    down = math.ceil(count / across)
+    size = max(across * width, 4.0), down * height
+    figure = new_figure(*size, dpi=150, layout="constrained")
+    axes = list(figure.subplots(down, across, squeeze=False).flatten())
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    return figure, axes[:count]
+
+
+def draw_intervals(path: Path, rows: Sequence[Interval], margin: float, unit: str) -> Path:
+    """Each mean difference with its interval, over the band within the margin."""
+    height = 1.1 + 0.42 * len(rows)
+    figure = new_figure(8.0, height, dpi=150, layout="constrained")
+    axis = figure.subplots()
+    axis.axvspan(-margin, margin, color="#009e73", alpha=0.16, linewidth=0,
+                 label=f"within the margin, ±{margin:g} {unit}")  # fmt: skip
+    axis.axvline(0, color="0.3", linewidth=1)
+    shown = dict[str, Any]()
+    for place, row in enumerate(rows):
+        seen, kind = row.verdict.interval, row.verdict.kind
+        color = {Kind.BETTER: UP, Kind.WORSE: DOWN, Kind.EQUIVALENT: "#00805c"}.get(kind, BASE)
+        if seen is not None:
+            axis.plot([seen.low, seen.high], [place, place], color=color, linewidth=2.4)
+            axis.plot(seen.difference, place, "o", color=color, markersize=6)
+        elif math.isfinite(row.verdict.mean):
+            axis.plot(row.verdict.mean, place, "x", color=color, markersize=6)
+        if row.published is not None:
+            (mark,) = axis.plot(
+                row.published, place, "D", color="black", markersize=6, fillstyle="none"
+            )
+            shown["published"] = mark
+        axis.annotate(kind.value, (1.02, place), xycoords=("axes fraction", "data"), va="center",
+                      fontsize=9, color=color)  # fmt: skip
+    axis.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=9)
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    base = rows[0].verdict.baseline.partition(" (")[0]
+    axis.set_xlabel(f"difference to {base}, {unit}; better is to the right", fontsize=9)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.tick_params(axis="y", length=0)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    handles = [axis.patches[0], *shown.values()]
+    figure.legend(handles, [axis.patches[0].get_label(), *shown], loc="outside upper center",
+                  ncols=2, frameon=False, fontsize=8)  # fmt: skip
+    return save(figure, path)
+
+
+def draw_pairs(
+    path: Path, panels: Mapping[str, tuple[str, Array, Array]], label: str, *, up: bool = True
+) -> Path:
+    """For each hypothesis, the baseline's and the arm's value of each seed, joined by a line."""
+    figure, axes = _panels(len(panels), 2.2, 2.7)
+    for axis, (name, (base, old, new)) in zip(axes, panels.items(), strict=True):
+        for a, b in zip(old, new, strict=True):
+            color = BASE if a == b else UP if (b > a) == up else DOWN
+            axis.plot([0, 1], [a, b], "-o", color=color, alpha=0.75, linewidth=1, markersize=3.5)
+        if len(old):
+            axis.plot([-0.12, 1.12], [old.mean(), new.mean()], "D", color="black", markersize=5)
+            axis.plot([0, 1], [old.mean(), new.mean()], color="black", linewidth=2, alpha=0.8)
+        axis.set_xticks([0, 1], [base, name.partition(" (")[0]], fontsize=8)
+        axis.set_xlim(-0.35, 1.35)
+        won = int(((new > old) == up)[new != old].sum())
+        axis.set_title(f"{name}\nbetter in {won} of {len(old)} seeds", fontsize=8)
+    for axis in axes[::ACROSS]:
+        axis.set_ylabel(label, fontsize=9)
+    return save(figure, path)
+
+
+def draw_cost(
+    path: Path, cells: Mapping[str, Mapping[str, tuple[float, Array]]], base: str, label: str
+) -> Path:
+    """Each arm's metric, mean and deviation over seeds, against the time of a training step.
+
+    `cells` maps the name of a cell and of an arm to its time over the baseline's and its values.
+    """
+    figure, axes = _panels(len(cells), 4.4, 3.4)
+    for axis, (cell, arms) in zip(axes, cells.items(), strict=True):
+        looks = styles([name for name in arms if name != base])
+        for name, (ratio, values) in arms.items():
+            color, marker = looks.get(name, (BASE, "s"))
+            spread = values.std(ddof=1) if len(values) > 1 else 0.0
+            axis.errorbar(ratio, values.mean(), spread, fmt=marker, color=color, markersize=6,
+                          linewidth=1.2, capsize=2.5, label=name)  # fmt: skip
+        axis.set_title(cell, fontsize=9)
+        axis.set_xlabel(f"time of a training step, {base} = 1", fontsize=9)
+        axis.grid(alpha=0.25)
+        axis.margins(0.15)
+        axis.legend(fontsize=7, frameon=False, ncols=max(1, len(arms) // 8))
+    axes[0].set_ylabel(label, fontsize=9)
+    return save(figure, path)
+
+
+def styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """A colour and a marker for each name; both together are unique up to 36 names."""
+    return {
+        name: (COLORS[k % len(COLORS)], MARKERS[(k + k // len(COLORS)) % len(MARKERS)])
+        for k, name in enumerate(names)
+    }
+
+
+def draw_learning(
+    path: Path, cells: Mapping[str, Mapping[str, Array]], base: str, label: str
+) -> Path:
+    """The metric on the validation images after each epoch: mean over seeds, band of all seeds.
+
+    `cells` maps the name of a cell and of an arm to (seeds, epochs), NaN where a run has ended.
+    More than six arms have a panel each.
+    """
+    panels: list[tuple[str, dict[str, Array]]] = []
+    for cell, arms in cells.items():
+        others = [name for name in arms if name != base]
+        groups = [others] if len(others) <= TOGETHER else [[name] for name in others]
+        for group in groups:
+            shown = {name: arms[name] for name in [base, *group] if name in arms}
+            panels.append((cell if len(groups) == 1 else f"{group[0]} ({cell})", shown))
+    width, height = (4.4, 3.2) if len(panels) <= 2 else (2.8, 2.4)
+    figure, axes = _panels(len(panels), width, height)
+    for axis, (title, arms) in zip(axes, panels, strict=True):
+        looks = styles([name for name in arms if name != base])
+        for name, values in arms.items():
+            color, marker = looks.get(name, (BASE, "s"))
+            epochs = np.arange(1, values.shape[1] + 1)
+            known = np.isfinite(values).any(0)
+            middle = np.nanmean(values[:, known], 0)
+            axis.plot(epochs[known], middle, color=color, linewidth=1.8, marker=marker,
+                      markersize=3.5, markevery=max(1, len(epochs) // 10), label=name)  # fmt: skip
+            band = np.nanmin(values[:, known], 0), np.nanmax(values[:, known], 0)
+            axis.fill_between(epochs[known], *band, color=color, alpha=0.13, linewidth=0)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("epoch", fontsize=9)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=7, frameon=False)
+    for axis in axes[::ACROSS]:
+        axis.set_ylabel(label, fontsize=9)
+    return save(figure, path)
+
+
+def draw_learned(path: Path, panels: Mapping[str, tuple[Array, list[Array], list[Array]]]) -> Path:
+    """What each arm learned: the function of each layer, mean over seeds, and its start.
+
+    `panels` maps a name to the inputs, the functions at the start and the learned ones, in the
+    order of the network's layers.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    figure, axes = _panels(len(panels), 2.9, 2.7)
+    depth = ScalarMappable(Normalize(0, 1), "viridis")
+    for axis, (name, (x, first, last)) in zip(axes, panels.items(), strict=True):
+        for place, y in enumerate(last):
+            axis.plot(x, y, color=depth.cmap(0.9 * place / max(len(last) - 1, 1)), linewidth=1.3)
+        for y in first[:1] if all(np.allclose(y, first[0]) for y in first) else first:
+            axis.plot(x, y, ":", color="black", linewidth=1.6, label="at the start")
+        axis.set_title(name, fontsize=9)
+        axis.set_xlabel("input x", fontsize=8)
+        axis.grid(alpha=0.25)
+    axes[0].legend(*(each[:1] for each in axes[0].get_legend_handles_labels()), fontsize=7,
+                   frameon=False)  # fmt: skip
+    for axis in axes[::ACROSS]:
+        axis.set_ylabel("f(x)", fontsize=8)
+    bar = figure.colorbar(depth, ax=axes, pad=0.01, ticks=[0, 1], shrink=0.9)
+    bar.ax.set_yticklabels(["first layer", "last layer"], fontsize=8)
+    return save(figure, path)

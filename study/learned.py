@@ -1,0 +1,52 @@
+"""What an arm learned: the functions of its layers, mean over the seeds."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from activations import set_progress
+from activations.groups import shape_parameters
+from callbacks.sites import activation_sites, curve, has_curve
+
+from .arms import built
+from .runs import Study
+
+Array = NDArray[np.float64]
+
+
+def learned_functions(
+    study: Study, arm: str, cell: int
+) -> tuple[Array, list[Array], list[Array]] | None:
+    """Inputs, and for each layer the function at the start and the learned one.
+
+    Mean over the channels and over the seeds that ended well; None if the arm learns nothing, or
+    nothing that is a function of one number.
+
+    Raises:
+        SpecError: train.py cannot build the network here.
+    """
+    runs = [study.verdict_run(arm, cell, seed) for seed in study.seeds]
+    found = [study.results[run.id]["learned"] for run in runs if study.status(run) == "ok"]
+    if not any(found):
+        return None
+    backbone = built(runs[0]).model.backbone
+    parameters = shape_parameters(backbone)
+    sites = {
+        name: module
+        for name, module in activation_sites(backbone).items()
+        if any(f"{each}.".startswith(f"{name}.") for each in parameters) and has_curve(module)
+    }
+    if not sites or parameters.keys() != found[0].keys():
+        return None
+    x = torch.linspace(-4, 4, 161)
+
+    def drawn() -> list[Array]:
+        return [curve(name, each, x, {}).mean(1).double().numpy() for name, each in sites.items()]
+
+    first, last = drawn(), []
+    set_progress(backbone, 1.0)
+    for values in found:
+        for name, parameter in parameters.items():
+            parameter.data.copy_(torch.tensor(values[name]).view_as(parameter))
+        last.append(drawn())
+    return x.double().numpy(), first, list(np.mean(last, axis=0))

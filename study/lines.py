@@ -1,0 +1,78 @@
+"""What a study says, in plain words: a line for each verdict and for what stands beside it."""
+
+from collections.abc import Sequence
+
+from .crossed import METRICS, NewImages, new_images
+from .judge import Noise, judge
+from .packed import read_samples
+from .runs import Study
+from .verdict import Kind, Verdict
+
+EXPLORATORY = "(exploratory) "
+
+
+def verdict_lines(study: Study, verdicts: Sequence[Verdict]) -> list[str]:
+    """A sentence for each verdict; exploratory once the question was changed after its lock."""
+    mark = EXPLORATORY if study.lock["amendments"] else ""
+    return [mark + each.sentence() for each in verdicts]
+
+
+def new_image_lines(study: Study, baseline: str = "") -> list[str]:
+    """What each difference is worth on other images of this kind, or why that is not known."""
+    base, metric = baseline or study.spec["baseline"], study.spec["metric"]["name"]
+    name = metric.removeprefix("test/")
+    if name not in METRICS or name == "auroc":
+        return [f"On new images: not computed for {metric}, only for accuracy and F1."]
+    found = []
+    for (arm, cell), each in zip(study.hypotheses(), study.verdicts(baseline), strict=True):
+        if each.interval is None or each.kind in (Kind.IDENTICAL, Kind.UNSTABLE, Kind.HELD):
+            continue
+        estimate = _on_new_images(study, arm, base, cell, each)
+        found.append(
+            f"{each.arm} on new images: not known, since samples of the test are missing (test.npz)"
+            if estimate is None
+            else estimate.sentence()
+        )
+    return found
+
+
+def _on_new_images(
+    study: Study, arm: str, base: str, cell: int, verdict: Verdict
+) -> NewImages | None:
+    """The estimate from the predictions of the seeds that the verdict rests on."""
+    assert verdict.interval is not None
+    outputs: dict[str, list] = {arm: [], base: []}
+    known = None
+    for name, seed in ((name, s) for s in study.seeds[: verdict.interval.n] for name in outputs):
+        samples = read_samples(study, study.verdict_run(name, cell, seed).id)
+        known = known or samples
+        if samples is None or known is None or len(samples["label"]) != len(known["label"]):
+            return None
+        if (samples["label"] != known["label"]).any():
+            return None
+        outputs[name].append(samples["predicted"])
+    assert known is not None
+    return new_images(
+        known["label"], outputs[base], outputs[arm], study.rules, verdict.interval.level,
+        METRICS[study.spec["metric"]["name"].removeprefix("test/")], known.get("group"),
+        (verdict.arm, verdict.baseline), "records" if "group" in known else "images",
+    )  # fmt: skip
+
+
+def judge_line(study: Study) -> str:
+    """How often such a study is wrong, simulated with its own noise."""
+    noises = []
+    for cell in range(len(study.spec["cells"])):
+        arms = [arm for arm, c in study.hypotheses() if c == cell]
+        base = study.runs_of(study.spec["baseline"], cell)
+        if base.are("ok").sum() < 3:
+            return "Judge: no line yet: the noise of fewer than 3 runs of the baseline is not known"
+        noises.append(Noise.measured(base, [study.runs_of(arm, cell) for arm in arms]))
+    size = (sum(each.baseline**2 for each in noises) / len(noises)) ** 0.5
+    if not size:
+        return "Judge: no line: all runs of the baseline have the same value"
+    import numpy as np
+
+    arms = np.concatenate([each.arms for each in noises])
+    correlations = np.concatenate([each.correlations for each in noises])
+    return judge(Noise(size, arms, correlations), study.rules).sentence()

@@ -1,0 +1,139 @@
+"""What a study will cost and what it can tell, before it starts."""
+
+import json
+import multiprocessing
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .packed import read_packed, take
+from .power import smallest_difference
+from .runs import Run, Study
+from .spec import LOCK
+from .status import START, duration, run_seconds
+from .verdict import Runs
+
+PILOT = 120.0  # seconds at most
+DEVIATIONS = (0.25, 0.5, 1.0)  # of runs, in points
+VALIDATION = 0.15  # of an epoch's training time, besides the steps: loading and validation
+
+
+def plan(folder: Path, spec: dict[str, Any], seconds: float = PILOT) -> str:
+    """Runs of each stage, hours, and the smallest difference that each look can tell.
+
+    The time of a run is that of the runs that have ended in `folder`, if there are some, else of a
+    pilot that measures training steps of all arms and ends after `seconds`.
+
+    Args:
+        folder: of the study; it need not exist.
+        spec: checked.
+        seconds: the most that the pilot takes.
+
+    Raises:
+        SpecError: `folder` holds another, damaged study.
+    """
+    take(folder)
+    study = Study(folder, {"spec": spec, "amendments": []})
+    if (folder / LOCK).is_file():
+        study = Study.read(folder, read_packed(folder))
+    times, source = run_seconds(study), "runs that have ended"
+    if not times:
+        times, source = pilot(study, seconds)
+    return "\n".join([*_runs(study, times, source), "", *_power(study)])
+
+
+def _runs(study: Study, times: dict[tuple[str, int], float], source: str) -> list[str]:
+    looks, cells = study.spec["seeds"]["looks"], range(len(study.spec["cells"]))
+    arms = [(arm, cell) for cell in cells for arm in study.spec["arms"]]
+    stages: list[tuple[str, list[Run]]] = [("tuning", list(study.tuning()))]
+    for before, look in zip([0, *looks], looks, strict=False):
+        runs = [study.run("verdict", a, c, s, 0) for s in study.seeds[before:look] for a, c in arms]
+        stages.append((f"seeds {before + 1} to {look}", runs))
+    mean = sum(times.values()) / len(times) if times else 0.0
+    lines, total, count = [f"{'stage':<18}{'runs':>6}{'one at a time':>18}"], 0.0, 0
+    for name, runs in stages:
+        if runs:
+            took = sum(times.get((run.arm, run.cell), mean) for run in runs)
+            total, count = total + took, count + len(runs)
+            lines.append(f"{name:<18}{len(runs):>6}{duration(took) if times else '?':>18}")
+    lines.append(f"{'all, at most':<18}{count:>6}{duration(total) if times else '?':>18}")
+    if study.spec["controls"]:
+        lines.append(
+            f"controls ({', '.join(study.spec['controls'])}): as many runs again as the seeds of "
+            "each arm that is better or worse, for each control"
+        )
+    lines.append("Arms that are decided at an early look need no later runs.")
+    return [*lines, f"The time of a run is known from {source}."]
+
+
+def _power(study: Study) -> list[str]:
+    """The smallest true difference that each look finds in 80% of studies."""
+    rules, unit = study.rules, study.rules.unit
+    hypotheses = len(study.hypotheses())
+    levels = rules.levels(hypotheses)[:, 0]
+    known = measured(study)
+    pairs = {f"{each:g}": each * 2**0.5 for each in DEVIATIONS}
+    if known:
+        pairs = {"measured": known}
+    head = "".join(f"{name:>10}" for name in pairs)
+    lines = [f"Smallest true difference, in {unit}, that a look finds in 80% of studies"]
+    if known:
+        lines.append(f"(the deviation of a pair's difference, measured: {known:.2f} {unit})")
+    else:
+        lines.append("by the deviation of an arm's runs over seeds, pairs without correlation")
+    lines.append(f"{'look':<18}{head}")
+    for n, level in zip(rules.looks, levels, strict=True):
+        found = "".join(f"{smallest_difference(n, s, float(level)):>10.2f}" for s in pairs.values())
+        lines.append(f"{f'{n} seeds':<18}{found}")
+    return [*lines, f"with {hypotheses} hypotheses, alpha {rules.alpha:g}, margin {rules.margin:g}"]
+
+
+def measured(study: Study) -> float | None:
+    """The deviation of a pair's difference: the mean over arms and cells with 3 pairs or more."""
+    found = []
+    for arm, cell in study.hypotheses():
+        base, new = study.runs_of(study.spec["baseline"], cell), study.runs_of(arm, cell)
+        differences = _differences(base, new)
+        if len(differences) > 2:
+            found.append(differences.var(ddof=1))
+    return float(np.mean(found) ** 0.5) or None if found else None
+
+
+def _differences(base: Runs, new: Runs) -> Any:
+    both = base.are("ok") & new.are("ok")
+    return new.values[both] - base.values[both]
+
+
+def pilot(study: Study, seconds: float) -> tuple[dict[tuple[str, int], float], str]:
+    """Arm and cell -> seconds of a run, from training steps; and the words for where it is from.
+
+    It is made in a process of its own, which is ended when the time is over.
+    """
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "steps.json"
+        process = context.Process(target=_pilot, args=(study.spec, file, seconds / 3))
+        process.start()
+        process.join(seconds)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        if not file.is_file():
+            return {}, f"nothing: a pilot of {seconds:.0f} s did not end, or failed (see above)"
+        rows = json.loads(file.read_text())
+    found = {}
+    for row in rows:
+        steps = row["epochs"] * row["batches"] * row["step_ms"] / 1e3
+        found[row["arm"], row["cell"]] = START + (1 + VALIDATION) * steps
+    return found, "a pilot of training steps, one process alone on this machine"
+
+
+def _pilot(spec: dict[str, Any], file: Path, seconds: float) -> None:
+    """Measure the steps in a process of its own."""
+    from .cost import measure
+
+    rows = measure(Study(file.parent, {"spec": spec}), seconds)
+    file.with_suffix(".part").write_text(json.dumps(rows))
+    file.with_suffix(".part").replace(file)

@@ -1,0 +1,98 @@
+"""All runs of a study, in one order: its stages, and one row a run."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from .claims import owner
+from .runs import Run, Study, read_prepared
+from .work import CLAIM
+
+STAGES = {"tune": "tuning", "verdict": "verdict", "control": "controls"}
+
+
+def runs(study: Study) -> dict[str, Run]:
+    """Id -> run, of all that have ended or were prepared, in the order of stage, cell, arm, seed.
+
+    A control that is the same run as another one, such as ReLU at equal time, is there once.
+    """
+    begun = study.results.keys() | read_prepared(study.folder).keys()
+    found: dict[str, Run] = {}
+    for run in _planned(study):
+        if run.id in begun:
+            found.setdefault(run.id, run)
+    return found
+
+
+def _planned(study: Study) -> Iterator[Run]:
+    yield from study.tuning()
+    for cell in range(len(study.spec["cells"])):
+        for arm in study.spec["arms"]:
+            yield from (study.verdict_run(arm, cell, seed) for seed in study.seeds)
+    for arm, cell, n in study.controlled():
+        controls = (study.control_run(arm, cell, seed) for seed in study.seeds[:n])
+        yield from (run for run in controls if run)
+
+
+def state(study: Study, run: Run) -> str:
+    """Ok, diverged, failed, running or waiting."""
+    if run.stage == "tune" and run.id in study.results:  # it has no test
+        return study.results[run.id]["status"]
+    known = study.status(run)
+    if known != "missing":
+        return known
+    return "running" if owner(study.folder / "runs" / run.id / CLAIM) else "waiting"
+
+
+def rows(study: Study) -> list[dict[str, Any]]:
+    """One row a run; runs in the folder that belong to no stage, such as the judge's, come last."""
+    known, about = runs(study), read_prepared(study.folder)
+    table = [_row(study, run, state(study, run)) for run in known.values()]
+    for key in sorted((study.results.keys() | about.keys()) - known.keys()):
+        spec = about.get(key) or study.results[key]
+        stage = f"other ({spec.get('stage', 'unknown')})"
+        run = Run(stage, spec.get("arm", "?"), spec.get("cell", 0), spec.get("seed") or 0, {})
+        status = study.results[key]["status"] if key in study.results else "waiting"
+        table.append(_row(study, run, status, key))
+    return table
+
+
+def _row(study: Study, run: Run, status: str, key: str = "") -> dict[str, Any]:
+    found = study.results.get(key or run.id) or {}
+    cells, settings = study.spec["cells"], study.settings
+    options = cells[run.cell] if run.cell < len(cells) else {}
+    setting = settings[run.setting] if run.setting < len(settings) else {}
+    last = (found.get("epochs") or [{}])[-1]
+    machine = (found.get("machine") or {}).get("processor", found.get("processor"))
+    metric = study.value(run) if not key else math.nan
+    return {
+        "id": key or run.id,
+        "stage": STAGES.get(run.stage, run.stage),
+        "arm": run.arm,
+        "data": options.get("data"),
+        "backbone": options.get("model.backbone"),
+        "cell": run.cell,
+        "seed": run.seed,
+        "setting": ", ".join(f"{name}={value}" for name, value in setting.items()),
+        "status": status,
+        "message": found.get("message"),
+        study.spec["metric"]["name"]: None if math.isnan(metric) else metric,
+        **{name: value for name, value in last.items() if name.startswith("val/")},
+        **{
+            f"{at} {name}": value
+            for at, tests in (found.get("test") or {}).items()
+            for name, value in tests.items()
+        },
+        "epochs": len(found.get("epochs") or []),
+        **{n: found.get(n) for n in ("parameters", "fit_s", "cpu_s", "images_per_s")},
+        **{n: found.get(n) for n in ("start", "end", "code", "commit", "dirty")},
+        "machine": machine,
+        "attempt": _attempt(study, key or run.id),
+    }
+
+
+def _attempt(study: Study, key: str) -> int | None:
+    """The number of the attempt that gave the result; None for a packed run."""
+    found = (study.folder / "runs" / key).glob("attempt_*")
+    numbers = [int(each.name.rpartition("_")[2]) for each in found]
+    return max(numbers, default=None)
