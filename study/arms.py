@@ -6,10 +6,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .runs import Run, Study, arguments, write_base
-from .spec import SpecError
+from .spec import BUDGET, SpecError, flatten
 
 if TYPE_CHECKING:
     import train
@@ -19,18 +19,28 @@ def check_arms(study: Study) -> None:
     """Build data and model of each arm in each cell.
 
     Raises:
-        SpecError: an option, a name or a value is not accepted, or data are not there; or the test
-            has no such metric.
+        SpecError: an option, a name or a value is not accepted, or data are not there; the test has
+            no such metric; or an arm would be trained longer or on other data than the baseline.
     """
-    wanted = study.spec["metric"]["name"]
+    wanted, arms = study.spec["metric"]["name"], [study.spec["baseline"], *study.spec["arms"]]
     for cell in range(len(study.spec["cells"])):
-        for arm in study.spec["arms"]:
-            model = built(study.run("verdict", arm, cell, study.seeds[0], 0)).model
-            metrics = {*model.test_metrics.keys(), "test/loss"}
+        first: dict[str, Any] = {}
+        for arm in dict.fromkeys(arms):
+            found = built(study.run("verdict", arm, cell, study.seeds[0], 0))
+            metrics = {*found.model.test_metrics.keys(), "test/loss"}
             if wanted not in metrics:
                 raise SpecError(
                     f"metric.name {wanted!r} is none of this test's: {', '.join(sorted(metrics))}"
                 )
+            options = flatten(found.config.fit.as_dict())
+            budget = {name: each for name, each in options.items() if name.startswith(BUDGET)}
+            first = first or budget
+            for name in first.keys() | budget.keys():
+                if first.get(name) != budget.get(name):
+                    raise SpecError(
+                        f"arms.{arm}: {name} is {budget.get(name)}, the baseline's is "
+                        f"{first.get(name)}: arms need equal budgets and data"
+                    )
 
 
 def built(run: Run) -> "train.CLI":

@@ -34,7 +34,7 @@ DEFAULTS: dict[str, Any] = {
 CONTROLS = ("frozen", "retrained", "same_time")
 HIDDEN = ("again", "planted")  # arms of the judge
 # options that decide how much an arm is trained, or on what
-_BUDGET = ("trainer.max_", "trainer.min_", "trainer.limit_", "trainer.overfit", "trainer.devices",
+BUDGET = ("trainer.max_", "trainer.min_", "trainer.limit_", "trainer.overfit", "trainer.devices",
            "trainer.num_nodes", "trainer.accumulate", "trainer.fast_dev_run", "data",
            "model.backbone", "model.pretrained", "model.checkpoint_path")  # fmt: skip
 _PLACES = ("root", "cache_dir")  # where the same data lie
@@ -184,7 +184,7 @@ def _check_options(spec: dict[str, Any]) -> None:
         if "seed_everything" in flat and not place.startswith("base"):
             raise SpecError(f"{place}: seed_everything is set by `seeds`")
         if place.startswith(("arms", "tune")) and (
-            unequal := [n for n in flat if n in spec["budget"] or n.startswith(_BUDGET)]
+            unequal := [n for n in flat if n in spec["budget"] or n.startswith(BUDGET)]
         ):
             raise SpecError(
                 f"{place}: {unequal[0]} would give it another budget or other data: arms may "
