@@ -146,10 +146,13 @@ class Judgement:
             for difference, each in self.power.items()
             if difference
         )
+        share, allowed = self.false / self.studies, f"{100 * self.rules.alpha:g}%"
+        told = f"at most {allowed}" if self.passed else f"MORE THAN {allowed}"
+        if self.passed and share > self.rules.alpha:
+            told = f"{allowed}, and what the simulation adds by chance"
         return (
-            f"Judge: {100 * self.false / self.studies:.1f}% of {self.studies} simulated studies of "
-            f"equal arms have a false verdict ({'at most' if self.passed else 'MORE THAN'} "
-            f"{100 * self.rules.alpha:g}%); of one arm that is better they find {found}"
+            f"Judge: {100 * share:.1f}% of {self.studies} simulated studies of equal arms have a "
+            f"false verdict ({told}); of one arm that is better they find {found}"
         )
 
 

@@ -15,15 +15,19 @@ def latex(study: Study, verdicts: list[Verdict]) -> str:
     head = [r"Arm", r"\multicolumn{2}{c}{Mean $\pm$ SD}", "$n$", r"Difference", "Verdict"]
     head += ["Published"] if published else []
     body = []
-    for cell in range(len(spec["cells"])):
-        if cell:
-            body.append(r"\midrule")
+    cells = range(len(spec["cells"]))
+    for cell in cells:
+        body += [r"\midrule"] if cell else []
+        if len(cells) > 1:
+            options = spec["cells"][cell]
+            name = f"{options.get('data', '')}, {options.get('model.backbone', '')}"
+            body.append(rf"\multicolumn{{{len(head) + 1}}}{{l}}{{\emph{{{escape(name)}}}}} \\")
         for arm in spec["arms"]:
             runs = study.runs_of(arm, cell)
             values, verdict = runs.values[runs.are("ok")], told.get((arm, cell))
             mean = f"{values.mean():.2f}" if len(values) else "--"
             deviation = f"{values.std(ddof=1):.2f}" if len(values) > 1 else "--"
-            row = [escape(runs.name), mean, deviation, str(len(values))]
+            row = [escape(arm), mean, deviation, str(len(values))]
             row += [_difference(verdict), verdict.kind.value] if verdict else ["", "baseline"]
             if published:
                 value = spec["published"].get(arm, {}).get("difference")

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from .crossed import METRICS, NewImages, new_images
-from .judge import Noise, judge
 from .packed import read_samples
 from .runs import Study
 from .verdict import Kind, Verdict
@@ -57,22 +56,3 @@ def _on_new_images(
         METRICS[study.spec["metric"]["name"].removeprefix("test/")], known.get("group"),
         (verdict.arm, verdict.baseline), "records" if "group" in known else "images",
     )  # fmt: skip
-
-
-def judge_line(study: Study) -> str:
-    """How often such a study is wrong, simulated with its own noise."""
-    noises = []
-    for cell in range(len(study.spec["cells"])):
-        arms = [arm for arm, c in study.hypotheses() if c == cell]
-        base = study.runs_of(study.spec["baseline"], cell)
-        if base.are("ok").sum() < 3:
-            return "Judge: no line yet: the noise of fewer than 3 runs of the baseline is not known"
-        noises.append(Noise.measured(base, [study.runs_of(arm, cell) for arm in arms]))
-    size = (sum(each.baseline**2 for each in noises) / len(noises)) ** 0.5
-    if not size:
-        return "Judge: no line: all runs of the baseline have the same value"
-    import numpy as np
-
-    arms = np.concatenate([each.arms for each in noises])
-    correlations = np.concatenate([each.correlations for each in noises])
-    return judge(Noise(size, arms, correlations), study.rules).sentence()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+SIZE = 0.72  # of a picture on the page, in pixels of the screen for each of its own
 WORDS = ("BETTER", "WORSE", "EQUIVALENT", "UNDECIDED", "IDENTICAL", "UNSTABLE", "HELD BACK",
          "NO VERDICT")  # fmt: skip
 BAR = "\\|"  # a bar in a cell
@@ -29,6 +30,7 @@ ul.verdicts li.unstable, ul.verdicts li.held { border-color: #cc79a7; }
 table { border-collapse: collapse; font-size: .9rem; margin: .6rem 0; }
 th, td { padding: .2rem .7rem .2rem 0; text-align: left; border-bottom: 1px solid #e4e4e4;
          vertical-align: top; }
+td:first-child { white-space: nowrap; }
 th { border-bottom: 2px solid #999; } td.number { text-align: right; white-space: nowrap;
      font-variant-numeric: tabular-nums; }
 pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem; }
@@ -144,8 +146,12 @@ def _html(block: Block, folder: Path) -> str:
             body = "".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in rows)
             return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
         case Picture(path, caption):
-            data = base64.b64encode((folder / path).read_bytes()).decode()
-            image = f'<img src="data:image/png;base64,{data}" alt="{escape(caption)}">'
+            content = (folder / path).read_bytes()
+            width = round(int.from_bytes(content[16:20]) * SIZE)  # a PNG's first number
+            data = base64.b64encode(content).decode()
+            image = (
+                f'<img width="{width}" src="data:image/png;base64,{data}" alt="{escape(caption)}">'
+            )
             return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
         case Code(text):
             return f"<pre>{escape(text)}</pre>"

@@ -121,7 +121,7 @@ def pilot(study: Study, seconds: float) -> tuple[dict[tuple[str, int], float], s
             process.kill()
             process.join()
         if not file.is_file():
-            return {}, f"nothing: a pilot of {seconds:.0f} s did not end, or failed (see above)"
+            return {}, f"nothing: a pilot of {seconds:g} s did not end, or failed (see above)"
         rows = json.loads(file.read_text())
     found = {}
     for row in rows:

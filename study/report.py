@@ -15,7 +15,8 @@ from . import figures
 from .cost import about_steps
 from .latex import latex
 from .learned import learned_functions
-from .lines import judge_line, new_image_lines, verdict_lines
+from .judged import judge_study
+from .lines import new_image_lines, verdict_lines
 from .page import Block, Code, Folded, Heading, Lines, Picture, Table, Text, html, markdown
 from .power import pairing
 from .rows import rows
@@ -52,21 +53,21 @@ def report(study: Study, formats: Sequence[str] = FORMATS) -> str:
         raise ValueError(f"no format {unknown[0]!r}: choose from {', '.join(FORMATS)}")
     folder, table, verdicts = study.folder, rows(study), study.verdicts()
     lines = verdict_lines(study, verdicts)
-    last = judge_line(study)
+    judged = judge_study(study)
     with replacing(folder / "results.csv") as unfinished:
         pd.DataFrame(table).to_csv(unfinished, index=False)
     if "latex" in formats:
         _write(folder / "results.tex", latex(study, verdicts))
     if {"md", "html"} & set(formats):
         title = study.spec["question"] or f"The study {folder.resolve().name}"
-        page = _page(study, table, verdicts, lines, last)
+        page = _page(study, table, verdicts, lines, judged)
         if "md" in formats:
             _write(folder / "report.md", markdown(title, page))
         if "html" in formats:
             _write(folder / "report.html", html(title, page, folder))
     written = {"md": "report.md", "html": "report.html", "latex": "results.tex"}
     names = ", ".join([*(written[each] for each in formats), "results.csv"])
-    return "\n".join([*lines, f"written into {folder}: {names}", last])
+    return "\n".join([*lines, f"written into {folder}: {names}", *judged])
 
 
 def _write(path: Path, text: str) -> None:
@@ -75,7 +76,11 @@ def _write(path: Path, text: str) -> None:
 
 
 def _page(
-    study: Study, table: list[dict[str, Any]], verdicts: list[Verdict], lines: list[str], last: str
+    study: Study,
+    table: list[dict[str, Any]],
+    verdicts: list[Verdict],
+    lines: list[str],
+    judged: list[str],
 ) -> list[Block]:
     spec, lock = study.spec, study.lock
     changes = [
@@ -100,7 +105,7 @@ def _page(
         page += [Heading(name), *lead, Lines(found, verdicts=not images)] if found else []
     if spec["controls"]:
         page += [Text(_controls(spec["controls"]))] if controls else []
-    page += [Heading("The judge"), Text(last)]
+    page += [Heading("The judge"), Lines(judged)]
     page += (
         [Heading("Published and here"), _published(study, verdicts)] if spec["published"] else []
     )
@@ -160,7 +165,7 @@ def _controls(controls: Sequence[str]) -> str:
 def _interval(verdict: Verdict) -> str:
     seen = verdict.interval
     if seen is None:
-        return f"{verdict.mean:+z.2f}" if math.isfinite(verdict.mean) else "no run yet"
+        return f"{verdict.mean:+z.2f}" if math.isfinite(verdict.mean) else "none"
     return f"{seen.difference:+z.2f} [{seen.low:+z.2f}, {seen.high:+z.2f}]"
 
 
@@ -195,28 +200,28 @@ def _values(study: Study, verdicts: list[Verdict]) -> Table:
             body.append([
                 runs.name, mean_deviation(values), len(values),
                 int(runs.are("diverged").sum()), int(runs.are("failed").sum()),
-                *([_interval(verdict), _pairing(study, arm, cell), verdict.kind.value]
-                  if verdict else ["", "", "baseline"]),
+                *([_interval(verdict), *_pairing(study, arm, cell), verdict.kind.value]
+                  if verdict else ["", "", "", "baseline"]),
             ])  # fmt: skip
     unit = study.rules.unit
-    return Table(
-        ["arm", f"{study.spec['metric']['name']}, {unit}: mean ± deviation", "runs", "diverged",
-         "failed", f"difference, {unit} [interval]", "correlation over seeds", "verdict"], body,
-    )  # fmt: skip
+    columns = ["arm", f"{study.spec['metric']['name']}, {unit}: mean ± deviation", "runs",
+               "diverged", "failed", f"difference, {unit} [interval]", "correlation over seeds",
+               "its gain", "verdict"]  # fmt: skip
+    return Table(columns, body)
 
 
-def _pairing(study: Study, arm: str, cell: int) -> str:
+def _pairing(study: Study, arm: str, cell: int) -> tuple[str, str]:
     """The correlation with the baseline over seeds, and what the pairs are worth by it."""
     base, new = study.runs_of(study.spec["baseline"], cell), study.runs_of(arm, cell)
     both = base.are("ok") & new.are("ok")
     if both.sum() < 4 or (base.values - new.values)[both].std() == 0:
-        return ""
+        return "", ""
     found = pairing(base.values[both], new.values[both])
     if not math.isfinite(found.correlation):
-        return ""
+        return "", ""
     return (
-        f"{found.correlation:+.2f} [{found.low:+.2f}, {found.high:+.2f}]: {both.sum()} pairs tell "
-        f"as much as {found.unpaired:.0f} unpaired"
+        f"{found.correlation:+.2f} [{found.low:+.2f}, {found.high:+.2f}]",
+        f"{both.sum()} pairs tell as much as {found.unpaired:.0f} unpaired",
     )
 
 
@@ -236,7 +241,7 @@ def _tuning(study: Study) -> list[Block]:
     parts.append(Text(
         f"The same grid for every arm; mean of {tune['metric']} over the seeds "
         f"{', '.join(map(str, tune['seeds']))}, which no verdict uses. A star marks the setting "
-        "that was chosen; n/a: a run diverged or failed."
+        "that was chosen; n/a: a run diverged or failed, which is chosen only if all are so."
     ))  # fmt: skip
     names = [", ".join(f"{n.rpartition('.')[2]} {v}" for n, v in each.items())
              for each in study.settings]  # fmt: skip
@@ -352,7 +357,8 @@ def _draw_cost(study: Study, label: str) -> Block | None:
     figures.draw_cost(path, cells, spec["baseline"], label)
     return Picture("figures/cost.png", (
         f"{label} (mean and deviation over seeds) against the time of a training step"
-        f"{about_steps(study.folder)}. Up and to the left is better."
+        f"{about_steps(study.folder)}. Up and to the left is better. Arms without a run that ended "
+        "well are left out."
     ))  # fmt: skip
 
 

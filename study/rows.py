@@ -50,7 +50,7 @@ def rows(study: Study) -> list[dict[str, Any]]:
     table = [_row(study, run, state(study, run)) for run in known.values()]
     for key in sorted((study.results.keys() | about.keys()) - known.keys()):
         spec = about.get(key) or study.results[key]
-        stage = f"other ({spec.get('stage', 'unknown')})"
+        stage = "judge" if spec.get("stage") == "judge" else "other"
         run = Run(stage, spec.get("arm", "?"), spec.get("cell", 0), spec.get("seed") or 0, {})
         status = study.results[key]["status"] if key in study.results else "waiting"
         table.append(_row(study, run, status, key))
