@@ -12,7 +12,7 @@ from contextlib import nullcontext, suppress
 from inspect import signature
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -82,7 +82,7 @@ class SaveConfig(SaveConfigCallback):
 class CLI(LightningCLI):
     """The model is always Classifier; data, activation, optimizer and callbacks are chosen."""
 
-    claimed: Path | None = None  # the new folder of a run
+    claimed: ClassVar[list[Path]] = []  # the new folder of a run, and those that it is in
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -188,8 +188,11 @@ class CLI(LightningCLI):
         own = path.endswith((".TensorBoardLogger", ".CSVLogger")) and self.subcommand == "fit"
         first = not (trainer.fast_dev_run or cast(Any, rank_zero_only).rank)
         if own and first and arguments and arguments.version is None:
-            CLI.claimed = claim(Path(arguments.save_dir) / str(arguments.name or ""))
-            arguments.version = CLI.claimed.name
+            save_dir = Path(arguments.save_dir)
+            there = [each for each in (save_dir, *save_dir.parents) if each.exists()]
+            path = claim(save_dir, str(arguments.name or ""))
+            arguments.version = path.name
+            CLI.claimed = [each for each in (path, *path.parents) if each not in there]
 
     def _choose_folder(self, config: Any, arguments: Any) -> None:
         """A resumed run goes on in its own folder, and its tests are inside; others have none."""
@@ -262,13 +265,14 @@ class CLI(LightningCLI):
             print(f"{summary}{finished}")
 
 
-def claim(folder: Path) -> Path:
-    """Make `version_<n>` in `folder`, with the next free n: no other run gets the same folder."""
+def claim(save_dir: Path, name: str) -> Path:
+    """Make `version_<n>` in `save_dir/name`, with the next free n: a folder for this run alone."""
+    folder = save_dir / name
     found = (each.name.removeprefix("version_") for each in folder.glob("version_*"))
     number = max((int(each) for each in found if each.isdecimal()), default=-1)
     while True:
         number += 1
-        with naming(folder), suppress(FileExistsError):
+        with naming(save_dir), suppress(FileExistsError):
             (path := folder / f"version_{number}").mkdir(parents=True)
             return path
 
@@ -321,10 +325,10 @@ def main(args: list[str] | None = None, cli: type[CLI] = CLI) -> None:
         diverged = isinstance(mistake, DivergedError)
         sys.exit(CRASH if full else DIVERGED if diverged else SLIP)
     finally:
-        if CLI.claimed:
-            with suppress(OSError):
-                CLI.claimed.rmdir()  # nothing was written: the run has not begun
-            CLI.claimed = None
+        with suppress(OSError):  # if nothing was written the run has not begun
+            for folder in CLI.claimed:
+                folder.rmdir()
+        CLI.claimed = []
         sys.argv = own
         for number, handler in handlers.items():
             signal.signal(number, handler)

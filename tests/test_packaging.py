@@ -18,8 +18,19 @@ from tests.test_layout import FILES, ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-OWN = {"activations", "bench", "callbacks", "datamodules", "models", "study", "tests", "train"}
+OWN = {
+    "activations",
+    "bench",
+    "callbacks",
+    "datamodules",
+    "models",
+    "options",
+    "study",
+    "tests",
+    "train",
+}
 OTHERS = {
+    "ray",  # an extra: imported only with --on auto or an address
     "wandb",  # a logger: imported only where the user chose it
     "edited_network",  # a file that a test writes
 }
@@ -91,7 +102,7 @@ def test_the_readme_of_the_wheel_runs_and_has_no_dead_link(wheel: Path):
 
 def test_the_source_distribution_holds_every_source(sdist: Path):
     kinds = ("*.py", "*.yaml", "*.json", "*.md", "*.png", "*.css", "*.js", "*.csv", "run")
-    for folder in (*(OWN - {"train"}), "configs", "docs", "results", ".ci"):
+    for folder in (*(OWN - {"options", "train"}), "configs", "docs", "results", ".ci"):
         for kind in kinds:
             for path in (ROOT / folder).rglob(kind):
                 assert (sdist / path.relative_to(ROOT)).exists(), path

@@ -154,7 +154,7 @@ def test_runs_that_start_together_get_folders_of_their_own(tmp_path: Path):
     (tmp_path / "x/version_3").mkdir(parents=True)
     (tmp_path / "x/version_old").mkdir()
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(train.claim, [tmp_path / "x"] * 24))
+        folders = list(pool.map(lambda name: train.claim(tmp_path, name), ["x"] * 24))
     assert sorted(int(each.name[8:]) for each in folders) == list(range(4, 28))
 
 

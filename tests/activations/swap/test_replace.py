@@ -866,7 +866,7 @@ class Encoder(nn.Module):
     ],
     ids=["tuple", "one sample", "names", "nested", "transformer", "dict"],
 )
-@pytest.mark.filterwarnings("ignore:match. .* fits only roughly")
+@pytest.mark.filterwarnings("ignore:match. ")
 def test_several_inputs(build, example, sites: dict[str, int]):
     torch.manual_seed(0)
     before = build().eval()
