@@ -63,6 +63,10 @@ class MITBIH(ImageDataModule):
         val_records: the records of DS1 that are the validation set.
         test_fraction: part of each class that `intra_patient` tests on.
 
+    Attributes:
+        f1_over: a name -> the classes of a macro-F1: `f1_nsvf` is without Q, the unknown beats, of
+            which DS1 and DS2 hold eight and seven.
+
     Raises:
         ValueError: an option has an impossible value.
     """
@@ -112,6 +116,7 @@ class MITBIH(ImageDataModule):
             self.symbols_of = AAMI
         self.class_names = tuple(self.symbols_of)
         self.num_classes = len(self.class_names)
+        self.f1_over = {"f1_nsvf": (0, 1, 2, 3)} if self.classes == "aami" else {}
         self.dims = 1 if self.representation == "signal" else 2
         length = 187 if self.protocol == "kaggle" else self.cut.samples
         self.image_size = 32 if self.representation == "spectrogram" else length

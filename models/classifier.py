@@ -32,7 +32,7 @@ from .checkpoints import (
     describe,
     read_checkpoint,
 )
-from .metrics import classification_metrics, log_classes, warn_of_absent
+from .metrics import classification_metrics, log_chosen, log_classes, warn_of_absent
 from .weights import freeze_shapes, kaiming_, load_shapes, load_weights, read_weights
 
 # the short name ReduceLROnPlateau means the first: Lightning's, which knows its `monitor`
@@ -57,7 +57,8 @@ class Classifier(LightningModule):
     set). `predict` also takes images alone.
 
     Metrics under `val/` and `test/`: loss (cross-entropy without smoothing or weights), acc, f1 and
-    auroc (both macro, over the classes that have samples), and acc_top5 for ten classes or more.
+    auroc (both macro, over the classes that have samples), acc_top5 for ten classes or more, and
+    macro-F1 over the classes that the data choose (MIT-BIH: f1_nsvf).
     Every sample counts once, for any number of processes. For up to ten classes `test` also logs
     `test_sensitivity/`, `test_predictivity/` and `test_f1/` of each class, and draws the confusion
     matrix, in TensorBoard and as `confusion.png` in the run's folder.
@@ -346,13 +347,18 @@ class Classifier(LightningModule):
             self.confusion.update(scores, labels)
         return {"index": index, "label": labels, "probability": scores.softmax(1)}
 
+    def on_validation_epoch_end(self) -> None:
+        """Log what the data choose."""
+        log_chosen(self, self.val_metrics)
+
     def on_validation_end(self) -> None:
         """Say which classes have no sample."""
         if not self.trainer.sanity_checking:
             warn_of_absent(self, self.val_metrics)
 
     def on_test_epoch_end(self) -> None:
-        """Log the measures of each class, and draw the confusion matrix."""
+        """Log what the data choose and the measures of each class; draw the confusion matrix."""
+        log_chosen(self, self.test_metrics)
         if self.confusion is not None:
             log_classes(self, self.confusion.compute())
             self.confusion.reset()

@@ -1,5 +1,6 @@
 """What tells how good a classifier is: metrics, numbers for each class, the confusion matrix."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,9 +49,11 @@ class Macro(Metric):
     Attributes:
         samples: (C,), the number of samples of each class.
         absent: classes without samples, over all processes, when it was last computed.
+        values: (C,), the measure of each class at that time; NaN for the absent ones.
     """
 
     samples: Tensor
+    values: Tensor
 
     def __init__(self, measure: Metric, num_classes: int, compares: bool = False) -> None:
         super().__init__()
@@ -70,6 +73,7 @@ class Macro(Metric):
             warnings.filterwarnings("ignore", "No (positive|negative) samples in targets")
             values = self.measure.compute()
         measured = self.samples > 0
+        self.values = values.where(measured, math.nan)
         self.absent = (~measured).nonzero().flatten().tolist()
         if self.compares:
             measured &= self.samples < self.samples.sum()
@@ -95,6 +99,21 @@ def warn_of_absent(module: LightningModule, metrics: MetricCollection) -> None:
             f"{str(metrics.prefix).rstrip('/')}: no sample of {shown}{more}; "
             "f1 and auroc are means over the other classes"
         )
+
+
+def log_chosen(module: LightningModule, metrics: MetricCollection) -> None:
+    """Log the macro-F1 over the classes that the data choose: their `f1_over`, name -> classes.
+
+    Args:
+        module: what is evaluated; it logs.
+        metrics: made by :func:`classification_metrics`, and updated.
+    """
+    datamodule = getattr(module.trainer, "datamodule", None)
+    for name, classes in getattr(datamodule, "f1_over", {}).items():
+        macro = metrics["f1"]
+        assert isinstance(macro, Macro)
+        macro.compute()  # over all processes; the logger takes the same, stored value
+        module.log(f"{metrics.prefix}{name}", macro.values[list(classes)].nanmean(), sync_dist=True)
 
 
 def class_names(module: LightningModule, count: int) -> Sequence[str]:

@@ -27,7 +27,8 @@ def check_arms(study: Study) -> None:
         first: dict[str, Any] = {}
         for arm in dict.fromkeys(arms):
             found = built(study.run("verdict", arm, cell, study.seeds[0], 0))
-            metrics = {*found.model.test_metrics.keys(), "test/loss"}
+            chosen = (f"test/{name}" for name in getattr(found.datamodule, "f1_over", {}))
+            metrics = {*found.model.test_metrics.keys(), *chosen, "test/loss"}
             if wanted not in metrics:
                 raise SpecError(
                     f"metric.name {wanted!r} is none of this test's: {', '.join(sorted(metrics))}"
