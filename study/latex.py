@@ -31,6 +31,7 @@ def latex(study: Study, verdicts: list[Verdict]) -> str:
             row += [_difference(verdict), verdict.kind.value] if verdict else ["", "baseline"]
             if published:
                 value = spec["published"].get(arm, {}).get("difference")
+                value = value[cell] if isinstance(value, list) else value
                 row.append("" if value is None else f"${value:+.2f}$")
             body.append(" & ".join(row) + r" \\")
     looks = ", ".join(map(str, spec["seeds"]["looks"]))

@@ -13,9 +13,9 @@ from activations.files import replacing
 
 from . import figures
 from .cost import about_steps
+from .judged import judge_study
 from .latex import latex
 from .learned import learned_functions
-from .judged import judge_study
 from .lines import new_image_lines, verdict_lines
 from .page import Block, Code, Folded, Heading, Lines, Picture, Table, Text, html, markdown
 from .power import pairing
@@ -169,17 +169,18 @@ def _interval(verdict: Verdict) -> str:
     return f"{seen.difference:+z.2f} [{seen.low:+z.2f}, {seen.high:+z.2f}]"
 
 
-def published(study: Study, arm: str) -> float | None:
-    """The difference that was published for an arm, in points."""
+def published(study: Study, arm: str, cell: int) -> float | None:
+    """The difference that was published for an arm in a cell, in points."""
     value = study.spec["published"].get(arm, {}).get("difference")
+    value = value[cell] if isinstance(value, list) else value
     return None if value is None else float(value)
 
 
 def _published(study: Study, verdicts: list[Verdict]) -> Table:
     known = []
-    for (arm, _), verdict in zip(study.hypotheses(), verdicts, strict=True):
+    for (arm, cell), verdict in zip(study.hypotheses(), verdicts, strict=True):
         if arm in study.spec["published"]:
-            value = published(study, arm)
+            value = published(study, arm, cell)
             text = study.spec["published"][arm].get("text", "")
             known.append([verdict.arm, "" if value is None else f"{value:+.2f}", text,
                           _interval(verdict), verdict.kind.value])  # fmt: skip
@@ -314,7 +315,7 @@ def _pictures(study: Study, verdicts: list[Verdict]) -> list[Block]:
     label = f"{spec['metric']['name']}, {unit}"
     told = [*zip(study.hypotheses(), verdicts, strict=True)]
     parts: list[Block] = []
-    table = [figures.Interval(v.arm, v, published(study, arm)) for (arm, _), v in told]
+    table = [figures.Interval(v.arm, v, published(study, *each)) for each, v in told]
     table += [figures.Interval(v.arm, v) for v in study.control_verdicts()]
     figures.draw_intervals(folder / "intervals.png", table, spec["margin"], unit)
     parts.append(Picture("figures/intervals.png", (

@@ -153,6 +153,7 @@ def _check_arms(spec: dict[str, Any]) -> None:
     for name in (spec["baseline"], *spec["second_baselines"], *spec["published"]):
         if name not in arms:
             raise SpecError(f"{name!r} is none of the arms: {', '.join(arms)}")
+    _check_published(spec)
     if not cells:
         raise SpecError("cells: name at least one data set and backbone")
     for place, options in _places(spec):
@@ -167,6 +168,20 @@ def _check_arms(spec: dict[str, Any]) -> None:
             text = json.dumps(options, sort_keys=True)
             if (same := known.setdefault(text, name)) != name:
                 raise SpecError(f"{same} and {name} are the same")
+
+
+def _check_published(spec: dict[str, Any]) -> None:
+    """Each is {text, difference}; the difference one number, or one (or null) for each cell."""
+    for name, found in spec["published"].items():
+        if not isinstance(found, dict) or not found.keys() <= {"text", "difference"}:
+            raise SpecError(f"published.{name} must be {{text, difference}}, got {found!r}")
+        value, cells = found.get("difference"), len(spec["cells"])
+        values = value if isinstance(value, list) else [value] * cells
+        if len(values) != cells or not all(v is None or _is_number(v) for v in values):
+            raise SpecError(
+                f"published.{name}.difference must be a number, or a list of {cells}, one for each "
+                f"cell, got {value!r}"
+            )
 
 
 def _check_options(spec: dict[str, Any]) -> None:

@@ -19,7 +19,6 @@ import train
 from callbacks import BestCheckpoint, Results, read_results
 from datamodules import MITBIH
 from models import Classifier
-from study.crossed import METRICS
 from tests.data import Tiny, write_records
 from tests.trainings import Small, classifier, trainer
 
@@ -139,29 +138,6 @@ def test_samples_without_positions_and_groups(tmp_path: Path):
     again = np.load(tmp_path / "run/test.npz")
     assert np.array_equal(again["index"], np.arange(len(expected)))
     assert np.array_equal(again["label"], samples["label"])
-
-
-@pytest.mark.filterwarnings("ignore:(test|val).* no sample of")
-def test_f1_over_the_classes_that_the_data_choose(tmp_path: Path):
-    write_records(tmp_path / "data")
-    data = MITBIH(str(tmp_path / "data"), protocol="intra_patient", cache_dir=str(tmp_path))
-    results = Results()
-    run = trainer(
-        tmp_path, results, logger=CSVLogger(tmp_path, name="", version="run"), max_epochs=1
-    )
-    model = Classifier("resnet8", data.num_classes, 1, data.image_size, dims=1)
-    run.fit(model, datamodule=data)
-    assert 0 <= results.epochs[-1]["val/f1_nsvf"] <= 1
-    run.test(model, data, verbose=False)
-    results.write("ok", "", run)
-    samples = np.load(tmp_path / "run/test.npz")
-    present = sorted({0, 1, 2, 3} & set(samples["label"]))
-    predicted = samples["probability"].argmax(1)
-    f1 = f1_score(samples["label"], predicted, labels=present, average="macro", zero_division=0.0)  # pyright: ignore
-    found = read(tmp_path / "run")["test"]["best"]
-    assert found["test/f1_nsvf"] == pytest.approx(f1, abs=1e-5)
-    crossed = METRICS["f1_nsvf"](samples["label"], predicted, np.ones((1, len(predicted))))
-    assert crossed[0] == pytest.approx(f1, abs=1e-9)
 
 
 def test_the_best_checkpoint_follows_the_metric_of_the_data(tmp_path: Path):

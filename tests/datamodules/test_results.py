@@ -16,6 +16,7 @@ from callbacks import PredictionWriter, run_results, run_summary
 from datamodules import CIFAR10, MITBIH
 from models import Classifier
 from models.metrics import class_measures, draw_confusion
+from study.crossed import METRICS
 from tests.data import Tiny, write_kaggle, write_records, write_tree
 
 
@@ -151,3 +152,26 @@ def test_files_and_rows_are_told_in_predictions(tmp_path: Path):
             assert all((tmp_path / "cifar" / row["file"]).is_file() for row in rows)
         else:
             assert [int(row["row"]) for row in rows] == list(range(1, 41))
+
+
+@pytest.mark.filterwarnings("ignore:(test|val).* no sample of")
+def test_f1_over_the_classes_that_the_data_choose(tmp_path: Path):
+    write_records(tmp_path / "data")
+    data = MITBIH(str(tmp_path / "data"), protocol="intra_patient", cache_dir=str(tmp_path))
+    run = trainer(tmp_path, max_epochs=1)
+    model = Classifier("resnet8", data.num_classes, 1, data.image_size, dims=1)
+    run.fit(model, datamodule=data)
+    assert 0 <= run.callback_metrics["val/f1_nsvf"] <= 1
+    [found] = run.test(model, data, verbose=False)
+    batches: Any = run.predict(model, datamodule=data)
+    label, predicted = (
+        torch.cat([b[k] for b in batches]).numpy() for k in ("label", "probability")
+    )
+    present = sorted({0, 1, 2, 3} & set(label))
+    predicted = predicted.argmax(1)
+    from sklearn.metrics import f1_score
+
+    f1 = f1_score(label, predicted, labels=present, average="macro", zero_division=0.0)  # pyright: ignore
+    assert found["test/f1_nsvf"] == pytest.approx(f1, abs=1e-5)
+    crossed = METRICS["f1_nsvf"](label, predicted, np.ones((1, len(predicted))))
+    assert crossed[0] == pytest.approx(f1, abs=1e-9)
