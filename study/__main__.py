@@ -237,7 +237,7 @@ def _measure(folder: Path, threads: int) -> bool:
 def _work_on(options: Any, folder: Path) -> int:
     """Have the prepared runs done; the exit code."""
     if options.on != "local":
-        from .ray import run_on
+        from .cluster import run_on
 
         return run_on(options.on, folder, options.threads)
     known = {**environment(folder, options.threads), DRIVER: str(os.getpid())}

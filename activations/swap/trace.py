@@ -124,9 +124,10 @@ def run(
     twin = copied(model, _without_numbers if meta else Tensor.clone).train(training)
     seen: set[nn.Module] = set()
     for path, module in list(twin.named_modules(remove_duplicate=False)):
-        if type(module).__name__ == "GeneralizedRCNNTransform" and not module.fixed_size:
+        transform: Any = module
+        if type(module).__name__ == "GeneralizedRCNNTransform" and not transform.fixed_size:
             # torchvision's detection networks enlarge all images to 800 pixels: minutes on a CPU
-            module.min_size, module.max_size = (128,), 256  # pyright: ignore[reportAttributeAccessIssue]
+            transform.min_size, transform.max_size = (128,), 256
         if kind_of(module):
             if module in seen:  # one activation with several names: count their calls separately
                 twin.set_submodule(path, copy.deepcopy(module))
