@@ -5,6 +5,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def run_on(address: str, folder: Path, threads: int) -> int:
         RefusedError: a run's options are not accepted, its data are not there, or a disk is full.
     """
     try:
-        import ray
+        ray: Any = import_module("ray")
     except ImportError as error:
         raise SpecError("Ray is not installed: pip install ray, or run with --on local") from error
     known = {"OMP_NUM_THREADS": str(threads)}

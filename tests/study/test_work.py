@@ -1,7 +1,6 @@
 """One run, from its claim to its result, whatever happens on the way."""
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -82,11 +81,12 @@ def test_of_many_processes_that_claim_at_once_one_succeeds(run: Path):
 
 
 def test_a_claim_of_a_dead_process_is_free(run: Path):
-    process = multiprocessing.get_context("fork" if os.name == "posix" else "spawn").Process()
-    process.start()
-    dead = {**OWN, "pid": process.pid, "started": claims._started(process.pid or 0)}
-    process.join()
-    (run / "claim").write_text(json.dumps(dead))
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    held = {**OWN, "pid": process.pid, "started": claims._started(process.pid)}
+    (run / "claim").write_text(json.dumps(held))
+    assert is_claimed(run)
+    process.kill()
+    process.communicate()
     assert not is_claimed(run)
     assert claim(run / "claim")
 

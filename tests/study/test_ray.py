@@ -1,0 +1,165 @@
+"""The Ray engine without Ray: a stand-in runs each task when its answer is asked for."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from study import ray
+from study.claims import claim
+from study.ray import do, run_on, write
+from study.spec import SpecError
+from study.work import RefusedError, is_claimed
+
+from .made import result
+
+Answer = Callable[[str, dict[str, bytes]], tuple[int, dict[str, bytes]]]
+
+
+class LostError(Exception):
+    """What Ray raises when a machine is lost."""
+
+
+class TaskError(LostError):
+    """What Ray raises when a task raises."""
+
+
+def stand_in(answer: Answer, seen: list[Any]) -> Any:
+    """A module with what is used of Ray."""
+
+    def remote(**options: Any) -> Any:
+        seen.append(options)
+        return lambda do: SimpleNamespace(remote=lambda *task: partial(answer, *task))
+
+    return SimpleNamespace(
+        init=lambda address, **options: seen.append((address, options)),
+        cluster_resources=lambda: {"CPU": 2.0},
+        remote=remote,
+        wait=lambda tasks, num_returns, timeout: (tasks[:1], tasks[1:]),
+        get=lambda task: task(),
+        exceptions=SimpleNamespace(RayError=LostError, RayTaskError=TaskError),
+        shutdown=lambda: seen.append("shutdown"),
+    )
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    for number, name in enumerate(("a", "b")):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "spec.json").write_text(json.dumps({"number": number}))
+        (folder / "shapes.ckpt").write_bytes(b"shapes")
+    return tmp_path
+
+
+def test_without_ray_one_sentence_says_what_to_install(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SpecError, match="Ray is not installed: pip install ray"):
+        run_on("auto", study, 1)
+
+
+def test_the_driver_writes_what_the_tasks_return(study: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[Any] = []
+
+    def answer(name: str, files: dict[str, bytes]) -> tuple[int, dict[str, bytes]]:
+        assert files.keys() == {"spec.json", "shapes.ckpt"}
+        assert is_claimed(study / "runs" / name)
+        files = {"results.json": json.dumps(result(90)).encode(), "test.npz": name.encode()}
+        return 0, {**files, "log": b"said"}
+
+    monkeypatch.setitem(sys.modules, "ray", stand_in(answer, seen))
+    assert run_on("auto", study, 3) == 0
+    address, options = seen[0]
+    assert address is None
+    assert options["runtime_env"]["working_dir"] == str(study / "code")
+    assert options["runtime_env"]["env_vars"] == {"OMP_NUM_THREADS": "3"}
+    assert seen[1] == {"max_retries": 0, "max_calls": 1, "num_cpus": 3, "num_gpus": 0}
+    assert seen[-1] == "shutdown"
+    for name in ("a", "b"):
+        folder = study / "runs" / name
+        assert json.loads((folder / "results.json").read_text())["status"] == "ok"
+        assert (folder / "test.npz").read_text() == name
+        assert (folder / "log").read_text() == "said"
+        assert not is_claimed(folder)
+
+
+def test_a_lost_task_is_done_again_and_one_that_is_always_lost_has_failed(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+):
+    count = {"a": 0, "b": 0}
+
+    def answer(name: str, files: dict[str, bytes]) -> tuple[int, dict[str, bytes]]:
+        count[name] += 1
+        if name == "b" or count[name] == 1:
+            raise LostError
+        return 0, {"results.json": json.dumps(result(90)).encode()}
+
+    monkeypatch.setitem(sys.modules, "ray", stand_in(answer, []))
+    assert run_on("auto", study, 1) == 0
+    assert count == {"a": 2, "b": 3}
+    status = [json.loads((study / f"runs/{n}/results.json").read_text())["status"] for n in "ab"]
+    assert status == ["ok", "failed"]
+
+
+def test_a_refused_run_stops_the_study(study: Path, monkeypatch: pytest.MonkeyPatch):
+    told = b"noise\nrefused: CosLU, seed 3: no data\n"
+    monkeypatch.setitem(sys.modules, "ray", stand_in(lambda *task: (2, {"log": told}), []))
+    with pytest.raises(RefusedError, match=r"^CosLU, seed 3: no data$"):
+        run_on("auto", study, 1)
+    assert not any(is_claimed(run) for run in (study / "runs").iterdir())
+    assert not list(study.glob("runs/*/results.json"))
+
+
+def test_a_process_without_a_result_counts_as_a_crash(study: Path):
+    run = study / "runs/a"
+    assert claim(run / "claim")
+    for _ in range(3):
+        write(run, -9, {"log": b"killed"})
+    assert "code -9" in json.loads((run / "results.json").read_text())["message"]
+
+
+def test_a_task_runs_in_a_folder_of_its_own_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    places: list[Path] = []
+
+    def process(line: list[str], stdout: Any, **options: Any) -> Any:
+        run = Path(line[-1])
+        places.append(run)
+        assert line[:3] == [sys.executable, "-m", "study.work"]
+        assert (run / "spec.json").read_bytes() == b"{}"
+        stdout.write(b"said")
+        (run / "results.json").write_bytes(b"result")
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(ray.subprocess, "run", process)
+    assert do("abc", {"spec.json": b"{}"}) == (0, {"log": b"said", "results.json": b"result"})
+    assert places[0].name == "abc"
+    assert not places[0].parent.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray")
+def test_a_cluster_of_two_machines_gives_the_results_of_one(tmp_path: Path):
+    from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
+
+    from .test_engine import finish, outcome
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        code, text = finish(tmp_path / "ray", "--on", cluster.address)
+        assert code == 0, text
+    finally:
+        cluster.shutdown()
+    code, text = finish(tmp_path / "local")
+    assert code == 0, text
+    assert outcome(tmp_path / "ray") == outcome(tmp_path / "local")
