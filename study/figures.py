@@ -58,7 +58,7 @@ def _panels(count: int, width: float, height: float) -> tuple[Any, list[Any]]:
 
 def draw_intervals(path: Path, rows: Sequence[Interval], margin: float, unit: str) -> Path:
     """Each mean difference with its interval, over the band within the margin."""
-    height = 1.1 + 0.42 * len(rows)
+    height = 1.1 + (0.42 if len(rows) <= 8 else 0.27) * len(rows)
     figure = new_figure(8.0, height, dpi=150, layout="constrained")
     axis = figure.subplots()
     axis.axvspan(-margin, margin, color="#009e73", alpha=0.16, linewidth=0,
@@ -94,17 +94,26 @@ def draw_intervals(path: Path, rows: Sequence[Interval], margin: float, unit: st
 
 
 def draw_pairs(
-    path: Path, panels: Mapping[str, tuple[str, Array, Array]], label: str, *, up: bool = True
-) -> Path:
-    """For each hypothesis, the baseline's and the arm's value of each seed, joined by a line."""
+    path: Path, panels: Mapping[str, tuple[int, Array, Array]], base: str, label: str,
+    *, up: bool = True,
+) -> Path:  # fmt: skip
+    """For each hypothesis, the baseline's and the arm's value of each seed, joined by a line.
+
+    `panels` maps a name to the number of its cell and both arms' values; a cell has one scale.
+    """
     figure, axes = _panels(len(panels), 2.2, 2.7)
-    for axis, (name, (base, old, new)) in zip(axes, panels.items(), strict=True):
+    for axis, (name, (cell, old, new)) in zip(axes, panels.items(), strict=True):
         for a, b in zip(old, new, strict=True):
             color = BASE if a == b else UP if (b > a) == up else DOWN
             axis.plot([0, 1], [a, b], "-o", color=color, alpha=0.75, linewidth=1, markersize=3.5)
         if len(old):
             axis.plot([-0.12, 1.12], [old.mean(), new.mean()], "D", color="black", markersize=5)
             axis.plot([0, 1], [old.mean(), new.mean()], color="black", linewidth=2, alpha=0.8)
+        same = np.concatenate(
+            [np.concatenate(each[1:]) for each in panels.values() if each[0] == cell]
+        )
+        room = 0.05 * (same.max() - same.min()) or 1.0
+        axis.set_ylim(same.min() - room, same.max() + room)
         axis.set_xticks([0, 1], [base, name.partition(" (")[0]], fontsize=8)
         axis.set_xlim(-0.35, 1.35)
         won = int(((new > old) == up)[new != old].sum())
@@ -133,9 +142,18 @@ def draw_cost(
         axis.set_xlabel(f"time of a training step, {base} = 1", fontsize=9)
         axis.grid(alpha=0.25)
         axis.margins(0.15)
-        axis.legend(fontsize=7, frameon=False, ncols=max(1, len(arms) // 8))
+    _legend(figure, axes)
     axes[0].set_ylabel(label, fontsize=9)
     return save(figure, path)
+
+
+def _legend(figure: Any, axes: Sequence[Any]) -> None:
+    """One legend for all panels, beside them."""
+    known: dict[str, Any] = {}
+    for axis in axes:
+        for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
+            known.setdefault(name, handle)
+    figure.legend(known.values(), known, loc="outside right upper", frameon=False, fontsize=8)
 
 
 def styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -178,10 +196,23 @@ def draw_learning(
         axis.set_xlabel("epoch", fontsize=9)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=7, frameon=False)
+        _zoom(axis, list(arms.values()))
+        if len(panels) > len(cells):
+            axis.legend(fontsize=7, frameon=False, loc="lower right")
+    if len(panels) == len(cells):
+        _legend(figure, axes)
     for axis in axes[::ACROSS]:
         axis.set_ylabel(label, fontsize=9)
     return save(figure, path)
+
+
+def _zoom(axis: Any, arms: Sequence[Array]) -> None:
+    """Leave out of view what lies beyond the means after a quarter of the epochs."""
+    later = [np.nanmean(each[:, each.shape[1] // 4 :], 0) for each in arms if each.shape[1] >= 8]
+    if later:
+        low, high = min(map(np.nanmin, later)), max(map(np.nanmax, later))
+        room = 0.1 * (high - low) or 1.0
+        axis.set_ylim(low - room, high + room)
 
 
 def draw_learned(path: Path, panels: Mapping[str, tuple[Array, list[Array], list[Array]]]) -> Path:

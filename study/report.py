@@ -25,6 +25,7 @@ from .spec import SpecError
 from .status import wrong
 from .verdict import Verdict
 
+SHOWN = 6  # verdicts beside the main ones
 FORMATS = ("md", "html", "latex")
 _SCOPE = (
     "A verdict holds for this budget, these data and this network; it does not say what longer "
@@ -90,25 +91,22 @@ def _page(
         for amended in lock["amendments"]
     ]
     page: list[Block] = [Text(_about(study)), Lines(lines, verdicts=True), *map(Text, changes)]
-    page.append(Text(_SCOPE))
-    beside = [("On new images", new_image_lines(study))]
-    beside += [
-        (f"Against {each}", verdict_lines(study, study.verdicts(each)))
-        for each in spec["second_baselines"]
-        if each != spec["baseline"]
-    ]
+    page += [Text(_SCOPE), _intervals(study, verdicts)]
+    if images := new_image_lines(study):
+        many = len(images) > SHOWN
+        block = Folded(f"all {len(images)} lines", [Lines(images)]) if many else Lines(images)
+        page += [Heading("On new images"), Text(_IMAGES), block]
+    for each in spec["second_baselines"]:
+        if each != spec["baseline"]:
+            page += [Heading(f"Against {each}"), *_beside(study, study.verdicts(each))]
     if controls := study.control_verdicts():
-        beside.append(("Controls", verdict_lines(study, controls)))
-    for name, found in beside:
-        images = name == "On new images"
-        lead = [Text(_IMAGES)] if images else []
-        page += [Heading(name), *lead, Lines(found, verdicts=not images)] if found else []
-    if spec["controls"]:
-        page += [Text(_controls(spec["controls"]))] if controls else []
+        shown = [figures.Interval(each.arm, each) for each in controls]
+        picture = _interval_picture(study, "controls", shown, "The same picture for the controls.")
+        page += [Heading("Controls"), Text(_controls(spec["controls"])), *_beside(study, controls)]
+        page.append(picture)
     page += [Heading("The judge"), Lines(judged)]
-    page += (
-        [Heading("Published and here"), _published(study, verdicts)] if spec["published"] else []
-    )
+    if spec["published"]:
+        page += [Heading("Published and here"), *_published(study, verdicts)]
     page += [Heading("Figures"), *_pictures(study, verdicts)]
     page += [Heading("All values"), _values(study, verdicts)]
     if spec["tune"]:
@@ -122,6 +120,16 @@ def _page(
             Code(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)), Code(lock_text),
         ]),
     ]  # fmt: skip
+
+
+def _beside(study: Study, verdicts: list[Verdict]) -> list[Block]:
+    """Verdicts that stand beside the main ones; many are counted, and shown on request."""
+    lines = Lines(verdict_lines(study, verdicts), verdicts=True)
+    if len(verdicts) <= SHOWN:
+        return [lines]
+    kinds = [each.kind.value for each in verdicts]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    return [Folded(f"{counts}: all {len(kinds)} lines", [lines])]
 
 
 def _about(study: Study) -> str:
@@ -176,17 +184,18 @@ def published(study: Study, arm: str, cell: int) -> float | None:
     return None if value is None else float(value)
 
 
-def _published(study: Study, verdicts: list[Verdict]) -> Table:
-    known = []
+def _published(study: Study, verdicts: list[Verdict]) -> list[Block]:
+    """The published differences beside those of this study, and where they are from."""
+    sources, body = study.spec["published"], []
     for (arm, cell), verdict in zip(study.hypotheses(), verdicts, strict=True):
-        if arm in study.spec["published"]:
+        if arm in sources:
             value = published(study, arm, cell)
-            text = study.spec["published"][arm].get("text", "")
-            known.append([verdict.arm, "" if value is None else f"{value:+.2f}", text,
-                          _interval(verdict), verdict.kind.value])  # fmt: skip
+            known = "none" if value is None else f"{value:+.2f}"
+            body.append([verdict.arm, known, _interval(verdict), verdict.kind.value])
     unit = study.rules.unit
-    columns = ["arm", f"published, {unit}", "where", f"here, {unit} [interval]", "verdict"]
-    return Table(columns, known)
+    columns = ["arm", f"published, {unit}", f"here, {unit} [interval]", "verdict"]
+    texts = [f"{arm}: {each['text']}" for arm, each in sources.items() if each.get("text")]
+    return [Table(columns, body), *([Lines(texts)] if texts else [])]
 
 
 def _values(study: Study, verdicts: list[Verdict]) -> Table:
@@ -309,30 +318,41 @@ def _runs(study: Study, table: list[dict[str, Any]]) -> Table:
     return Table(columns, [[text(row[name]) for name in names] for row in table])
 
 
+def _intervals(study: Study, verdicts: list[Verdict]) -> Picture:
+    """The picture of the verdicts."""
+    told, spec = zip(study.hypotheses(), verdicts, strict=True), study.spec
+    shown = [figures.Interval(v.arm, v, published(study, *each)) for each, v in told]
+    return _interval_picture(study, "intervals", shown, (
+        f"Mean difference to {spec['baseline']} and its interval, by which the verdict is made: "
+        "better or worse if the interval leaves out 0, equivalent if it lies inside the green "
+        f"band. Its confidence is above {100 * (1 - spec['alpha']):g}%, since alpha is shared "
+        "among looks and hypotheses. A cross is a mean without verdict."
+    ))  # fmt: skip
+
+
+def _interval_picture(
+    study: Study, name: str, shown: list[figures.Interval], caption: str
+) -> Picture:
+    path = study.folder / f"figures/{name}.png"
+    figures.draw_intervals(path, shown, study.spec["margin"], study.rules.unit)
+    return Picture(f"figures/{name}.png", caption)
+
+
 def _pictures(study: Study, verdicts: list[Verdict]) -> list[Block]:
     """Draw all figures that the runs allow; the blocks with their captions."""
     folder, unit, spec = study.folder / "figures", study.rules.unit, study.spec
     label = f"{spec['metric']['name']}, {unit}"
     told = [*zip(study.hypotheses(), verdicts, strict=True)]
     parts: list[Block] = []
-    table = [figures.Interval(v.arm, v, published(study, *each)) for each, v in told]
-    table += [figures.Interval(v.arm, v) for v in study.control_verdicts()]
-    figures.draw_intervals(folder / "intervals.png", table, spec["margin"], unit)
-    parts.append(Picture("figures/intervals.png", (
-        f"Mean difference to {spec['baseline']} and its interval, by which the verdict is made. A "
-        "verdict is better or worse if the interval leaves out 0, equivalent if it lies inside the "
-        "green band. The confidence of an interval is above "
-        f"{100 * (1 - spec['alpha']):g}%, since alpha is shared among the looks and hypotheses. A "
-        "cross is a mean without verdict."
-    )))  # fmt: skip
     pairs = {}
     for (arm, cell), verdict in told:
         base, new = study.runs_of(spec["baseline"], cell), study.runs_of(arm, cell)
         both = base.are("ok") & new.are("ok")
         if both.any():
-            pairs[verdict.arm] = spec["baseline"], base.values[both], new.values[both]
+            pairs[verdict.arm] = cell, base.values[both], new.values[both]
     if pairs:
-        figures.draw_pairs(folder / "pairs.png", pairs, label, up=study.rules.higher_is_better)
+        up = study.rules.higher_is_better
+        figures.draw_pairs(folder / "pairs.png", pairs, spec["baseline"], label, up=up)
         parts.append(Picture("figures/pairs.png", (
             "Each thin line is a seed: blue where the arm is better than the baseline, orange "
             "where it is worse. Black: the means."
@@ -388,7 +408,7 @@ def _draw_learning(study: Study) -> Block | None:
     figures.draw_learning(path, cells, spec["baseline"], f"{metric}, {study.rules.unit}")
     return Picture("figures/learning.png", (
         f"{metric} after each epoch: the line is the mean over seeds, the band holds all of them. "
-        "No verdict is made from it."
+        "The first quarter may lie outside the picture. No verdict is made from it."
     ))  # fmt: skip
 
 

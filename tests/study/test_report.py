@@ -131,7 +131,8 @@ def test_markdown_says_what_was_found(reported: tuple[Study, str]):
     assert "- CosLU: **WORSE** than ReLU" in page
     assert "## Against SiLU" in page
     low, high = interval()
-    assert f"| CosLU | +0.90 | Table 3 | -2.00 [{low}, {high}] | worse |" in page
+    assert f"| CosLU | +0.90 | -2.00 [{low}, {high}] | worse |" in page
+    assert "- CosLU: Table 3" in page
     assert "| ReLU | 60.00 | 70.00 * |" in page
     assert "| SiLU | 80.00 * | 70.00 |" in page
     assert "diverged: A+B_1, verdict, 1 run(s), seed 1001: the training loss is nan (" in page
