@@ -82,7 +82,7 @@ def test_of_many_processes_that_claim_at_once_one_succeeds(run: Path):
 
 def test_a_claim_of_a_dead_process_is_free(run: Path):
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    held = {**OWN, "pid": process.pid, "started": claims._started(process.pid)}  # pyright: ignore[reportAttributeAccessIssue]
+    held = {**OWN, "pid": process.pid, "started": claims._started(process.pid)}
     (run / "claim").write_text(json.dumps(held))
     assert is_claimed(run)
     process.kill()

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from study import ray
+from study import cluster
 from study.claims import claim
-from study.ray import do, run_on, write
+from study.cluster import do, run_on, write
 from study.spec import SpecError
 from study.work import RefusedError, is_claimed
 
@@ -140,7 +140,7 @@ def test_a_task_runs_in_a_folder_of_its_own_and_leaves_nothing(
         (run / "results.json").write_bytes(b"result")
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(ray.subprocess, "run", process)
+    monkeypatch.setattr(cluster.subprocess, "run", process)
     assert do("abc", {"spec.json": b"{}"}) == (0, {"log": b"said", "results.json": b"result"})
     assert places[0].name == "abc"
     assert not places[0].parent.exists()
