@@ -137,16 +137,18 @@ def explain(message: str, parser: Parser | None = None) -> str:
         owner=owner or "the command",
         given=_line(given, 60),
         accepted=_accepted(message),
-        nearest=_nearest(parts.get("name", given), option, parser) if parser else "",
+        nearest=_nearest(parts.get("name"), given, option, parser) if parser else "",
     )
 
 
-def _nearest(wrong: str, option: str, parser: Parser) -> str:
-    """Classes for `option`, or options, whose name in the help of `parser` is nearly `wrong`."""
-    text, name = parser.format_help(), wrong.rpartition(".")[2]
+def _nearest(wrong: str | None, given: str, option: str, parser: Parser) -> str:
+    """Classes for `option`, named nearly as `given`; else options, named nearly as `wrong`."""
+    text, name = parser.format_help(), (wrong or given).rpartition(".")[2]
     section = re.search(rf"\n  {re.escape(option)} .*?(?=\n  --|\Z)", text, re.DOTALL)
     classes = "".join((section[0] if section else "").split()).partition("knownsubclasses:")[2]
     known = classes.rstrip(")").split(",") if classes else re.findall(r"  --([\w.]+)", text)
+    if not classes and not wrong:
+        return ""  # a value is no option
     if not classes and not parser.owner:
         known = [f"--{each}" for each in [*known, "model.optimizer.lr"]]
     known = [each for each in dict.fromkeys(known) if not each.endswith(".help")]

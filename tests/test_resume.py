@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -34,30 +35,37 @@ FIT: str = ("fit --data Digits --data.batch_size 64 --model.backbone resnet8 --m
        "--last_checkpoint.every_n_train_steps 4")  # fmt: skip
 RUN = Path("runs/Digits-resnet8-CosLU/version_0")
 RESUME: str = f"fit -c {RUN}/config.yaml --ckpt_path {RUN}/checkpoints/last.ckpt"
-# dies in the middle of the k-th write, or after some seconds
-KILLED = """
+# runs of one command in folders of their names: each dies in the middle of that write
+KILLED: str = f"""
 import os, signal, sys
-sys.path.insert(0, {root!r})
+sys.path.insert(0, {str(ROOT)!r})
 import train
-left, real = int(sys.argv.pop(1)), os.fsync
 def fsync(handle):
-    global left
-    left -= 1
-    if left == 0:
+    global write
+    write -= 1
+    if write == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     real(handle)
-os.fsync = fsync
-train.main(sys.argv[1:])  # other processes start by train.py
+real, os.fsync = os.fsync, fsync
+for write in WRITES:
+    run = os.fork()  # the imports take longest
+    if not run:
+        os.chdir(str(write))
+        train.main(sys.argv[1:])
+    assert os.waitpid(run, 0)[1] == signal.SIGKILL
 """
+WRITES = (19, 33)  # while a checkpoint is written, and while a table is
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 
 
-def start(folder: Path, line: str, write: int = -1) -> subprocess.Popen[bytes]:
-    code = [sys.executable, "-c", KILLED.format(root=str(ROOT)), str(write), *line.split()]
+def start(folder: Path, line: str, code: str = "") -> subprocess.Popen[bytes]:
+    """Start `train.py` in another process, or `code` with the same arguments."""
+    program = ["-c", code] if code else [str(ROOT / "train.py")]
     with (folder / "log").open("a") as log:
         one = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(code, cwd=folder, stdout=log, stderr=log, env=one)
+        return subprocess.Popen([sys.executable, *program, *line.split()],
+                                cwd=folder, stdout=log, stderr=log, env=one)  # fmt: skip
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
@@ -114,23 +122,34 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# while a checkpoint is written, and while a table is
-@pytest.mark.parametrize("write", [19, 33])
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with a folder for each killed run."""
+    folder = tmp_path_factory.mktemp("killed")
+    for write in WRITES:
+        (folder / str(write)).mkdir()
+    run = start(folder, FIT, KILLED.replace("WRITES", str(WRITES)))
+    assert run.wait(240) == 0, (folder / "log").read_text()[-2000:]
+    return folder
+
+
+@pytest.mark.parametrize("write", WRITES)
 def test_a_killed_run_goes_on_as_if_never_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, whole: Path, write: int
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, killed: Path, whole: Path, write: int
 ):
-    killed = start(tmp_path, FIT, write)
-    assert killed.wait(240) == -signal.SIGKILL, (tmp_path / "log").read_text()[-2000:]
-    monkeypatch.chdir(tmp_path)
+    folder = killed / str(write)
+    monkeypatch.chdir(folder)
     train.main(RESUME.split())
-    assert_equal(tmp_path / RUN, whole / RUN)
-    assert [path.name for path in (tmp_path / RUN).parent.iterdir()] == ["version_0"]
+    assert_equal(folder / RUN, whole / RUN)
+    assert [path.name for path in (folder / RUN).parent.iterdir()] == ["version_0"]
+    if write != WRITES[0]:
+        return
     found = result(capsys.readouterr().out)
     train.main(RESUME.split())  # nothing is left to do
     printed = capsys.readouterr().out
     assert result(printed) == found
     assert "already finished: epoch 3, step 18; raise trainer.max_epochs" in printed
-    assert_equal(tmp_path / RUN, whole / RUN)
+    assert_equal(folder / RUN, whole / RUN)
 
 
 @pytest.mark.slow
@@ -188,6 +207,21 @@ def test_a_signal_saves_and_says_how_to_go_on(
     assert f"holds epoch {steps // 7}, step {steps}. To go on: python train.py {RESUME}" in text
     train.main(RESUME.split())
     assert_equal(tmp_path / RUN, whole / RUN)
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_as_if_never_stopped(tmp_path: Path):
+    line, folders = f"{FIT} --trainer.devices 2", [tmp_path / name for name in ("a", "b")]
+    for folder in folders:
+        folder.mkdir()
+    assert start(folders[0], line).wait(600) == 0, (folders[0] / "log").read_text()[-2000:]
+    stopped = start(folders[1], line)
+    while stopped.poll() is None and not (folders[1] / RUN / "checkpoints/last.ckpt").is_file():
+        time.sleep(0.1)
+    stopped.terminate()  # the first process alone: it tells the other
+    assert stopped.wait(600) == 143, (folders[1] / "log").read_text()[-2000:]
+    assert start(folders[1], RESUME).wait(600) == 0, (folders[1] / "log").read_text()[-2000:]
+    assert_equal(folders[1] / RUN, folders[0] / RUN)
 
 
 def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path):
@@ -313,6 +347,32 @@ def test_the_middle_of_an_epoch_is_exact(tmp_path: Path, stop: int):
     assert [row for row in found[1:] if row in expected] == found[1:]
     tables = [tmp_path / name / "version_0/activations.csv" for name in ("again", "whole")]
     assert tables[0].read_text() == tables[1].read_text()
+
+
+def fit_and_save(
+    folder: Path, *callbacks: Callback, path: Path | None = None, **options: Any
+) -> Any:
+    """Train four steps, with a checkpoint after each."""
+    model = classifier(CosLU)
+    save = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+    last = LastCheckpoint(dirpath=folder, filename="last")
+    run = trainer(folder, save, last, *callbacks, enable_checkpointing=True, max_epochs=2,
+                  limit_train_batches=2, **options)  # fmt: skip
+    run.fit(model, datamodule=Tiny(), ckpt_path=path)
+    return model.state_dict()
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_float64_goes_on_unrounded(tmp_path: Path):
+    whole = fit_and_save(tmp_path / "whole", precision="64-true")
+    path = tmp_path / "whole/step=2.ckpt"
+    assert same(fit_and_save(tmp_path / "again", path=path, precision="64-true"), whole)
+
+
+def test_a_resumed_average_that_lightning_forgets_is_refused(tmp_path: Path):
+    fit_and_save(tmp_path)
+    with pytest.raises(ValueError, match="StochasticWeightAveraging forgets its average"):
+        fit_and_save(tmp_path, StochasticWeightAveraging(0.01), path=tmp_path / "step=2.ckpt")
 
 
 @pytest.mark.parametrize("name", ["resnet8", "timm/resnet18"])

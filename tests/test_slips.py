@@ -103,6 +103,7 @@ RUN_LINES = [
     ("RUN --trainer.strategy horovod", "strategy='horovod'"),
     ("RUN --trainer.precision 8", "'8' does not fit: give 64, 32"),
     ("RUN --trainer.maxepochs 3", "the nearest: --trainer.max_epochs"),
+    ("RUN --trainer.max_epochs end", "'end' does not fit: give [^;]*$"),  # no option is meant
     ("RUN --trainer.max_time soon", "not a valid duration"),
     ("RUN --trainer.max_steps=999999999999999999999", "--trainer.max_steps.*is too large"),
     ("RUN --trainer.accumulate_grad_batches 0", "accumulate_grad_batches must be above 0, got 0"),
@@ -148,7 +149,7 @@ YAML = [
 @pytest.mark.parametrize(("line", "message"), RUN_LINES)
 def test_a_slip_gets_one_sentence(slip: Any, line: str, message: str):
     text = slip(*line.replace("RUN", RUN).split())
-    assert re.search(message, text), text
+    assert re.search(message, text, re.MULTILINE), text
 
 
 @pytest.mark.parametrize(("text", "message"), YAML, ids=range(len(YAML)))

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .copies import copied
 from .inputs import Inputs
 from .kinds import CONVOLUTIONS
 from .locate import Location
@@ -113,6 +114,7 @@ def verify(model: nn.Module, old: nn.Module, found: Found, new: Mapping[str, nn.
         else:  # the network has no backward pass with its old activations either
             runs, error = try_on(model, meta=meta)
     if error and not found.failure:
+        _refuse_one_more(old, found, new)
         raise ValueError(f"with its new activations {type(model).__name__} fails: {error}")
     expected: Counter[nn.Module] = Counter()
     for call in found.calls:
@@ -124,9 +126,27 @@ def verify(model: nn.Module, old: nn.Module, found: Found, new: Mapping[str, nn.
         called[module] += counts[name]
     for name, module in new.items():
         if called[module] != expected[module]:
+            _refuse_one_more(old, found, new)
             raise ValueError(
                 f"cannot swap {name}: the network calls the new module {called[module]} times "
                 f"in a trial, not {expected[module]}; exclude it"
+            )
+
+
+def _refuse_one_more(old: nn.Module, found: Found, new: Mapping[str, nn.Module]) -> None:
+    """Refuse function calls of a module that calls all of its children, whatever they are."""
+    twin = copied(old)
+    calls = [call for call in found.calls if call.function and call.name in new]
+    for owner in {call.key[0] for call in calls}:
+        twin.get_submodule(owner).add_module("one_more", nn.Identity())
+    counts = _total(_runs(twin, found.example, found.meta, found.started)[0])
+    for call in calls:
+        owner = call.key[0]
+        if counts[f"{owner}.one_more".removeprefix(".")]:
+            raise ValueError(
+                f"cannot swap {call.name}: {owner or 'the network'} calls all of its children in "
+                "turn, and the new module would be one more. Call the function in a module that "
+                f"holds this one, or exclude {call.site!r}"
             )
 
 

@@ -265,10 +265,12 @@ def match_calls(model: nn.Module, calls: Iterable[Call], example: Inputs | None)
     for call in calls:
         same = groups.setdefault(model.get_submodule(call.name), [])
         same.append(call)
-        if repr(call.reference) != repr(same[0].reference):
+        was, other = call.reference, same[0].reference
+        if not _alike(was, other):
+            numbers = " with other numbers" if repr(was) == repr(other) else ""
             raise ValueError(
-                f"{call.name} was {call.reference!r}, another call that shares its activation "
-                f'{same[0].reference!r}: match needs share="site" or "channel" here'
+                f"{call.name} was {was!r}, another call that shares its activation "
+                f'{other!r}{numbers}: match needs share="site" or "channel" here'
             )
     samples: dict[nn.Module, list[Tensor]] = {activation: [] for activation in groups}
     if example is not None:
@@ -295,6 +297,13 @@ def match_calls(model: nn.Module, calls: Iterable[Call], example: Inputs | None)
         worst = Fit(*map(max, zip(*map(astuple, sites.values()), strict=True)))
         more = f" and {len(sites) - 1} more" if len(sites) > 1 else ""
         warnings.warn(f"match: {pair} at {min(sites)}{more} {worst.warning}", stacklevel=3)
+
+
+def _alike(first: nn.Module, second: nn.Module) -> bool:
+    """Whether two modules are one function: shown as the same, with the same numbers."""
+    state, other = first.state_dict(), second.state_dict()
+    same = repr(first) == repr(second) and state.keys() == other.keys()
+    return same and all(torch.equal(value, other[name]) for name, value in state.items())
 
 
 def _recorder(into: list[Tensor], references: Iterator[nn.Module]) -> Callable[..., Tensor]:

@@ -236,14 +236,21 @@ def test_shared_activations_are_one_parameter(tmp_path: Path):
 
 
 _TWO = """
-import sys
+import os, socket, sys
 import torch
 from tests.callbacks.test_alternate import one_of
 
+with socket.socket() as free:
+    free.bind(("", 0))
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+other = os.fork()  # the imports take longest
+os.environ["LOCAL_RANK"] = str(int(not other))
 if __name__ == "__main__":
     run, state = one_of(2)
     torch.save(state, f"{sys.argv[1]}/{run.global_rank}.pt")
     torch.distributed.destroy_process_group()  # else its threads may end the interpreter by abort
+    if other:
+        assert os.waitpid(other, 0)[1] == 0
 """
 
 

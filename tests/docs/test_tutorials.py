@@ -1,40 +1,37 @@
 """The tutorials: their blocks run, in order, as a reader runs them."""
 
-import itertools
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import train
+
 ROOT = Path(__file__).parents[2]
-BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+PYTHON = [sys.executable, "-W", "error", "-c"]
 
 
-def run(page: str, folder: Path) -> str:
-    """What the blocks of `page` print; those of one language that follow each other are one script."""
-    blocks = BLOCK.findall((ROOT / "docs/tutorials" / page).read_text())
-    printed = ""
-    for language, group in itertools.groupby(blocks, key=lambda block: block[0]):
-        script = "".join(code for _, code in group)
-        command = {"python": [sys.executable, "-W", "error", "-c"], "bash": ["bash", "-ec"]}
-        if language == "python":
-            script += "\nimport sys; assert 'lightning' not in sys.modules\n"
-        binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        done = subprocess.run(
-            [*command[language], script],
-            cwd=folder,
-            env={**os.environ, "PATH": binaries, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, f"{page}: {done.stdout}\n{done.stderr}"
-        printed += done.stdout
-    return printed
+def blocks(page: str, language: str) -> str:
+    """All blocks of a language as one script."""
+    text = (ROOT / "docs/tutorials" / page).read_text()
+    return "".join(re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
+
+
+def run(folder: Path, *command: str, **variables: str) -> str:
+    """What a command prints."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
 
 
 def test_own_loop(tmp_path: Path):
-    printed = run("own_loop.md", tmp_path)
+    script = blocks("own_loop.md", "python")
+    script += "\nimport sys; assert 'lightning' not in sys.modules\n"
+    printed = run(tmp_path, *PYTHON, script)
     accuracy = re.search(r"accuracy: ([\d.]+)", printed)
     assert accuracy
     assert float(accuracy[1]) > 0.6  # a guess gives 0.33
@@ -42,9 +39,20 @@ def test_own_loop(tmp_path: Path):
     assert (tmp_path / "stripes.pt").exists()
 
 
-def test_question_to_figure(tmp_path: Path):
-    (tmp_path / "train.py").symlink_to(ROOT / "train.py")
-    printed = run("question_to_figure.md", tmp_path)
+def test_question_to_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The shell's `python` notes its arguments, with which the program then runs in this process."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin/python"
+    python.write_text(f"#!/bin/sh\nprintf '%s\\0' \"$@\" > {tmp_path}/$$.call\n")
+    python.chmod(0o755)
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    run(tmp_path, "bash", "-ec", blocks("question_to_figure.md", "bash") + "wait\n", PATH=path)
+    calls = [file.read_text().split("\0")[:-1] for file in tmp_path.glob("*.call")]
+    monkeypatch.chdir(tmp_path)
+    for program, *arguments in calls:
+        assert program == "train.py"
+        train.main(arguments)
+    printed = run(tmp_path, *PYTHON, blocks("question_to_figure.md", "python"))
     assert re.search(r"CosLU +0\.\d+ +0\.\d+ +2", printed)
     assert (tmp_path / "question.png").stat().st_size > 10_000
     found = {file.name for file in (tmp_path / "runs/Swish/seed1").iterdir()}

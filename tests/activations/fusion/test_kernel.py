@@ -256,8 +256,20 @@ def test_every_rank_dtype_gradient_and_autocast_is_one_graph_each_way(
         one_graph_each_way(counter, x, gradient, autocast)
 
 
-@pytest.mark.parametrize("channel_dim", [1, -1])
-@pytest.mark.parametrize("layout", LAYOUTS)
+def slow_but(quick: list[Any], *choices: Any) -> list[Any]:
+    """All combinations of `choices`; those that are not in `quick` are marked as slow."""
+    rows = itertools.product(*choices)
+    return [row if row in quick else pytest.param(*row, marks=pytest.mark.slow) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("channel_dim", "layout"),
+    slow_but(
+        [(1, "contiguous"), (1, "channels_last"), (-1, "transposed"), (-1, "sliced")],
+        (1, -1),
+        LAYOUTS,
+    ),
+)
 def test_every_layout_is_one_graph_each_way(channel_dim: int, layout: str, counter: Counter):
     dtype = torch.float32 if layout in ("contiguous", "transposed") else torch.bfloat16
     for shape in SHAPES[channel_dim]:
@@ -272,12 +284,12 @@ def test_every_layout_is_one_graph_each_way(channel_dim: int, layout: str, count
     one_graph_each_way(counter, x, "all")
 
 
-@pytest.mark.parametrize("arguments", [{}, {"num_parameters": 4}], ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_no_recompilation_for_new_sizes_and_times(
-    arguments: dict[str, int], layout: str, counter: Counter
-):
-    module = A.CosLU(**arguments)  # pyright: ignore[reportArgumentType]
+@pytest.mark.parametrize(
+    ("channels", "layout"),
+    slow_but([(1, "contiguous"), (4, "channels_last")], (1, 4), ["contiguous", "channels_last"]),
+)
+def test_no_recompilation_for_new_sizes_and_times(channels: int, layout: str, counter: Counter):
+    module = A.CosLU(num_parameters=channels)
     scheduled = A.DSReLU()
 
     def epoch(batches: list[int]) -> None:

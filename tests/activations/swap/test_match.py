@@ -116,6 +116,11 @@ def test_one_function_cannot_be_two():
         match=r'3 was LeakyReLU\(negative_slope=0.3\), another call .* ReLU\(\): match needs share="site"',
     ):
         replace_activations(network, nn.PReLU, match=True, share="model")
+    network[1], network[3] = nn.PReLU(init=0.1), nn.PReLU(init=0.2)
+    with pytest.raises(ValueError, match=r"PReLU\(num_parameters=1\) with other numbers: match"):
+        replace_activations(network, CosLU, match=True, share="model")
+    network[3] = nn.PReLU(init=0.1)
+    replace_activations(network, FReLU, match=True, share="model")
 
 
 def test_a_failed_match_leaves_the_network():

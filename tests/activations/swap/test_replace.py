@@ -635,6 +635,35 @@ def test_gates_by_name():
         replace_activations(model, CosLU, include_kinds=["SoftSine"])
 
 
+class EachInTurn(nn.Sequential):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        for layer in self:
+            input = F.relu(layer(input))
+        return input
+
+
+class AllThenOne(nn.ModuleDict):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.children():
+            x = layer(x)
+        return F.relu(x)
+
+
+class OneByOne(nn.Sequential):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self[1](F.relu(self[0](input)))
+
+
+def test_a_module_that_calls_all_its_children_cannot_hold_one_more():
+    layers = [nn.Linear(4, 4), nn.Linear(4, 4)]
+    x = torch.ones(2, 4)
+    for owner in (EachInTurn(*layers), AllThenOne({"a": layers[0], "b": layers[1]})):
+        for network, name in ((owner, "the network"), (nn.Sequential(owner), "0")):
+            with pytest.raises(ValueError, match=f"relu.*: {name} calls all of its children in"):
+                replace_activations(network, CosLU, example_input=x)
+    assert len(replace_activations(OneByOne(*layers), CosLU, example_input=x)) == 1
+
+
 def test_an_own_activation_is_one_call():
     model = OwnKind()
     report = replace_activations(model, CosLU, example_input=torch.zeros(2, 3, 4, 4))
