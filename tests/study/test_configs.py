@@ -13,9 +13,7 @@ from study.arms import check_arms
 from study.runs import Study, arguments, write_base
 from study.spec import read_spec
 
-SPECS = sorted(
-    path for path in ROOT.glob("configs/study/*.yaml") if not path.stem.endswith("_start")
-)
+SPECS = sorted(ROOT.glob("configs/study/*.yaml"))
 
 
 def read(path: Path) -> Study:
@@ -76,11 +74,6 @@ def test_published_values_fit_the_cells():
             assert value["text"]
             difference = value["difference"]
             assert isinstance(difference, int | float) or len(difference) == len(spec["cells"])
-
-
-def test_the_start_of_the_practitioner_is_a_run_of_train(parsed: Callable[..., Any]):
-    chosen = parsed("fit", "-c", str(ROOT / "configs/study/practitioner_start.yaml"))
-    assert chosen.model.backbone == read(ROOT / "configs/study/practitioner.yaml").spec["cells"][0]["model.backbone"]  # fmt: skip
 
 
 @pytest.mark.slow
