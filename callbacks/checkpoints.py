@@ -131,9 +131,9 @@ class LastCheckpoint(ModelCheckpoint):
     """Saves `last.ckpt` after every epoch, better or not; a run resumed from it goes on exactly.
 
     A signal to end (SIGTERM, Ctrl-C) ends the training after the present step, with this
-    checkpoint saved; a second one ends it at once. What else a resumed run needs is in every
-    checkpoint of the run: the state of the metrics, the means that are logged at the end of the
-    epoch, and of the random numbers of dropout.
+    checkpoint saved; a second one, a second later or more, ends it at once. What else a resumed run
+    needs is in every checkpoint of the run: the state of the metrics, the means that are logged at
+    the end of the epoch, and of the random numbers of dropout.
 
     Args:
         every_n_train_steps: save in the middle of an epoch too, after so many optimizer steps.

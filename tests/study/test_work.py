@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from callbacks import LastCheckpoint, checkpoints
 from study import claims, work
 from study.claims import beating, claim, is_mine, owner
 from study.local import gpus, visible_gpus
@@ -227,6 +228,22 @@ def test_pending_runs_come_in_the_order_in_which_they_were_prepared(run: Path):
     assert [each.name for each in pending(run.parents[1])] == ["abc", "zzz", "aaa"]
     (run / "results.json").write_text("{}")
     assert [each.name for each in pending(run.parents[1])] == ["zzz", "aaa"]
+
+
+# ---- signals
+
+
+def test_a_signal_that_a_launcher_passes_on_counts_once(monkeypatch: pytest.MonkeyPatch):
+    clock = [100.0]
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: clock[0])
+    callback = LastCheckpoint()
+    callback._wait(signal.SIGINT, None)
+    clock[0] += 0.5
+    callback._wait(signal.SIGTERM, None)  # SLURM, or a terminal, tells all processes
+    clock[0] += 0.6
+    with pytest.raises(SystemExit) as left:
+        callback._wait(signal.SIGTERM, None)
+    assert left.value.code == 143
 
 
 # ---- GPUs
