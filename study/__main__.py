@@ -350,6 +350,7 @@ def _judge(options: Any) -> int:
             raise SpecError(
                 "--train needs the folder of a study: python -m study judge DIR --train"
             )
+        read_lock(options.folder)
         if code := _driven(options.folder, lambda: _train_hidden(options)):
             return code
     print(judge_folder(options.folder))

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+import study.__main__
 from study.judged import hidden_runs, judge_folder, judge_study
-from study.runs import Run, Study
-from study.spec import SpecError, check
+from study.runs import Run, Study, read_prepared
+from study.spec import SpecError, check, lock
+from tests.study.made import answer, result, small, write
 
 SPEC = {
     "arms": {"ReLU": {"model.activation": "torch.nn.ReLU"}, "CosLU": {"model.activation": "CosLU"}},
@@ -80,6 +82,44 @@ def test_a_false_verdict_is_named():
     again = [run for run in hidden_runs(study) if run.arm == "ReLU again"]
     ended(study, again, np.linspace(80, 80.5, 5))
     assert "A FALSE VERDICT: ReLU again: WORSE than ReLU" in judge_study(study)[0]
+
+
+def test_hidden_arms_are_trained_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    main = study.__main__
+    lock(tmp_path, check(small()))
+    known = answer(Study.read(tmp_path), {"ReLU": 90, "SiLU": 90, "CosLU": 50})
+    before = [each.sentence() for each in known.verdicts()]
+
+    def trained(options: Any, folder: Path) -> int:
+        prepared = read_prepared(folder)
+        assert {each["stage"] for each in prepared.values()} == {"judge"}
+        for run in hidden_runs(known):
+            words = prepared[run.id]["arguments"]
+            assert f"--seed_everything={run.seed}" in words
+            assert f"--trainer.max_epochs={1 if run.arm == 'ReLU planted' else 2}" in words
+            value = 80 if run.arm == "ReLU planted" else 90
+            write(known, run, result(value + 0.1 * (run.seed % 3), run.seed))
+        return 0
+
+    monkeypatch.setattr(main, "_work_on", trained)
+    monkeypatch.setattr(main, "copy_code", lambda *_: None)
+    assert main.main(["judge", str(tmp_path), "--train"]) == 0
+    told = capsys.readouterr().out
+    assert "hidden arms: 10 runs" in told
+    assert "planted arm with 95% of the epochs, found: ReLU planted: WORSE" in told
+    assert "random splits of 10 runs of one arm" in told
+    assert [each.sentence() for each in Study.read(tmp_path).verdicts()] == before
+    assert main.main(["judge", str(tmp_path), "--train"]) == 0
+    assert "hidden arms: 0 runs" in capsys.readouterr().out
+
+
+def test_training_hidden_arms_needs_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert study.__main__.main(["judge", "--train"]) == 2
+    assert study.__main__.main(["judge", str(tmp_path), "--train"]) == 2
+    assert "holds no study" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_too_few_runs():
