@@ -1,5 +1,6 @@
 """The verdicts as a LaTeX table with the rules of booktabs."""
 
+from .lines import published
 from .runs import Study
 from .verdict import Verdict
 
@@ -10,10 +11,10 @@ _ESCAPES |= {each: f"\\{each}" for each in "&%$#_{}"}
 def latex(study: Study, verdicts: list[Verdict]) -> str:
     r"""A `table` with a row for each arm in each cell; it needs `\usepackage{booktabs}`."""
     spec, unit = study.spec, study.rules.unit
-    told, published = dict(zip(study.hypotheses(), verdicts, strict=True)), bool(spec["published"])
-    columns = "lr@{ $\\pm$ }lrll" + ("r" if published else "")
+    told, known = dict(zip(study.hypotheses(), verdicts, strict=True)), bool(spec["published"])
+    columns = "lr@{ $\\pm$ }lrll" + ("r" if known else "")
     head = [r"Arm", r"\multicolumn{2}{c}{Mean $\pm$ SD}", "$n$", r"Difference", "Verdict"]
-    head += ["Published"] if published else []
+    head += ["Published"] if known else []
     body = []
     cells = range(len(spec["cells"]))
     for cell in cells:
@@ -29,8 +30,8 @@ def latex(study: Study, verdicts: list[Verdict]) -> str:
             deviation = f"{values.std(ddof=1):.2f}" if len(values) > 1 else "--"
             row = [escape(arm), mean, deviation, str(len(values))]
             row += [_difference(verdict), verdict.kind.value] if verdict else ["", "baseline"]
-            if published:
-                value = spec["published"].get(arm, {}).get("difference")
+            if known:
+                value = published(study, arm, cell)
                 value = value[cell] if isinstance(value, list) else value
                 row.append("" if value is None else f"${value:+.2f}$")
             body.append(" & ".join(row) + r" \\")

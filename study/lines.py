@@ -56,3 +56,10 @@ def _on_new_images(
         METRICS[study.spec["metric"]["name"].removeprefix("test/")], known.get("group"),
         (verdict.arm, verdict.baseline), "records" if "group" in known else "images",
     )  # fmt: skip
+
+
+def published(study: Study, arm: str, cell: int) -> float | None:
+    """The difference that was published for an arm in a cell, in points."""
+    value = study.spec["published"].get(arm, {}).get("difference")
+    value = value[cell] if isinstance(value, list) else value
+    return None if value is None else float(value)

@@ -16,7 +16,7 @@ from .cost import about_steps
 from .judged import judge_study
 from .latex import latex
 from .learned import learned_functions
-from .lines import new_image_lines, verdict_lines
+from .lines import new_image_lines, published, verdict_lines
 from .page import Block, Code, Folded, Heading, Lines, Picture, Table, Text, html, markdown
 from .power import pairing
 from .rows import rows
@@ -175,13 +175,6 @@ def _interval(verdict: Verdict) -> str:
     if seen is None:
         return f"{verdict.mean:+z.2f}" if math.isfinite(verdict.mean) else "none"
     return f"{seen.difference:+z.2f} [{seen.low:+z.2f}, {seen.high:+z.2f}]"
-
-
-def published(study: Study, arm: str, cell: int) -> float | None:
-    """The difference that was published for an arm in a cell, in points."""
-    value = study.spec["published"].get(arm, {}).get("difference")
-    value = value[cell] if isinstance(value, list) else value
-    return None if value is None else float(value)
 
 
 def _published(study: Study, verdicts: list[Verdict]) -> list[Block]:

@@ -48,7 +48,7 @@ def made(folder: Path, **changes: Any) -> Study:
         question="Is <b>CosLU</b> better & faster?", arms=arms, second_baselines=["SiLU"],
         seeds={"first": 1000, "looks": [LOOK]},
         tune={"grid": {"model.optimizer.weight_decay": [0.1, 0.2]}, "seeds": [1], "metric": "val/acc"},
-        published={"CosLU": {"text": "Table 3", "difference": 0.9}},
+        published={"CosLU": {"text": "Table 3", "difference": [0.9]}},
         **changes,
     ))  # fmt: skip
     folder.mkdir(exist_ok=True)
