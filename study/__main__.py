@@ -228,7 +228,7 @@ def _measure(folder: Path, threads: int) -> bool:
     """Measure what the arms cost, by the study's own code; true, also where that fails."""
     from .cost import SECONDS
 
-    print(f"measuring a training step of each arm, about {SECONDS:.0f} s", flush=True)
+    print(f"measuring a training step of each arm, {SECONDS:.0f} s at most", flush=True)
     line, known = [sys.executable, "-m", "study", "cost", str(folder)], environment(folder, threads)
     subprocess.run(line, env=known, check=False, stdout=subprocess.DEVNULL)
     return True

@@ -26,8 +26,9 @@ def learned_functions(
         SpecError: train.py cannot build the network here.
     """
     runs = [study.verdict_run(arm, cell, seed) for seed in study.seeds]
-    found = [study.results[run.id]["learned"] for run in runs if study.status(run) == "ok"]
-    if not any(found):
+    ended = [study.results[run.id] for run in runs if study.status(run) == "ok"]
+    found = [each["learned"] for each in ended if each.get("learned")]
+    if not found:
         return None
     backbone = built(runs[0]).model.backbone
     parameters = shape_parameters(backbone)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .packed import read_packed, take
+from .packed import read_packed
 from .power import smallest_difference
 from .runs import Run, Study
 from .spec import LOCK
@@ -34,7 +34,6 @@ def plan(folder: Path, spec: dict[str, Any], seconds: float = PILOT) -> str:
     Raises:
         SpecError: `folder` holds another, damaged study.
     """
-    take(folder)
     study = Study(folder, {"spec": spec, "amendments": []})
     if (folder / LOCK).is_file():
         study = Study.read(folder, read_packed(folder))
