@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 import activations as A
@@ -472,3 +473,12 @@ CASES = [
         scalar=False,
     ),
 ]
+
+
+def variants_later(cases: list[Case]) -> list[Any]:
+    """`cases`, of which three variants of DiTAC are marked as slow.
+
+    They differ from the first outside the interval alone. Quicker tests hold their values.
+    """
+    later = ("DiTAC-leaky", "DiTAC-ge", "DiTAC-inf")
+    return [pytest.param(c, marks=[pytest.mark.slow] if str(c) in later else []) for c in cases]

@@ -17,19 +17,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 import activations as A
-from tests.cases import CASES, Case
+from tests.cases import CASES, Case, variants_later
 
 each = pytest.mark.parametrize("case", CASES, ids=str)
 each_per_channel = pytest.mark.parametrize(
     "case", [case for case in CASES if case.per_channel], ids=str
 )
-# three variants of DiTAC differ outside the interval alone; their values are tested everywhere
-LATER = ("DiTAC-leaky", "DiTAC-ge", "DiTAC-inf")
-each_but_variants = pytest.mark.parametrize(
-    "case",
-    [pytest.param(c, marks=[pytest.mark.slow] if str(c) in LATER else []) for c in CASES],
-    ids=str,
-)
+each_but_variants = pytest.mark.parametrize("case", variants_later(CASES), ids=str)
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

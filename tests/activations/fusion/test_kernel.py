@@ -18,12 +18,11 @@ from torch import Tensor, nn
 
 import activations as A
 from activations.fusion import kernel as fusion
-from tests.cases import CASES, Case
+from tests.cases import CASES, Case, variants_later
 
 FUSED = [case for case in CASES if case.kind is not A.DynamicReLU]
 # torch 2.14's own forward-mode differentiation, which only the tests use
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
-fused_rows = pytest.mark.parametrize("case", FUSED, ids=str)
 
 
 @contextmanager
@@ -143,7 +142,7 @@ def check(case: Case, shape: tuple[int, ...], dtype: torch.dtype, **more: Any) -
         assert (error <= 1e-5 * terms + 1e-6 * parameter.numel()).all(), name
 
 
-@fused_rows
+@pytest.mark.parametrize("case", variants_later(FUSED), ids=str)
 def test_fused_values_and_gradients(case: Case, counter: Counter):
     check(case, case.shape, torch.float32)
     assert counter.ran == 2
@@ -169,7 +168,7 @@ def assert_only_the_input_is_kept(case: Case) -> None:
     assert max(kept.values(), default=0) < 0.05 * x.nbytes
 
 
-@fused_rows
+@pytest.mark.parametrize("case", FUSED, ids=str)
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_inductor_values_and_gradients(case: Case, dtype: torch.dtype, inductor: None):
