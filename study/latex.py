@@ -43,7 +43,7 @@ def latex(study: Study, verdicts: list[Verdict]) -> str:
     )
     if study.lock["amendments"]:
         caption += " Exploratory: the question was changed after its lock."
-    parts = [r"% \usepackage{booktabs}", r"\begin{table}", r"\centering",
+    parts = [r"% \usepackage{booktabs}", r"\begin{table}", r"\centering\small",
              rf"\caption{{{escape(caption)}}}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
              rf"{' & '.join(head)} \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}",
              r"\end{table}"]  # fmt: skip
