@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import yaml
 
+import activations
 from activations.files import replacing
 from callbacks.results import FILE, TEST
 
@@ -326,11 +327,17 @@ def split(arm: str) -> tuple[str, str]:
 
 
 def arguments(options: dict[str, Any], seed: int) -> list[str]:
-    """The options as they are typed after `python train.py fit`."""
+    """The options as they are typed after `python train.py fit`.
+
+    Our activations get their full names: a library that is imported meanwhile may have a class of
+    the same name.
+    """
     words = {
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in options.items()
     }
+    if (chosen := words.get("model.activation")) in activations.__all__:
+        words["model.activation"] = f"activations.{chosen}"
     return [*(f"--{name}={value}" for name, value in words.items()), f"--seed_everything={seed}"]
 
 

@@ -240,3 +240,9 @@ def test_options_are_typed_as_on_the_command_line():
         "--a=true", "--b=null", "--c=x", "--d=[1, 2]", '--e={"class_path": "X"}', "--f=0.1",
         "--seed_everything=7",
     ]  # fmt: skip
+
+
+def test_our_activations_are_named_in_full():
+    timm = "timm.layers.Swish"
+    for given, typed in (("Swish", "activations.Swish"), (timm, timm), ("PReLU", "PReLU")):
+        assert f"--model.activation={typed}" in arguments({"model.activation": given}, 0)
