@@ -13,6 +13,7 @@ from jsonargparse import get_loader, set_loader, set_parsing_settings
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 
+import activations
 from models import Classifier
 
 SLIP = 2  # exit code of a mistake in the command or its files
@@ -76,6 +77,18 @@ KINDS = {
     "Callable": "a class",
     "Union": "",
 }
+
+
+def full_names(words: list[str]) -> list[str]:
+    """The words of a command line with our activations' full names: timm has a Swish, too."""
+    found: list[str] = []
+    for word in words:
+        option, equals, value = word.rpartition("=")
+        named = option or (found[-1] if found else "")
+        if named == "--model.activation" and value in activations.__all__:
+            value = f"activations.{value}"
+        found.append(f"{option}{equals}{value}")
+    return found
 
 
 class Parser(LightningArgumentParser):

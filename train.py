@@ -40,7 +40,7 @@ from callbacks import (
 from callbacks.lightning_private import callbacks_of
 from models import Classifier, DivergedError
 from models.checkpoints import check_complete, check_fits, check_given, read_checkpoint
-from options import SLIP, Parser, explain
+from options import SLIP, Parser, explain, full_names
 
 ROOT = Path(__file__).resolve().parent
 BASE = {"default_config_files": [str(ROOT / "configs/base.yaml")]}
@@ -291,8 +291,8 @@ def main(args: list[str] | None = None, cli: type[CLI] = CLI) -> None:
         if (file := Path(each.rpartition("=")[2])).is_fifo():  # reading it would wait for ever
             sys.stderr.write(f"train.py: error: {str(file)!r} is a pipe, not a file\n")
             sys.exit(SLIP)
-    if args is not None:
-        sys.argv = [str(ROOT / "train.py"), *args]  # processes of several GPUs start by it too
+    program, words = (own[0], own[1:]) if args is None else (str(ROOT / "train.py"), args)
+    sys.argv = [program, *full_names(words)]  # processes of several GPUs start by it too
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             handlers[number] = signal.signal(number, _leave)

@@ -29,7 +29,7 @@ ALLOWED = {
     "callbacks": {"activations"},
     "datamodules": set(),
     "models": {"activations"},
-    "options": {"models"},
+    "options": {"activations", "models"},
     "study": {"activations", "bench", "callbacks", "train"},
     "train": {"activations", "callbacks", "datamodules", "models", "options"},
 }

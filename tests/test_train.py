@@ -91,6 +91,15 @@ def test_data_decide_classes_channels_and_stem(parsed):
     assert cli.model.backbone.layer1[0].act2.alpha.item() == 0.25
 
 
+def test_our_names_win_over_those_of_timm(parsed):
+    import timm.layers
+
+    assert timm.layers.Swish is not A.Swish
+    for words in ("--model.activation Swish", "--model.activation=Swish"):
+        cli = parsed(f"fit --data Digits --model.backbone resnet8 {words}")
+        assert isinstance(cli.model.backbone.act1, A.Swish)
+
+
 def test_seed_zero_is_a_seed_and_reaches_the_data(parsed):
     weights = []
     for seed in (0, 0, 3):
