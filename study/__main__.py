@@ -147,7 +147,6 @@ def environment(folder: Path, threads: int) -> dict[str, str]:
 
 
 def _run(options: Any) -> int:
-
     folder, spec = asked(options)
     with naming(folder / LOCK):
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 import yaml
 
-import activations
 from activations.files import replacing
 from callbacks.results import FILE, TEST
+from options import full_names
 
 from .spec import CONTROLS, SpecError, decides, read_lock
 from .verdict import Kind, Rules, Runs, Verdict, family
@@ -327,18 +327,13 @@ def split(arm: str) -> tuple[str, str]:
 
 
 def arguments(options: dict[str, Any], seed: int) -> list[str]:
-    """The options as they are typed after `python train.py fit`.
-
-    Our activations get their full names: a library that is imported meanwhile may have a class of
-    the same name.
-    """
+    """The options as they are typed after `python train.py fit`."""
     words = {
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in options.items()
     }
-    if (chosen := words.get("model.activation")) in activations.__all__:
-        words["model.activation"] = f"activations.{chosen}"
-    return [*(f"--{name}={value}" for name, value in words.items()), f"--seed_everything={seed}"]
+    typed = [*(f"--{name}={value}" for name, value in words.items()), f"--seed_everything={seed}"]
+    return full_names(typed)
 
 
 def read_runs(folder: Path) -> dict[str, dict[str, Any]]:

@@ -30,7 +30,7 @@ ALLOWED = {
     "datamodules": set(),
     "models": {"activations"},
     "options": {"activations", "models"},
-    "study": {"activations", "bench", "callbacks", "train"},
+    "study": {"activations", "bench", "callbacks", "options", "train"},
     "train": {"activations", "callbacks", "datamodules", "models", "options"},
 }
 NAMES = sorted({part.split("/")[0] for part in ALLOWED})
