@@ -6,6 +6,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 LOWEST := .venv-lowest/bin
+# one thread each: processes that share the cores wait for each other's threads
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4
+test test-lowest: export OMP_NUM_THREADS = 1
 
 .PHONY: test test-full test-lowest docs quickstart
 test: .venv/installed
@@ -13,13 +16,13 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/basedpyright -p tests
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 test-full: test
 	$(BIN)/python -m pytest -m slow
 
 test-lowest: .venv-lowest/installed
-	$(LOWEST)/python -m pytest
+	$(LOWEST)/python $(PYTEST)
 
 docs: .venv/installed-docs
 	$(BIN)/python -m mkdocs build --strict

@@ -97,7 +97,11 @@ def test_a_later_process_with_the_same_number_is_another(run: Path):
     assert not is_claimed(run)
 
 
-@pytest.mark.parametrize("text", [json.dumps({**OWN, "host": "elsewhere", "pid": 1}), "", "{"])
+@pytest.mark.parametrize(
+    "text",
+    [json.dumps({**OWN, "host": "elsewhere", "pid": 1}), "", "{"],
+    ids=["of another machine", "empty", "half written"],
+)
 def test_a_machine_that_vanished_is_believed_for_three_minutes(run: Path, text: str):
     path = run / "claim"
     path.write_text(text)
