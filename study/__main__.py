@@ -79,13 +79,13 @@ def _add_spec(parser: argparse.ArgumentParser) -> None:
     add("--looks", type=int, nargs="+", default=[5, 8, 12, 20])
     add("--margin", type=float, default=0.3, help="points")
     add("--dir", type=Path, help="folder of the study; by default studies/<name>")
+    add("--set", nargs="+", default=[], metavar="FIELD=VALUE",
+        help="options of all cells, such as data.root=DIR")  # fmt: skip
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_spec(parser)
     parser.add_argument("--amend", default="", help="why the locked question is changed")
-    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE",
-                        help="options of all cells, such as data.root=DIR")  # fmt: skip
     parser.add_argument("--on", default="local",
                         help="local; Ray: auto or an address; slurm")  # fmt: skip
     _add_jobs(parser)
@@ -110,7 +110,7 @@ def asked(options: Any) -> tuple[Path, dict[str, Any]]:
         )
     else:
         raise SpecError("name a spec, or give --data and --activations: python -m study run --help")
-    for each in getattr(options, "set", []):
+    for each in options.set:
         field, equals, value = each.partition("=")
         if not equals:
             raise SpecError(f"--set {each!r} is no FIELD=VALUE, such as data.root=DIR")

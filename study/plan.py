@@ -11,7 +11,7 @@ import numpy as np
 from .packed import read_packed
 from .power import smallest_difference
 from .runs import Run, Study
-from .spec import LOCK
+from .spec import LOCK, SpecError
 from .status import START, duration, run_seconds
 from .verdict import Runs
 
@@ -32,7 +32,8 @@ def plan(folder: Path, spec: dict[str, Any], seconds: float = PILOT) -> str:
         seconds: the most that the pilot takes.
 
     Raises:
-        SpecError: `folder` holds another, damaged study.
+        SpecError: `folder` holds another, damaged study; or the data or the network of the spec
+            cannot be made.
     """
     study = Study(folder, {"spec": spec, "amendments": []})
     if (folder / LOCK).is_file():
@@ -122,6 +123,8 @@ def pilot(study: Study, seconds: float) -> tuple[dict[tuple[str, int], float], s
         if not file.is_file():
             return {}, f"nothing: a pilot of {seconds:g} s did not end, or failed (see above)"
         rows = json.loads(file.read_text())
+    if isinstance(rows, str):
+        raise SpecError(rows)
     found = {}
     for row in rows:
         steps = row["epochs"] * row["batches"] * row["step_ms"] / 1e3
@@ -130,9 +133,12 @@ def pilot(study: Study, seconds: float) -> tuple[dict[tuple[str, int], float], s
 
 
 def _pilot(spec: dict[str, Any], file: Path, seconds: float) -> None:
-    """Measure the steps in a process of its own."""
+    """Measure the steps in a process of its own, or write what is wrong with the spec."""
     from .cost import measure
 
-    rows = measure(Study(file.parent, {"spec": spec}), seconds)
+    try:
+        rows = measure(Study(file.parent, {"spec": spec}), seconds)
+    except (OSError, ValueError) as error:
+        rows = str(error)
     file.with_suffix(".part").write_text(json.dumps(rows))
     file.with_suffix(".part").replace(file)

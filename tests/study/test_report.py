@@ -17,6 +17,7 @@ import study.cost
 import study.plan
 from activations import CosLU
 from study import figures
+from study.__main__ import main
 from study.cost import measure
 from study.latex import escape
 from study.learned import learned_functions
@@ -271,6 +272,14 @@ def test_pilot_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert time.perf_counter() - begin < 10
     assert re.search(r"^seeds 1 to 5 +15 +\?$", text, re.M)
     assert "a pilot of 0.5 s did not end, or failed" in text
+
+
+def test_plan_without_the_data(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    spec = "configs/study/cifar10_part.yaml"
+    assert main(["plan", spec, "--set", f"data.root={tmp_path / 'none'}"]) == 2
+    told = capfd.readouterr().err
+    assert "Traceback" not in told
+    assert f"python -m study: error: no CIFAR10 in '{tmp_path / 'none'}'" in told
 
 
 def test_cost_is_the_median_of_paired_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
