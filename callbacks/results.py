@@ -6,6 +6,7 @@ import math
 import statistics
 import sys
 import time
+from collections.abc import Sized
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -128,6 +129,12 @@ class Results(Callback):
         metrics = _numbers(trainer.callback_metrics)
         speed = {"images_per_s": self._images / max(seconds, 1e-9)}
         self.epochs = [*kept, {"epoch": trainer.current_epoch, **metrics, **speed}]
+        order = getattr(trainer.train_dataloader, "sampler", None)
+        whole = trainer.limit_train_batches == 1.0
+        # the last batch of an epoch may be left out, of other samples each time
+        self._about["train_samples"] = max(
+            len(order) if whole and isinstance(order, Sized) else 0, self._images
+        )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the learned values, and stop the clock."""

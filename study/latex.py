@@ -1,5 +1,6 @@
 """The verdicts as a LaTeX table with the rules of booktabs."""
 
+from .budget import budget_lines
 from .lines import published
 from .runs import Study
 from .verdict import Verdict
@@ -41,6 +42,7 @@ def latex(study: Study, verdicts: list[Verdict]) -> str:
         f"with its interval. Looks at {looks} seeds, alpha {spec['alpha']:g} over all looks and "
         f"{len(told)} hypotheses, margin {spec['margin']:g} {unit}."
     )
+    caption += "".join(f" {line}." for line in budget_lines(study))
     if study.lock["amendments"]:
         caption += " Exploratory: the question was changed after its lock."
     parts = [r"% \usepackage{booktabs}", r"\begin{table}", r"\centering\small",

@@ -11,7 +11,7 @@ SIZE = 0.72  # of a picture on the page, in pixels of the screen for each of its
 WORDS = ("BETTER", "WORSE", "EQUIVALENT", "UNDECIDED", "IDENTICAL", "UNSTABLE", "HELD BACK",
          "NO VERDICT")  # fmt: skip
 BAR = "\\|"  # a bar in a cell
-_WORD = re.compile(rf"\b({'|'.join(WORDS)}|MORE THAN)\b")
+_WORD = re.compile(rf"\b({'|'.join(WORDS)}|MORE THAN|SHORT BUDGET)\b")
 _STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from .budget import compared
 from .packed import read_packed
 from .power import smallest_difference
 from .runs import Run, Study
 from .spec import LOCK, SpecError
-from .status import START, duration, run_seconds
+from .status import START, duration, length, run_seconds
 from .verdict import Runs
 
 PILOT = 120.0  # seconds at most
@@ -48,6 +49,7 @@ def _runs(study: Study, times: dict[tuple[str, int], float], source: str) -> lis
     looks, cells = study.spec["seeds"]["looks"], range(len(study.spec["cells"]))
     arms = [(arm, cell) for cell in cells for arm in study.spec["arms"]]
     stages: list[tuple[str, list[Run]]] = [("tuning", list(study.tuning()))]
+    stages.append(("twice the budget", [run for c in cells for _, run in compared(study, c)]))
     for before, look in zip([0, *looks], looks, strict=False):
         runs = [study.run("verdict", a, c, s, 0) for s in study.seeds[before:look] for a, c in arms]
         stages.append((f"seeds {before + 1} to {look}", runs))
@@ -55,7 +57,7 @@ def _runs(study: Study, times: dict[tuple[str, int], float], source: str) -> lis
     lines, total, count = [f"{'stage':<18}{'runs':>6}{'one at a time':>18}"], 0.0, 0
     for name, runs in stages:
         if runs:
-            took = sum(times.get((run.arm, run.cell), mean) for run in runs)
+            took = sum(length(run) * times.get((run.arm, run.cell), mean) for run in runs)
             total, count = total + took, count + len(runs)
             lines.append(f"{name:<18}{len(runs):>6}{duration(took) if times else '?':>18}")
     lines.append(f"{'all, at most':<18}{count:>6}{duration(total) if times else '?':>18}")

@@ -12,6 +12,7 @@ import yaml
 from activations.files import replacing
 
 from . import figures
+from .budget import budget_lines
 from .cost import about_steps
 from .judged import judge_study
 from .latex import latex
@@ -68,7 +69,7 @@ def report(study: Study, formats: Sequence[str] = FORMATS) -> str:
             _write(folder / "report.html", html(title, page, folder))
     written = {"md": "report.md", "html": "report.html", "latex": "results.tex"}
     names = ", ".join([*(written[each] for each in formats), "results.csv"])
-    return "\n".join([*lines, f"written into {folder}: {names}", *judged])
+    return "\n".join([*lines, *budget_lines(study), f"written into {folder}: {names}", *judged])
 
 
 def _write(path: Path, text: str) -> None:
@@ -91,6 +92,7 @@ def _page(
         for amended in lock["amendments"]
     ]
     page: list[Block] = [Text(_about(study)), Lines(lines, verdicts=True), *map(Text, changes)]
+    page += map(Text, budget_lines(study))
     page += [Text(_SCOPE), _intervals(study, verdicts)]
     if images := new_image_lines(study):
         many = len(images) > SHOWN

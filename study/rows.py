@@ -4,11 +4,12 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from .budget import compared, measured, words
 from .claims import owner
 from .runs import Run, Study, read_prepared
 from .work import CLAIM
 
-STAGES = {"tune": "tuning", "verdict": "verdict", "control": "controls"}
+STAGES = {"tune": "tuning", "budget": "budget", "verdict": "verdict", "control": "controls"}
 
 
 def runs(study: Study) -> dict[str, Run]:
@@ -27,6 +28,8 @@ def runs(study: Study) -> dict[str, Run]:
 def _planned(study: Study) -> Iterator[Run]:
     yield from study.tuning()
     for cell in range(len(study.spec["cells"])):
+        yield from (double for _, double in compared(study, cell))
+    for cell in range(len(study.spec["cells"])):
         for arm in study.spec["arms"]:
             yield from (study.verdict_run(arm, cell, seed) for seed in study.seeds)
     for arm, cell, n in study.controlled():
@@ -36,8 +39,6 @@ def _planned(study: Study) -> Iterator[Run]:
 
 def state(study: Study, run: Run) -> str:
     """Ok, diverged, failed, running or waiting."""
-    if run.stage == "tune" and run.id in study.results:  # it has no test
-        return study.results[run.id]["status"]
     known = study.status(run)
     if known != "missing":
         return known
@@ -54,6 +55,11 @@ def rows(study: Study) -> list[dict[str, Any]]:
         run = Run(stage, spec.get("arm", "?"), spec.get("cell", 0), spec.get("seed") or 0, {})
         status = study.results[key]["status"] if key in study.results else "waiting"
         table.append(_row(study, run, status, key))
+    for cell in range(len(study.spec["cells"])):
+        gain = measured(study, cell)
+        budget = words(study, cell) + (", short" if gain and gain.short else "")
+        for row in table:
+            row |= {"budget": budget} if row["cell"] == cell else {}
     return table
 
 
@@ -83,6 +89,8 @@ def _row(study: Study, run: Run, status: str, key: str = "") -> dict[str, Any]:
             for at, tests in (found.get("test") or {}).items()
             for name, value in tests.items()
         },
+        "budget": None,
+        "train_samples": found.get("train_samples"),
         "epochs": len(found.get("epochs") or []),
         **{n: found.get(n) for n in ("parameters", "fit_s", "cpu_s", "images_per_s")},
         **{n: found.get(n) for n in ("start", "end", "code", "commit", "dirty")},

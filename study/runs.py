@@ -18,10 +18,12 @@ from activations.files import replacing
 from callbacks.results import FILE, TEST
 from options import full_names
 
+from . import budget
 from .spec import CONTROLS, SpecError, decides, read_lock
 from .verdict import Kind, Rules, Runs, Verdict, family
 
 RUN = "spec.json"
+UNTESTED = ("tune", budget.STAGE)  # stages whose runs are compared on validation
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Run:
     """One training of a study.
 
     Attributes:
-        stage: tune, verdict or control.
+        stage: tune, budget, verdict or control.
         arm: its name; of a control, the arm's name and the control's, such as `CosLU frozen`.
         cell: number of the cell.
         seed: of the run.
@@ -117,13 +119,21 @@ class Study:
         scale = 1 if metric["name"].endswith("loss") else 100
         return math.nan if value is None else scale * value
 
+    def last(self, run: Run, metric: str) -> float:
+        """A validation metric of the last epoch of a run that has ended well; NaN without."""
+        found = self.results.get(run.id)
+        if not found or found["status"] != "ok" or not found["epochs"]:
+            return math.nan
+        value = found["epochs"][-1].get(metric)
+        return math.nan if value is None else value
+
     def status(self, run: Run) -> str:
         """Of a run: ok, diverged, failed or missing."""
         found = self.results.get(run.id)
         if found is None:
             return "missing"
-        known = found["status"] != "ok" or not math.isnan(self.value(run))
-        return found["status"] if known else "failed"
+        unknown = run.stage not in UNTESTED and math.isnan(self.value(run))
+        return "failed" if found["status"] == "ok" and unknown else found["status"]
 
     # ---- the runs of each stage
 
@@ -131,9 +141,9 @@ class Study:
         """One run: options of the cell, the budget, the setting and the arm."""
         spec = self.spec
         options = {**spec["cells"][cell], **spec["budget"]}
-        options |= {"test_after_fit": spec["metric"]["at"]} if stage != "tune" else {}
+        options |= {"test_after_fit": spec["metric"]["at"]} if stage not in UNTESTED else {}
         options |= self.settings[setting] | spec["arms"][split(arm)[0]] | more.pop("changes", {})
-        return Run(stage, arm, cell, seed, options, setting, base=spec["base"], **more)
+        return Run(stage, arm, cell, seed, options, setting, **{"base": spec["base"], **more})
 
     @property
     def settings(self) -> list[dict[str, Any]]:
@@ -162,8 +172,8 @@ class Study:
         sign = -1 if metric.endswith("loss") else 1
         means = []
         for setting in range(len(self.settings)):
-            found = [self.results.get(self.run("tune", name, cell, s, setting).id) for s in seeds]
-            values = [_last(each, metric) for each in found]
+            runs = [self.run("tune", name, cell, seed, setting) for seed in seeds]
+            values = [self.last(run, metric) for run in runs]
             means.append(sum(values) / len(values))
         best = max(
             range(len(means)), key=lambda k: -math.inf if math.isnan(means[k]) else sign * means[k]
@@ -206,7 +216,14 @@ class Study:
             cells = range(len(self.spec["cells"]))
             asked = [(a, c) for c in cells for a in self.spec["arms"] if a != base]
         bases = [replace(self.runs_of(base, cell), name=base) for _, cell in asked]
-        return family(bases, [self.runs_of(arm, cell) for arm, cell in asked], self.rules)
+        found = family(bases, [self.runs_of(arm, cell) for arm, cell in asked], self.rules)
+        return self._scoped(found, [cell for _, cell in asked])
+
+    def _scoped(self, verdicts: list[Verdict], cells: list[int]) -> list[Verdict]:
+        """Verdicts that say to which budget they belong, and to what data if the name does not."""
+        named = 2 if len(self.spec["cells"]) > 1 else 0  # data and network are in the label
+        known = {cell: ", ".join(budget.scope(self, cell)[named:]) for cell in set(cells)}
+        return [replace(v, scope=known[c]) for v, c in zip(verdicts, cells, strict=True)]
 
     # ---- controls
 
@@ -260,7 +277,7 @@ class Study:
             base = self.runs_of(self.spec["baseline"], cell)
             bases.append(Runs(self.spec["baseline"], [*base.values[:n], *padded],  # pyright: ignore
                               (*base.status[:n], *["missing"] * len(padded))))  # fmt: skip
-        return family(bases, arms, self.rules)
+        return self._scoped(family(bases, arms, self.rules), [cell for _, cell, _ in asked])
 
     # ---- what comes next
 
@@ -269,12 +286,16 @@ class Study:
         missing = self._missing(self.tuning())
         if missing:
             return "tuning", missing
+        cells = range(len(self.spec["cells"]))
+        double = self._missing(run for cell in cells for _, run in budget.compared(self, cell))
         for look in self.spec["seeds"]["looks"]:
             arms = self._open_arms()
             wanted = ((seed, *each) for seed in self.seeds[:look] for each in arms)
             missing = self._missing(self.verdict_run(arm, cell, seed) for seed, arm, cell in wanted)
             if missing:
-                return f"seeds up to look {look}", missing
+                return f"seeds up to look {look}", [*double, *missing]
+        if double:
+            return "twice the budget", double
         wanted = [
             self.control_run(arm, cell, seed)
             for arm, cell, n in self.controlled()
@@ -378,11 +399,3 @@ def write_base(folder: Path, base: list[dict[str, Any]]) -> list[str]:
             unfinished.write_text(yaml.safe_dump(overlay, sort_keys=False))
         words += ["-c", str(folder / f"base_{number}.yaml")]
     return words
-
-
-def _last(results: dict[str, Any] | None, metric: str) -> float:
-    """A validation metric of the last epoch of a run that has ended well; NaN without."""
-    if not results or results["status"] != "ok" or not results["epochs"]:
-        return math.nan
-    value = results["epochs"][-1].get(metric)
-    return math.nan if value is None else value

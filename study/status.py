@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from .budget import STAGE, budget_lines
 from .claims import owner
 from .packed import read_packed, take
 from .rows import STAGES, runs, state
@@ -31,7 +32,8 @@ def status(folder: Path) -> str:
         lines.append(f"{STAGES[stage]:<10}{counts}")
     running = [run for run in known.values() if state(study, run) == "running"]
     lines += [f"running: {_name(study, run)}" for run in running]
-    return "\n".join([*lines, *wrong(study), *_left(study, len(running))])
+    told = [*wrong(study), *budget_lines(study), *_left(study, len(running))]
+    return "\n".join([*lines, *told])
 
 
 def wrong(study: Study) -> list[str]:
@@ -83,7 +85,7 @@ def _time(study: Study, missing: Sequence[Run], jobs: int) -> str:
     if not seconds:
         return ""
     mean = statistics.mean(seconds.values())
-    total = sum(seconds.get((run.arm, run.cell), mean) for run in missing) / jobs
+    total = sum(length(run) * seconds.get((run.arm, run.cell), mean) for run in missing) / jobs
     return f", about {duration(total)}" + (f" with {jobs} at a time" if jobs > 1 else "")
 
 
@@ -91,10 +93,15 @@ def run_seconds(study: Study) -> dict[tuple[str, int], float]:
     """Arm and cell -> seconds of a run on the wall, start and test included."""
     found: dict[tuple[str, int], list[float]] = {}
     for run in runs(study).values():
-        result = study.results.get(run.id)
+        result = study.results.get(run.id) if run.stage != STAGE else None
         if result and result["status"] == "ok" and result.get("fit_s"):
             found.setdefault((run.arm, run.cell), []).append(result["fit_s"] + START)
     return {key: statistics.median(each) for key, each in found.items()}
+
+
+def length(run: Run) -> int:
+    """Of a run, as a multiple of the study's budget."""
+    return 2 if run.stage == STAGE else 1
 
 
 def duration(seconds: float) -> str:

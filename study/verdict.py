@@ -162,6 +162,7 @@ class Verdict:
             `baseline_diverged` and `baseline_ended` are those of the baseline.
         fisher: p-value of Fisher's exact test between the two.
         failed: runs that failed, by their number among the seeds.
+        scope: to what the verdict belongs, such as "CIFAR10, resnet8, 20 epochs".
     """
 
     arm: str
@@ -181,6 +182,7 @@ class Verdict:
     baseline_ended: int = 0
     fisher: float | None = None
     failed: tuple[int, ...] = ()
+    scope: str = ""
 
     @property
     def below_margin(self) -> bool:
@@ -190,6 +192,9 @@ class Verdict:
 
     def sentence(self) -> str:
         """The verdict in one line, as in "CosLU: WORSE than ReLU: -1.83 points [-3.19, -0.47]"."""
+        return self._told() + (f" ({self.scope})" if self.scope else "")
+
+    def _told(self) -> str:
         arm, base, unit = self.arm, self.baseline, self.rules.unit
         match self.kind:
             case Kind.TOO_FEW:

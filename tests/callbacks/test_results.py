@@ -42,6 +42,7 @@ def test_results_agree_with_the_files_of_the_run(
     results, samples = read(RUN), np.load(RUN / "test.npz")
     assert (results["status"], results["seed"], results["processes"]) == ("ok", 0, 1)
     assert results["config"] == yaml.safe_load((RUN / "config.yaml").read_text())
+    assert results["train_samples"] == 3 * 64
     assert [each["epoch"] for each in results["epochs"]] == [0, 1]
     best = max(results["epochs"], key=lambda each: each["val/acc"])
     assert results["best"] == {"epoch": best["epoch"], "val/acc": best["val/acc"]}

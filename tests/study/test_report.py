@@ -30,7 +30,7 @@ from study.runs import Study, read_prepared
 from study.spec import check, lock
 from study.status import status
 
-from .made import result, small, write
+from .made import checked, result, small, write
 
 LOOK = 5
 VALUES = {  # points, of the seeds 1000 to 1004
@@ -87,7 +87,10 @@ def test_lines_that_are_printed(reported: tuple[Study, str]):
     _, text = reported
     lines = text.splitlines()
     low, high = interval()
-    assert lines[1] == f"CosLU: WORSE than ReLU: -2.00 points [{low}, {high}] over 5 paired seeds"
+    assert (
+        lines[1]
+        == f"CosLU: WORSE than ReLU: -2.00 points [{low}, {high}] over 5 paired seeds (Digits, resnet8, 2 epochs)"
+    )
     assert lines[2].startswith("A+B_1: UNSTABLE against ReLU: 1 of 5 runs diverged")
     assert lines[-1].startswith("Judge: ")
     assert sum("written into" in line for line in lines) == 1
@@ -211,14 +214,15 @@ def test_new_images_are_those_of_the_samples(tmp_path: Path):
 
 
 def test_status_counts(tmp_path: Path):
-    study = made(tmp_path / "digits")
+    study = checked(made(tmp_path / "digits"))
     gone = study.verdict_run("CosLU", 0, 1004)
     study.prepare([gone])
     (study.folder / "runs" / gone.id / "results.json").unlink()
     lines = status(study.folder).splitlines()
     assert lines[1].split() == ["stage", "ok", "running", "waiting", "diverged", "failed"]
     assert lines[2].split() == ["tuning", "8", "0", "0", "0", "0"]
-    assert lines[3].split() == ["verdict", "18", "0", "1", "1", "0"]
+    assert lines[3].split() == ["budget", "1", "0", "0", "0", "0"]
+    assert lines[4].split() == ["verdict", "18", "0", "1", "1", "0"]
     assert "next: seeds up to look 5, 1 runs, about 10 s" in lines  # 7.5 s, and 3 s to start
     assert rows(Study.read(study.folder))[-6]["status"] == "waiting"
 
@@ -240,7 +244,8 @@ def test_plan_before_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     text = plan(tmp_path / "none", spec)
     assert re.search(r"^seeds 1 to 5 +15 +9 min$", text, re.M)
     assert re.search(r"^seeds 6 to 20 +45 +27 min$", text, re.M)
-    assert re.search(r"^all, at most +60 +36 min$", text, re.M)
+    assert re.search(r"^twice the budget +2 +2 min$", text, re.M)
+    assert re.search(r"^all, at most +62 +38 min$", text, re.M)
     found = re.search(r"^5 seeds +([\d.]+) +([\d.]+) +([\d.]+)$", text, re.M)
     assert found
     level = 0.05 * 5 / 20 / 2  # spent at the first look, by one of two hypotheses

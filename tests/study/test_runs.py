@@ -13,7 +13,7 @@ from study.runs import Study, arguments, read_result, read_runs
 from study.spec import SpecError, check, lock
 from study.verdict import Kind
 
-from .made import answer, result, small, write
+from .made import answer, checked, result, small, write
 
 APART = {"ReLU": 90.0, "SiLU": 80.0, "CosLU": 90.0}
 GRID = {"model.optimizer.lr": [0.1, 0.2], "model.optimizer.weight_decay": [0.0, 0.1]}
@@ -21,7 +21,7 @@ GRID = {"model.optimizer.lr": [0.1, 0.2], "model.optimizer.weight_decay": [0.0, 
 
 def study(folder: Path, **changes: Any) -> Study:
     lock(folder, check(small(**changes)))
-    return Study.read(folder)
+    return checked(Study.read(folder))
 
 
 def test_the_number_of_a_run_stays_what_it_is_in_studies_that_are_packed(tmp_path: Path):
@@ -202,7 +202,7 @@ def test_a_deleted_or_damaged_result_is_run_again(tmp_path: Path, damage: str):
     made.prepare([run])
     assert not results.exists()
     assert read_result(folder) is None
-    assert len(read_runs(tmp_path)) == 14
+    assert len(read_runs(tmp_path)) == 14 + 2
 
 
 def test_a_run_of_other_code_is_refused(tmp_path: Path):
