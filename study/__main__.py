@@ -1,11 +1,13 @@
 """`python -m study`: many runs, one verdict."""
 
 import argparse
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from callbacks.machine import ROOT
 
 from .claims import beating, claim, owner
 from .copied import FOLDER, copy_code
-from .local import DRIVER
+from .local import DRIVER, LATE
 from .packed import read_packed, take
 from .slurm import slurm_script
 from .spec import LOCK, SpecError, check, lock, read_lock, read_spec, sha256
@@ -94,6 +96,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _add_jobs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, help="runs at a time; by default one a GPU, or a core")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU, for each run")
+    parser.add_argument("--minutes", type=float, default=math.inf,
+                        help="start no run that would end later")  # fmt: skip
 
 
 def asked(options: Any) -> tuple[Path, dict[str, Any]]:
@@ -147,13 +151,16 @@ def environment(folder: Path, threads: int) -> dict[str, str]:
 
 
 def _run(options: Any) -> int:
+    if options.minutes < math.inf and options.on != "local":
+        raise SpecError(f"--minutes is for this machine alone: leave it out with {options.on}")
+    end = time.monotonic() + 60 * options.minutes
     folder, spec = asked(options)
     with naming(folder / LOCK):
         folder.mkdir(parents=True, exist_ok=True)
 
     def does() -> int:
         lock_checked(folder, spec, options.amend)
-        return _drive(options, folder)
+        return _drive(options, folder, end)
 
     return _driven(folder, does)
 
@@ -193,7 +200,7 @@ def lock_checked(folder: Path, spec: dict[str, Any], amend: str = "") -> None:
     lock(folder, spec, amend, begun=bool(read_runs(folder) or read_packed(folder)))
 
 
-def _drive(options: Any, folder: Path) -> int:
+def _drive(options: Any, folder: Path, end: float) -> int:
     """Train what is missing, stage by stage; then report."""
     from .report import report
     from .runs import Study
@@ -217,7 +224,13 @@ def _drive(options: Any, folder: Path) -> int:
             print(slurm_script(folder, runs, options.threads))
             return 0
         print(f"{stage}: {len(runs)} runs", flush=True)
-        if code := _work_on(options, folder):
+        options.minutes = (end - time.monotonic()) / 60
+        code = _work_on(options, folder)
+        if code == LATE:
+            print(f"the time is over; it goes on with python -m study run {folder}", flush=True)
+            study = Study.read(folder, read_packed(folder))
+            break
+        if code:
             raise SystemExit(code if code > 0 else 1)  # below 0: the launcher was killed
     print(report(study))
     return 0
@@ -258,6 +271,7 @@ def _work_line(options: Any, folder: Path) -> list[str]:
     line = [sys.executable, "-m", "study", "work", str(folder.resolve())]
     line += [str(options.run)] if getattr(options, "run", None) is not None else []
     line += ["--jobs", str(options.jobs)] if options.jobs else []
+    line += ["--minutes", f"{options.minutes:.3f}"] if options.minutes < math.inf else []
     return [*line, "--threads", str(options.threads)]
 
 
@@ -273,7 +287,8 @@ def _work(options: Any) -> int:
             os.execve(line[0], line, known)
         return subprocess.run(line, env=known, check=False).returncode
     if options.run is None:
-        return Launcher(folder, options.jobs or default_jobs(options.threads)).run()
+        jobs = options.jobs or default_jobs(options.threads)
+        return Launcher(folder, jobs, minutes=options.minutes).run()
     runs = {each["number"]: folder / "runs" / key for key, each in read_prepared(folder).items()}
     if options.run not in runs:
         raise SpecError(f"run {options.run}: {folder} has the prepared runs {sorted(runs)}")
@@ -319,7 +334,7 @@ def _pack(options: Any) -> None:
 
 def _slurm(options: Any) -> int:
     known = {"spec": options.folder, "dir": None, "amend": "", "on": "slurm", "set": []}
-    return _run(argparse.Namespace(**known, threads=options.threads, jobs=None))
+    return _run(argparse.Namespace(**known, threads=options.threads, jobs=None, minutes=math.inf))
 
 
 def _table(options: Any) -> None:

@@ -1,5 +1,6 @@
 """Runs side by side on this machine: a server with the imports done, one child for each run."""
 
+import math
 import multiprocessing
 import os
 import signal
@@ -14,10 +15,13 @@ from typing import Any
 
 from activations.files import naming
 
+from .runs import read_runs
+from .status import START
 from .work import LOG, REFUSED, RefusedError, crashed, is_claimed, pending, work
 
 DRIVER = "SUPPLE_STUDY_DRIVER"  # environment variable: the process without which a launcher ends
 STOPPED = (130, 143)
+LATE = 75  # exit code of a launcher: its time is over, runs are left
 SERVER_ENDED = 255  # multiprocessing's code for a child whose server was killed
 POLL = 2.0  # seconds
 
@@ -31,7 +35,8 @@ def default_jobs(threads: int) -> int:
 
 def visible_gpus(slot: int, jobs: int, known: list[str]) -> list[str]:
     """The GPUs of one of several runs side by side: an equal share, at least one."""
-    return known[slot::jobs] or known[slot % len(known) :][:1]
+    share = max(1, len(known) // jobs)
+    return [known[(slot * share + number) % len(known)] for number in range(share)]
 
 
 def gpus() -> list[str]:
@@ -77,16 +82,23 @@ class Launcher:
         study: its folder.
         jobs: how many at a time.
         only: the one run to do.
+        minutes: no run is started that would end later, if it took as long as the longest so far;
+            those that have begun go on.
     """
 
-    def __init__(self, study: Path, jobs: int, only: Path | None = None) -> None:
+    def __init__(
+        self, study: Path, jobs: int, only: Path | None = None, minutes: float = math.inf
+    ) -> None:
         self.study, self.jobs, self.only = study, jobs, only
+        self.end = time.monotonic() + 60 * minutes
+        took = [result.get("fit_s") or 0.0 for result in read_runs(study).values()]
+        self.longest = max(took, default=0.0) + START
         way = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self.context: Any = multiprocessing.get_context(way)
         if way == "forkserver":
             self.context.set_forkserver_preload(["train", "study.work"])
-        # slot -> process, its run, and where it tells why it was refused
-        self.children: dict[int, tuple[Any, Path, Any]] = {}
+        # slot -> process, its run, where it tells why it was refused, and when it began
+        self.children: dict[int, tuple[Any, Path, Any, float]] = {}
         self.stopping = 0
         self.refused = ""
 
@@ -98,7 +110,7 @@ class Launcher:
                 os.kill(process.pid, signal.SIGTERM)
 
     def run(self) -> int:
-        """Until no run is left; the exit code: 0, 2 for a run that was refused, 130, 143.
+        """Until no run is left; the exit code: 0, 75 when the time is over, 130, 143.
 
         Raises:
             RefusedError: the options of a run are not accepted, its data are not there, or the
@@ -113,14 +125,15 @@ class Launcher:
                 self.stop(signal.SIGTERM)  # it was killed; a new one starts its own launcher
             left = [] if self.stopping else pending(self.study)
             left = [run for run in left if self.only in (None, run)]
-            if not self.children and not left:
+            late = bool(left) and time.monotonic() + self.longest > self.end
+            if not self.children and (late or not left):
                 if self.refused:
                     raise RefusedError(self.refused)
-                return 128 + self.stopping if self.stopping else 0
-            mine = {run for _, run, _ in self.children.values()}
+                return LATE if late else 128 + self.stopping if self.stopping else 0
+            mine = {run for _, run, *_ in self.children.values()}
             free = [slot for slot in range(self.jobs) if slot not in self.children]
             waiting = (run for run in left if run not in mine and not is_claimed(run))
-            for slot, run in zip(free, waiting, strict=False):
+            for slot, run in zip([] if late else free, waiting, strict=False):
                 self._start(slot, run, visible_gpus(slot, self.jobs, known) if known else [])
             if self.children:
                 wait([process.sentinel for process, *_ in self.children.values()], POLL)
@@ -132,16 +145,17 @@ class Launcher:
         process = self.context.Process(target=child, args=(run, devices, told))
         with suppress(EOFError, ConnectionError):  # the server was killed; the next one is new
             process.start()
-            self.children[slot] = process, run, answer
+            self.children[slot] = process, run, answer, time.monotonic()
             if self.stopping:  # it came meanwhile
                 process.terminate()
         told.close()
 
     def _collect(self) -> None:
-        for slot, (process, run, answer) in list(self.children.items()):
+        for slot, (process, run, answer, begin) in list(self.children.items()):
             if process.exitcode is None:
                 continue
             del self.children[slot]
+            self.longest = max(self.longest, time.monotonic() - begin)
             if process.exitcode == REFUSED and not self.stopping:
                 with suppress(EOFError):
                     self.refused = answer.recv()

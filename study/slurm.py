@@ -7,25 +7,35 @@ from pathlib import Path
 from .copied import FOLDER
 from .runs import Run, read_prepared
 
+LARGEST = 1000  # index in an array that a cluster takes if it is not set up otherwise
+
 
 def slurm_script(folder: Path, runs: list[Run], threads: int) -> str:
-    """The script; the study goes on with the next one when all its tasks have ended."""
+    """The script; the study goes on with the next one when all its tasks have ended.
+
+    Indices begin at 0 in each script; runs that would have too large ones are left for the next.
+    """
     about, place = read_prepared(folder), folder.resolve()
-    numbers = ranges(sorted(about[run.id]["number"] for run in runs))
+    numbers = sorted(about[run.id]["number"] for run in runs)
+    now = [number for number in numbers if number - numbers[0] <= LARGEST]
     return f"""#!/bin/bash
-#SBATCH --job-name={place.name}
-#SBATCH --array={numbers}
+# {len(now)} of the {len(numbers)} runs that come next. When they have ended, for the others, or
+# for the report: {shlex.join([sys.executable, "-m", "study", "slurm", str(place)])}
+#SBATCH --job-name={shlex.quote(place.name)}
+#SBATCH --array={ranges([number - numbers[0] for number in now])}
 #SBATCH --ntasks=1
 #SBATCH --cpus-per-task={threads}
 #SBATCH --time=24:00:00
 #SBATCH --signal=TERM@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output={shlex.quote(str(place).replace("%", "%%") + "/slurm-%a.log")}
-# add here what your cluster needs, such as #SBATCH --gres=gpu:1
+#SBATCH --output={shlex.quote(str(place).replace("%", "%%") + "/slurm-%A-%a.log")}
+# add here what your cluster needs, such as #SBATCH --gres=gpu:1, --mem=4G, --partition, --account,
+# its longest time above, and %50 behind the array for 50 runs at a time
+# by the name "interactive", Lightning's own requeue stays off
 export PYTHONPATH={shlex.quote(f"{place}/{FOLDER}:{Path.cwd()}")} OMP_NUM_THREADS={threads}
 srun --job-name=interactive {shlex.quote(sys.executable)} -m study work {shlex.quote(str(place))} \\
-  "$SLURM_ARRAY_TASK_ID" --threads {threads}  # "interactive": Lightning's own requeue stays off
+  $((SLURM_ARRAY_TASK_ID + {numbers[0]})) --threads {threads}
 code=$?
 if [ "$code" = 143 ]; then scontrol requeue "$SLURM_JOB_ID"; fi  # out of time: goes on where it was
 exit "$code\""""

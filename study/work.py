@@ -21,6 +21,8 @@ CRASHED = 3
 REFUSED = 2  # exit code of a process
 TOLD = "refused: "
 FULL = "make room there"  # activations.files.naming
+# the options may ask for more; by default the result does not depend on how many a machine has
+ONE = ["--trainer.devices=1"]
 # no pictures, no bars
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
          "--monitor.figure=false"]  # fmt: skip
@@ -101,7 +103,7 @@ def train_run(folder: Path, attempt: Path, spec: dict[str, Any]) -> tuple[int, s
     last = attempt / "checkpoints/last.ckpt"
     log = folder / LOG
     begin = log.stat().st_size if log.is_file() else 0
-    words = ["fit", *write_base(folder, spec["base"]), *spec["arguments"], *QUIET,
+    words = ["fit", *ONE, *write_base(folder, spec["base"]), *spec["arguments"], *QUIET,
              "--trainer.logger.class_path=lightning.pytorch.loggers.CSVLogger",
              f"--trainer.logger.save_dir={folder}", "--trainer.logger.name=",
              f"--trainer.logger.version={attempt.name}"]  # fmt: skip

@@ -4,6 +4,15 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]):
+    """Tests marked `gpu` are skipped where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
 @pytest.fixture(scope="session", autouse=True)

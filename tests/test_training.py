@@ -81,7 +81,7 @@ def test_precision(tmp_path: Path, precision: Any):
         torch.testing.assert_close(found, value, rtol=tolerance, atol=tolerance, msg=name)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="float16 is scaled on a GPU")
+@pytest.mark.gpu  # float16 is scaled there alone
 @pytest.mark.parametrize("norm", [None, 0.3])
 def test_float16_on_a_gpu(tmp_path: Path, norm: float | None):
     results = []
@@ -92,7 +92,7 @@ def test_float16_on_a_gpu(tmp_path: Path, norm: float | None):
         torch.testing.assert_close(results[0][name], value, rtol=0.05, atol=0.02, msg=name)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="SyncBatchNorm needs a GPU")
+@pytest.mark.gpu
 def test_synchronised_normalisation_on_a_gpu(tmp_path: Path):
     model = fit(tmp_path, accelerator="gpu", strategy="ddp", sync_batchnorm=True)
     plain = fit(tmp_path, accelerator="gpu")

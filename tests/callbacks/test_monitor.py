@@ -649,7 +649,7 @@ def test_wrong_arguments(wrong: dict[str, Any], message: str):
         ActivationMonitor(**wrong)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_on_a_gpu(tmp_path: Path):
     from lightning.pytorch import Trainer
 

@@ -129,7 +129,7 @@ def test_whatever_is_killed_the_same_command_goes_on_to_the_same_results(
     code, text = finish(folder)
     assert code == 0, text
     assert outcome(folder) == outcome(plain)
-    assert len(outcome(folder)) == 10
+    assert len(outcome(folder)) == 12
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -166,3 +166,32 @@ def test_a_second_driver_is_refused_and_a_moved_study_goes_on(plain: Path, tmp_p
     code, text = finish(moved)
     assert code == 0, text
     assert outcome(moved) == outcome(plain)
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
+def test_runs_of_two_processes_are_those_of_train_py_and_leave_none_behind(tmp_path: Path):
+    folder, options = tmp_path / "study", {"trainer.devices": 2, "trainer.accelerator": "cpu"}
+    cells = [{**SPEC["cells"][0], **options}]
+    process = start(folder, "--jobs", "1", cells=cells, budget={**BUDGET, "trainer.max_epochs": 99})
+    child = until(lambda: find(process.pid, "child"))
+    until(lambda: list(folder.glob("runs/*/attempt_1/checkpoints/last.ckpt")))
+    second = until(lambda: children(child))
+    os.kill(child, signal.SIGKILL)
+    until(lambda: not any(Path(f"/proc/{each}").exists() for each in second))
+    child = until(lambda: find(process.pid, "child"))
+    second = until(lambda: children(child))
+    process.terminate()
+    process.communicate(timeout=FEW)
+    assert not any(Path(f"/proc/{each}").exists() for each in (child, *second))
+
+    code, text = finish(tmp_path / "short", "--jobs", "1", cells=cells)
+    assert code == 0, text
+    name, found = next(iter(outcome(tmp_path / "short").items()))
+    spec = json.loads((tmp_path / "short" / "runs" / name / "spec.json").read_text())
+    alone = tmp_path / "alone" / "runs"
+    line = [sys.executable, "train.py", "fit", *spec["arguments"], "--monitor.figure=false",
+            "--trainer.logger.class_path=lightning.pytorch.loggers.CSVLogger",
+            f"--trainer.logger.save_dir={alone}", "--trainer.logger.name=",
+            f"--trainer.logger.version={name}"]  # fmt: skip
+    subprocess.run(line, cwd=ROOT, check=True, capture_output=True)
+    assert outcome(tmp_path / "alone") == {name: found}

@@ -177,6 +177,16 @@ def test_numbers_of_an_array(numbers: list[int], text: str):
     assert ranges(numbers) == text
 
 
+def test_an_array_is_no_larger_than_clusters_take(tmp_path: Path):
+    lock(tmp_path, check(small(seeds={"first": 0, "looks": [400]})))
+    made = Study.read(tmp_path)
+    runs = made.next_runs()[1]
+    made.prepare(runs)
+    text = slurm_script(tmp_path, runs[5:], 1)
+    assert "#SBATCH --array=0-1000\n" in text
+    assert f"# 1001 of the {len(runs) - 5} runs that come next." in text
+
+
 @pytest.mark.skipif(os.name != "posix", reason="a script for bash")
 @pytest.mark.parametrize("code", [0, 2, 143])
 def test_the_array_script_does_one_run_and_is_queued_again_when_time_is_over(
@@ -188,8 +198,8 @@ def test_the_array_script_does_one_run_and_is_queued_again_when_time_is_over(
     runs = made.next_runs()[1]
     made.prepare(runs)
     text = slurm_script(folder, runs[3:], 2)
-    assert "#SBATCH --array=3-16\n" in text
-    assert len(text.splitlines()) <= 20
+    assert "#SBATCH --array=0-13\n" in text
+    assert len(text.splitlines()) <= 24
     tools = tmp_path / "tools"
     tools.mkdir()
     for name, ends in (("srun", code), ("scontrol", 0)):
@@ -203,6 +213,6 @@ def test_the_array_script_does_one_run_and_is_queued_again_when_time_is_over(
     assert subprocess.run(["bash", str(script)], env=known, check=False).returncode == code
     first, *more = (tmp_path / "out").read_text().splitlines()
     assert first == (
-        f"srun --job-name=interactive {sys.executable} -m study work {folder} 7 --threads 2 2"
+        f"srun --job-name=interactive {sys.executable} -m study work {folder} 10 --threads 2 2"
     )
     assert more == (["scontrol requeue 99 2"] if code == 143 else [])

@@ -15,7 +15,7 @@ import pytest
 from callbacks import LastCheckpoint, checkpoints
 from study import claims, work
 from study.claims import beating, claim, is_mine, owner
-from study.local import gpus, visible_gpus
+from study.local import LATE, Launcher, gpus, visible_gpus
 from study.work import RefusedError, crashed, ended, is_claimed, pending
 
 from .made import result
@@ -250,6 +250,31 @@ def test_a_signal_that_a_launcher_passes_on_counts_once(monkeypatch: pytest.Monk
     assert left.value.code == 143
 
 
+# ---- the launcher
+
+
+@pytest.fixture
+def handlers():
+    """A launcher sets the signals' handlers for its whole process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_no_run_is_started_that_would_end_too_late(tmp_path: Path, run: Path):
+    assert Launcher(tmp_path, 2, minutes=0).run() == LATE
+    other = tmp_path / "runs" / "other"
+    other.mkdir()
+    (other / "results.json").write_text(json.dumps(result(90, fit_s=400.0)))
+    (other / "test.npz").write_bytes(b"PK\5\6" + bytes(18))  # an empty zip file
+    assert Launcher(tmp_path, 2, minutes=5).run() == LATE
+    assert not (run / "log").exists()
+    (run / "results.json").write_text("{}")
+    assert Launcher(tmp_path, 2, minutes=0).run() == 0
+
+
 # ---- GPUs
 
 
@@ -258,8 +283,10 @@ def test_a_signal_that_a_launcher_passes_on_counts_once(monkeypatch: pytest.Monk
     [
         (2, "01", ["0", "1"]),
         (1, "0123", ["0123"]),
-        (2, "0123", ["02", "13"]),
+        (2, "0123", ["01", "23"]),
+        (3, "0123", ["0", "1", "2"]),
         (3, "01", ["0", "1", "0"]),
+        (6, "0", ["0"] * 6),
     ],
 )
 def test_runs_share_the_gpus(jobs: int, known: str, shares: list[str]):

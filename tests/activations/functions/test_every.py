@@ -25,7 +25,8 @@ each_per_channel = pytest.mark.parametrize(
 )
 each_but_variants = pytest.mark.parametrize("case", variants_later(CASES), ids=str)
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+DEVICES = ["cpu", *([GPU] if torch.cuda.is_available() else [])]
 
 
 def sample(case: Case, seed: int = 1) -> torch.Tensor:
