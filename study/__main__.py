@@ -57,6 +57,8 @@ def main(args: list[str] | None = None) -> int:
             each.add_argument("--train", action="store_true", help="train hidden arms, too")
             each.set_defaults(on="local")
             _add_jobs(each)
+    page = commands.add_parser("publish", help="make docs/verdicts.md from all packed studies")
+    page.add_argument("--out", type=Path, default=ROOT / "docs", help="the folder of the page")
     table = commands.add_parser("table", help="one table of all runs in a folder")
     table.add_argument("folder", type=Path)
     table.add_argument("--out", type=Path, help="a CSV file; by default the table is printed")
@@ -330,6 +332,12 @@ def _pack(options: Any) -> None:
     from .packed import pack
 
     print(pack(options.folder))
+
+
+def _publish(options: Any) -> None:
+    from .publish import publish
+
+    print(publish(options.out))
 
 
 def _slurm(options: Any) -> int:

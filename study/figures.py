@@ -56,15 +56,59 @@ def _panels(count: int, width: float, height: float) -> tuple[Any, list[Any]]:
     return figure, axes[:count]
 
 
-def draw_intervals(path: Path, rows: Sequence[Interval], margin: float, unit: str) -> Path:
+def draw_intervals(path: Path, rows: Sequence[Interval]) -> Path:
     """Each mean difference with its interval, over the band within the margin."""
     height = 1.1 + (0.42 if len(rows) <= 8 else 0.27) * len(rows)
     figure = new_figure(8.0, height, dpi=150, layout="constrained")
     axis = figure.subplots()
-    axis.axvspan(-margin, margin, color="#009e73", alpha=0.16, linewidth=0,
-                 label=f"within the margin, ±{margin:g} {unit}")  # fmt: skip
+    marks, unit = _draw_rows(axis, rows), rows[0].verdict.rules.unit
+    base = rows[0].verdict.baseline.partition(" (")[0]
+    axis.set_xlabel(f"difference to {base}, {unit}; better is to the right", fontsize=9)
+    figure.legend(marks.values(), marks, loc="outside upper center", ncols=2, frameon=False,
+                  fontsize=8)  # fmt: skip
+    return save(figure, path)
+
+
+def draw_verdicts(path: Path, groups: Sequence[tuple[str, Sequence[Interval]]]) -> Path:
+    """The intervals of several studies, one panel below the other, each over its own margin.
+
+    A panel shows most intervals whole; a longer one ends in an arrow.
+    """
+    sizes = [1.2 + 0.2 * len(rows) for _, rows in groups]
+    figure = new_figure(8.0, sum(sizes), dpi=110, layout="constrained")
+    axes = figure.subplots(len(groups), squeeze=False, height_ratios=sizes)[:, 0]
+    for axis, (title, rows) in zip(axes, groups, strict=True):
+        marks = _draw_rows(axis, rows)
+        rules = rows[0].verdict.rules
+        found = [each.verdict.interval for each in rows]
+        ends = [max(-each.low, each.high) for each in found if each is not None]
+        bound = 1.2 * max(3 * rules.margin, float(np.quantile(ends, 0.8)) if ends else 0.0)
+        axis.set_xlim(-bound, bound)
+        for place, each in enumerate(found):
+            if each is not None:
+                _draw_arrows(axis, place, each.low, each.high, bound)
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.set_xlabel(f"{rules.unit}; better is to the "
+                        f"{'right' if rules.higher_is_better else 'left'}", fontsize=8)  # fmt: skip
+        axis.legend(marks.values(), marks, loc="lower right", bbox_to_anchor=(1, 1), ncols=2,
+                    frameon=False, fontsize=8, borderaxespad=0.2)  # fmt: skip
+    save_figure(figure, path)
+    return path
+
+
+def _draw_arrows(axis: Any, place: int, low: float, high: float, bound: float) -> None:
+    for marker, outside, edge in (("<", low < -bound, -bound), (">", high > bound, bound)):
+        if outside:
+            axis.plot(0.985 * edge, place, marker, color=BASE, markersize=5)
+
+
+def _draw_rows(axis: Any, rows: Sequence[Interval]) -> dict[str, Any]:
+    """Draw intervals below each other over the margin's band; label -> what the legend shows."""
+    rules = rows[0].verdict.rules
+    name = f"within the margin, ±{rules.margin:g} {rules.unit}"
+    band = axis.axvspan(-rules.margin, rules.margin, color="#009e73", alpha=0.16, linewidth=0)
     axis.axvline(0, color="0.3", linewidth=1)
-    shown = dict[str, Any]()
+    marks = {name: band}
     for place, row in enumerate(rows):
         seen, kind = row.verdict.interval, row.verdict.kind
         color = {Kind.BETTER: UP, Kind.WORSE: DOWN, Kind.EQUIVALENT: "#00805c"}.get(kind, BASE)
@@ -74,23 +118,17 @@ def draw_intervals(path: Path, rows: Sequence[Interval], margin: float, unit: st
         elif math.isfinite(row.verdict.mean):
             axis.plot(row.verdict.mean, place, "x", color=color, markersize=6)
         if row.published is not None:
-            (mark,) = axis.plot(
+            (marks["published"],) = axis.plot(
                 row.published, place, "D", color="black", markersize=6, fillstyle="none"
             )
-            shown["published"] = mark
         axis.annotate(kind.value, (1.02, place), xycoords=("axes fraction", "data"), va="center",
                       fontsize=9, color=color)  # fmt: skip
     axis.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=9)
     axis.set_ylim(len(rows) - 0.4, -0.6)
-    base = rows[0].verdict.baseline.partition(" (")[0]
-    axis.set_xlabel(f"difference to {base}, {unit}; better is to the right", fontsize=9)
     axis.tick_params(axis="x", labelsize=8)
     axis.tick_params(axis="y", length=0)
     axis.spines[["top", "right", "left"]].set_visible(False)
-    handles = [axis.patches[0], *shown.values()]
-    figure.legend(handles, [axis.patches[0].get_label(), *shown], loc="outside upper center",
-                  ncols=2, frameon=False, fontsize=8)  # fmt: skip
-    return save(figure, path)
+    return marks
 
 
 def draw_pairs(

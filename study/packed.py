@@ -58,7 +58,8 @@ def pack(folder: Path, target: Path | None = None) -> str:
                     part[f"{key}.{name}"] = samples[name]
             part[key] = samples["predicted"]
     write_lock(target, study.lock)
-    written = _copy_costs(folder, target)
+    written_costs = _copy_costs(folder, target)
+    written = list(written_costs)
     for arm, runs in arms.items():
         file = target / f"{file_name(arm)}.json.gz"
         with replacing(file) as unfinished:
@@ -73,6 +74,8 @@ def pack(folder: Path, target: Path | None = None) -> str:
     sizes = {file: file.stat().st_size / 1e3 for file in written}
     large = [f"; {file.name} has {size:.0f} kB" for file, size in sizes.items() if size > LARGE]
     count = sum(map(len, arms.values()))
+    if not written_costs:
+        large.append(f"; the cost of the arms is not measured: python -m study cost {folder}")
     return f"{count} runs packed into {target} ({sum(sizes.values()):.0f} kB){''.join(large)}"
 
 

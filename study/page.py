@@ -117,7 +117,7 @@ def _markdown(block: Block) -> str:
             return f"```\n{text.rstrip()}\n```"
         case Folded(heading, parts):
             inner = "\n\n".join(map(_markdown, parts))
-            return f"<details><summary>{heading}</summary>\n\n{inner}\n\n</details>"
+            return f'<details markdown="1"><summary>{heading}</summary>\n\n{inner}\n\n</details>'
 
 
 def html(title: str, blocks: Sequence[Block], folder: Path) -> str:

@@ -329,7 +329,7 @@ def _interval_picture(
     study: Study, name: str, shown: list[figures.Interval], caption: str
 ) -> Picture:
     path = study.folder / f"figures/{name}.png"
-    figures.draw_intervals(path, shown, study.spec["margin"], study.rules.unit)
+    figures.draw_intervals(path, shown)
     return Picture(f"figures/{name}.png", caption)
 
 

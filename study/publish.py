@@ -1,0 +1,180 @@
+"""The page of all verdicts and its figure, made from the packed studies alone."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from activations.files import replacing
+from callbacks.machine import ROOT
+
+from . import figures, packed
+from .budget import budget_lines, scope
+from .judged import judge_study
+from .levels import critical_value
+from .lines import EXPLORATORY, new_image_lines, published, verdict_lines
+from .page import Block, Code, Folded, Heading, Lines, Picture, Table, Text, markdown
+from .power import pairs_needed
+from .runs import Study
+from .spec import LOCK, read_spec
+from .verdict import Kind, Verdict
+
+PAGE, PICTURE = "verdicts.md", "verdicts.png"
+SPECS = ROOT / "configs/study"
+ORDER = (Kind.BETTER, Kind.EQUIVALENT, Kind.IDENTICAL, Kind.UNDECIDED, Kind.WORSE, Kind.UNSTABLE,
+         Kind.HELD)  # fmt: skip
+_MADE = "<!-- Made by `python -m study publish` from results/studies: change nothing by hand. -->"
+_READ = (
+    "Each row is one function against the baseline of its study, which is ReLU unless another is "
+    "named, on the same data, with the same budget and the same tuning. n is the number of pairs "
+    "of runs of the same seed; the difference is the mean of these pairs, with its interval. "
+    "**Better** and **worse**: the interval leaves out 0. **Equivalent**: it lies inside ± the "
+    "margin, so that the difference does not matter. **Undecided**: neither; it does not mean "
+    "equal. **Unstable**: runs diverged. A verdict belongs to its data, network and budget; a "
+    "budget is short if twice as much gains the baseline a point or more on validation. Cost is "
+    "the time of a training step over the baseline's. Published is the difference in the paper, "
+    "often of single runs of another program. More in [study.md](study.md)."
+)
+
+Row = tuple[tuple[str, int], Verdict]
+
+
+def publish(target: Path = ROOT / "docs") -> str:
+    """Write the page and its figure into a folder; the line to print.
+
+    Raises:
+        SpecError: a packed study is damaged.
+    """
+    studies = read_studies()
+    with replacing(target / PAGE) as unfinished:
+        unfinished.write_text(page(studies))
+    groups = [
+        (f"{study.folder.name}: difference to {study.spec['baseline']}", [
+            figures.Interval(verdict.arm, verdict, published(study, *place))
+            for place, verdict in rows
+        ])
+        for study in studies if (rows := _rows(study))
+    ]  # fmt: skip
+    if groups:
+        figures.draw_verdicts(target / PICTURE, groups)
+    return f"{len(studies)} studies: {target / PAGE}"
+
+
+def read_studies() -> list[Study]:
+    """All packed studies, by their names.
+
+    Raises:
+        SpecError: one is damaged.
+    """
+    folders = sorted(file.parent for file in packed.KEPT.glob(f"*/{LOCK}"))
+    return [Study.read(folder, packed.read_packed(folder)) for folder in folders]
+
+
+def page(studies: Sequence[Study]) -> str:
+    """The page as Markdown."""
+    blocks: list[Block] = [Text(_MADE), Text(_READ)]
+    if any(map(_rows, studies)):
+        caption = (
+            "Each difference and its interval, over the margin in green. An arrow: it goes on "
+            "beyond the picture. A cross: a mean without verdict. A diamond: published."
+        )
+        blocks += [Picture(PICTURE, caption), Heading("All verdicts"), _table(studies)]
+    for study in studies:
+        blocks += _section(study)
+    known = {study.folder.name for study in studies}
+    left = [file for file in sorted(SPECS.glob("*.yaml")) if file.stem not in known]
+    if left:
+        lines = [f"`configs/study/{each.name}`: {read_spec(each)['question']}" for each in left]
+        blocks += [Heading("Not run yet"), Lines(lines)]
+    return markdown("Verdicts", blocks)
+
+
+def _rows(study: Study) -> list[Row]:
+    """Arm and cell with the verdict, cell by cell, the best first; none before the first look."""
+    pairs = zip(study.hypotheses(), study.verdicts(), strict=True)
+    found = [(place, verdict) for place, verdict in pairs if verdict.kind is not Kind.TOO_FEW]
+    sign = 1 if study.rules.higher_is_better else -1
+
+    def place(row: Row) -> tuple[int, int, float]:
+        (_, cell), verdict = row
+        seen = verdict.interval.difference if verdict.interval else 0.0
+        return cell, ORDER.index(verdict.kind), -sign * seen
+
+    return sorted(found, key=place)
+
+
+def _table(studies: Sequence[Study]) -> Table:
+    columns = ["study", "function", "data", "network", "budget", "n", "difference [interval]",
+               "verdict", "cost", "published"]  # fmt: skip
+    body = []
+    for study in studies:
+        name, ratios = study.folder.name, study.ratios()
+        mark = EXPLORATORY if study.lock["amendments"] else ""
+        for (arm, cell), verdict in _rows(study):
+            data, network, *budget = scope(study, cell)
+            seen, value = verdict.interval, published(study, arm, cell)
+            ratio = ratios.get(f"{arm}/{cell}")
+            body.append([
+                f"[{name}](#{name})", arm, data, network, ", ".join(budget),
+                seen.n if seen else verdict.pairs,
+                f"{seen.difference:+z.2f} [{seen.low:+z.2f}, {seen.high:+z.2f}]" if seen else "",
+                mark + verdict.kind.value,
+                "" if ratio is None else f"{ratio:.2f}",
+                "" if value is None else f"{value:+.2f}",
+            ])  # fmt: skip
+    return Table(columns, body)
+
+
+def _section(study: Study) -> list[Block]:
+    # what the budget is, the first line says
+    spec, verdicts = study.spec, [replace(verdict, scope="") for _, verdict in _rows(study)]
+    early = len(study.hypotheses()) - len(verdicts)
+    stage, missing = study.next_runs()
+    told = "All its runs have ended."
+    if missing:
+        told = f"**Not finished**: {len(missing)} runs of the stage “{stage}” are missing"
+        told += f", and {early} functions have no verdict yet." if early else "."
+    metric, looks = spec["metric"], ", ".join(map(str, study.rules.looks))
+    about = (
+        f"{spec['question']} {told} Metric: {metric['name']} of the {metric['at']} epoch; margin "
+        f"{spec['margin']:g} {study.rules.unit}; looks at {looks} seeds. Locked on "
+        f"{study.lock['time'][:10]} at commit {study.lock['commit']}."
+    )
+    blocks: list[Block] = [Heading(study.folder.name), Text(about)]
+    blocks.append(Lines([*budget_lines(study), *judge_study(study)]))
+    if undecided := [_outlook(each) for each in verdicts if each.kind is Kind.UNDECIDED]:
+        text = "Undecided, and the seeds for a verdict in 80% of studies, if the truth is as seen:"
+        blocks += [Text(text), Lines(undecided)]
+    if controls := [replace(each, scope="") for each in study.control_verdicts()]:
+        blocks += [Text("Controls:"), Lines(verdict_lines(study, controls))]
+    if verdicts:
+        lines = [*verdict_lines(study, verdicts), *new_image_lines(study)]
+        blocks.append(Folded("Each verdict, for this test set and for new images", [Lines(lines)]))
+    sources = [
+        f"{arm}: {each['text']}" for arm, each in spec["published"].items() if "text" in each
+    ]
+    blocks += [Text("Published:"), Lines(sources)] if sources else []
+    return [*blocks, Text("All anew, at that commit:"), Code(_command(study))]
+
+
+def _outlook(verdict: Verdict) -> str:
+    """How many pairs in all an undecided arm takes."""
+    seen, rules, found = verdict.interval, verdict.rules, list[int | None]()
+    assert seen is not None
+    error = (seen.high - seen.low) / 2 / float(critical_value(seen.level, seen.n))
+    if error:
+        found = [
+            pairs_needed(abs(seen.difference), error * seen.n**0.5, seen.level, rules.margin, told)
+            for told in (False, True)
+        ]
+    known = min((each for each in found if each), default=None)
+    told = f"about {known:,} seeds" if known else "more than can be planned"
+    return f"{verdict.arm}: {seen.text(rules.unit)}: {told}"
+
+
+def _command(study: Study) -> str:
+    name = study.folder.name
+    file = f"configs/study/{name}.yaml" if (SPECS / f"{name}.yaml").is_file() else "SPEC.yaml"
+    places = [f"{each}=..." for each in ("data.root", "model.checkpoint_path")
+              if any(each in cell for cell in study.spec["cells"])]  # fmt: skip
+    words = ["python -m study run", file, *(["--set", *places] if places else [])]
+    return " ".join([*words, f"--dir studies/{name}_again"])

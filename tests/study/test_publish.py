@@ -1,0 +1,104 @@
+"""The page of verdicts: from the packed studies alone, and never edited by hand."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from callbacks.machine import ROOT
+from study import packed, publish
+from study.packed import pack
+from study.power import pairs_needed
+from study.runs import Study
+from study.spec import check, lock
+
+from .made import result, small, write
+
+VALUES = {"ReLU": 90.0, "SiLU": 80.0, "CosLU": 90.3}
+
+
+def test_the_page_in_the_repository_is_what_the_command_writes():
+    written = (ROOT / "docs/verdicts.md").read_text()
+    assert written == publish.page(publish.read_studies()), "run: python -m study publish"
+
+
+def kept(folder: Path, stages: int, noise: float = 0.1, **changes: Any) -> Study:
+    """A packed study of which so many stages are done."""
+    folder.mkdir(parents=True)
+    lock(folder, check(small(**changes)))
+    study = Study.read(folder)
+    rng = np.random.default_rng(0)
+    for _ in range(stages):
+        runs = study.next_runs()[1]
+        study.prepare(runs)
+        for run in runs:
+            value = VALUES[run.arm.partition(" ")[0]] + noise * rng.normal()
+            write(study, run, result(value, run.seed, learned={"a": [1.0]}, train_samples=1295))
+        study = Study.read(folder)
+    pack(folder)
+    return study
+
+
+@pytest.fixture
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(packed, "KEPT", tmp_path / "kept")
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
+def rows(page: str) -> dict[str, list[str]]:
+    lines = [line[2:-2].split(" | ") for line in page.splitlines() if line.startswith("| [")]
+    return {f"{line[0]} {line[1]}": line for line in lines}
+
+
+def test_finished_and_unfinished_studies_are_shown_as_what_they_are(tmp_path: Path, out: Path):
+    done = kept(
+        tmp_path / "done", 3, seeds={"looks": [5]}, controls=["frozen"], margin=0.3,
+        published={"CosLU": {"text": "Table 3", "difference": 0.9}},
+    )  # fmt: skip
+    (tmp_path / "done/ratios.json").write_text(json.dumps({"SiLU/0": 1.1, "CosLU/0": 1.9}))
+    pack(done.folder)
+    kept(tmp_path / "begun", 1, seeds={"looks": [5, 8]}, noise=2.0)
+    assert publish.publish(out) == f"2 studies: {out / 'verdicts.md'}"
+    page = (out / "verdicts.md").read_text()
+    assert (out / "verdicts.png").read_bytes().startswith(b"\x89PNG")
+    seen = rows(page)
+    assert list(seen) == [
+        "[begun](#begun) CosLU", "[begun](#begun) SiLU", "[done](#done) CosLU", "[done](#done) SiLU",
+    ]  # fmt: skip
+    verdict = done.verdicts()[0]
+    assert verdict.interval
+    low, high = verdict.interval.low, verdict.interval.high
+    assert seen["[done](#done) SiLU"][2:] == [
+        "Digits", "resnet8", "1,295 training samples, 2 epochs", "5",
+        f"{verdict.interval.difference:+.2f} [{low:+.2f}, {high:+.2f}]", "worse", "1.10", "",
+    ]  # fmt: skip
+    assert seen["[done](#done) CosLU"][-2:] == ["1.90", "+0.90"]
+    parts = dict(zip(*[iter(re.split(r"^## (.*)$", page, flags=re.M)[1:])] * 2, strict=True))
+    assert "All its runs have ended." in parts["done"]
+    assert "**Not finished**: " in parts["begun"]
+    assert "SiLU frozen: **WORSE** than ReLU" in parts["done"]
+    assert "CosLU: Table 3" in parts["done"]
+    assert "Budget (Digits, resnet8, 1,295 training samples, 2 epochs): " in parts["done"]
+    assert "on new images" in parts["done"]
+    assert "Judge: " in parts["begun"]
+    assert "- `configs/study/quick.yaml`: " in parts["Not run yet"]
+
+
+def test_the_seeds_that_an_undecided_function_takes(tmp_path: Path, out: Path):
+    kept(tmp_path / "begun", 1, seeds={"looks": [5]}, noise=2.0, margin=0.5)
+    study = publish.read_studies()[0]
+    verdict = study.verdicts()[1]
+    assert verdict.kind == "undecided"
+    assert verdict.interval
+    differences = study.runs_of("CosLU", 0).values - study.runs_of("ReLU", 0).values
+    wanted = [
+        pairs_needed(abs(differences.mean()), differences.std(ddof=1), verdict.interval.level, 0.5, e)
+        for e in (False, True)
+    ]  # fmt: skip
+    number = min(each for each in wanted if each)
+    page = publish.page(publish.read_studies())
+    assert re.search(rf"^- CosLU: .* over 5 paired seeds: about {number:,} seeds$", page, re.M)
