@@ -19,6 +19,8 @@ from .spec import SpecError
 from .work import CLAIM, LOG, REFUSED, TOLD, RefusedError, crashed, pending
 
 POLL = 2.0  # seconds
+# not `-m study.work`: by the name of that module Lightning would start more processes of a run
+ALONE = "import study.work; study.work.alone()"
 
 
 def run_on(address: str, folder: Path, threads: int) -> int:
@@ -90,7 +92,7 @@ def do(name: str, files: dict[str, bytes]) -> tuple[int, dict[str, bytes]]:
         run.mkdir()
         for each, content in files.items():
             (run / each).write_bytes(content)
-        line = [sys.executable, "-m", "study.work", str(run)]
+        line = [sys.executable, "-c", ALONE, str(run)]
         with (run / LOG).open("wb") as log:
             code = subprocess.run(line, stdout=log, stderr=log, check=False).returncode
         left = [run / each for each in (TEST, LOG, FILE)]

@@ -4,6 +4,7 @@ Three ways: simulated studies with the study's own noise; splits of real runs of
 that do not differ; planted differences, for the power. All use :func:`study.verdict.decide`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -146,19 +147,25 @@ class Judgement:
             for difference, each in self.power.items()
             if difference
         )
-        share, allowed = self.false / self.studies, f"{100 * self.rules.alpha:g}%"
-        told = f"at most {allowed}" if self.passed else f"MORE THAN {allowed}"
-        if self.passed and share > self.rules.alpha:
-            told = f"{allowed}, and what the simulation adds by chance"
+        share = self.false / self.studies
         return (
             f"Judge: {100 * share:.1f}% of {self.studies} simulated studies of equal arms have a "
-            f"false verdict ({told}); of one arm that is better they find {found}"
+            f"false verdict ({_told(share, self.studies, self.rules.alpha)}); of one arm that is "
+            f"better they find {found}"
         )
 
 
-def within(false: int, studies: float, alpha: float) -> bool:
+def within(false: int, studies: int, alpha: float) -> bool:
     """Whether `false` of `studies` is not above alpha by more than chance, 1 in 1,000."""
     return bool(stats.binom.sf(false - 1, studies, alpha) > 0.001)
+
+
+def _told(share: float, studies: int, alpha: float) -> str:
+    """How a share of false verdicts compares with what alpha allows."""
+    if share <= alpha:
+        return f"at most {100 * alpha:g}%"
+    kept = within(round(share * studies), studies, alpha)
+    return f"{100 * alpha:g}%, and what chance adds" if kept else f"MORE THAN {100 * alpha:g}%"
 
 
 def judge(
@@ -208,11 +215,14 @@ class Splits:
 
     def sentence(self) -> str:
         """The line of the report."""
+        share = self.false / self.count
+        alike = round(self.independent) if math.isfinite(self.independent) else 0
+        arms = f"{self.arms} equal arm{'s' if self.arms > 1 else ''}"
         return (
-            f"Judge: {self.false} of {self.count} random splits of {self.values} runs of one arm "
-            f"into a baseline and {self.arms} equal arm(s) have a false verdict "
-            f"({100 * self.false / self.count:.1f}%); the splits share runs and tell as much as "
-            f"{self.independent:.0f} independent studies"
+            f"Judge: {100 * share:.1f}% of {self.count} random splits of {self.values} runs of one "
+            f"arm into a baseline and {arms} have a false verdict "
+            f"({_told(share, alike, self.rules.alpha)}); the splits share runs and tell as much as "
+            f"{alike} independent studies"
         )
 
 

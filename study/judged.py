@@ -1,7 +1,8 @@
 """What the judge says of one study: with its own noise, its own runs, and hidden arms.
 
 Hidden arms show in no verdict of the study. `again` is the baseline once more, with other seeds: a
-verdict on it is false. `planted` is the baseline with 95% of the epochs and the same seeds.
+verdict on it is false. `planted` is the baseline with 95% of the epochs, at least one less, and the
+same seeds.
 """
 
 import math
@@ -150,16 +151,15 @@ def _hidden_lines(study: Study) -> list[str]:
                 status = tuple(study.status(run) for run in mine)
                 known = [v if s == "ok" else math.nan for v, s in zip(values, status, strict=True)]
                 arm = Runs(study.label(f"{base} {kind}", cell), np.array(known), status)
-                told.append(
-                    _hidden_line(kind, family(study.runs_of(base, cell), [arm], study.rules)[0])
-                )
+                found = family(study.runs_of(base, cell), [arm], study.rules)[0]
+                told.append(f"Judge, {_meaning(study, mine[0], found)}: {found.sentence()}")
     return told
 
 
-def _hidden_line(kind: str, found: Verdict) -> str:
+def _meaning(study: Study, run: Run, found: Verdict) -> str:
     told = found.kind in (Kind.BETTER, Kind.WORSE)
-    if kind == HIDDEN[0]:
-        meaning = "A FALSE VERDICT" if told else "no false verdict"
-        return f"Judge, hidden arm with other seeds, {meaning}: {found.sentence()}"
-    meaning = "found" if told else "not found"
-    return f"Judge, planted arm with {100 * PART:.0f}% of the epochs, {meaning}: {found.sentence()}"
+    if run.arm.endswith(HIDDEN[0]):
+        return f"hidden arm with other seeds, {'A FALSE VERDICT' if told else 'no false verdict'}"
+    usual = study.run("verdict", study.spec["baseline"], run.cell, run.seed, 0)
+    part, whole = (each.options["trainer.max_epochs"] for each in (run, usual))
+    return f"planted arm with {part} of {whole} epochs, {'found' if told else 'not found'}"

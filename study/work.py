@@ -171,14 +171,10 @@ def pending(study: Path) -> list[Path]:
     return [run for run in runs if not ended(run)]
 
 
-def alone(folder: Path) -> int:
-    """Do one run in this process, which is for it alone; its exit code."""
+def alone() -> None:
+    """Do the run that is named as argument, in this process, which is for it alone."""
     try:
-        return 143 if work(folder) == "stopped" else 0
+        sys.exit(143 if work(Path(sys.argv[1])) == "stopped" else 0)
     except (RefusedError, OSError) as error:
         sys.stderr.write(f"{TOLD}{error}\n")
-        return REFUSED
-
-
-if __name__ == "__main__":
-    sys.exit(alone(Path(sys.argv[1])))
+        sys.exit(REFUSED)

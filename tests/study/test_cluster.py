@@ -134,7 +134,7 @@ def test_a_task_runs_in_a_folder_of_its_own_and_leaves_nothing(
     def process(line: list[str], stdout: Any, **options: Any) -> Any:
         run = Path(line[-1])
         places.append(run)
-        assert line[:3] == [sys.executable, "-m", "study.work"]
+        assert line[:-1] == [sys.executable, "-c", cluster.ALONE]
         assert (run / "spec.json").read_bytes() == b"{}"
         stdout.write(b"said")
         (run / "results.json").write_bytes(b"result")
@@ -148,18 +148,23 @@ def test_a_task_runs_in_a_folder_of_its_own_and_leaves_nothing(
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray")
-def test_a_cluster_of_two_machines_gives_the_results_of_one(tmp_path: Path):
+def test_a_cluster_that_loses_a_machine_gives_the_results_of_one_machine(tmp_path: Path):
     from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
 
-    from .test_engine import finish, outcome
+    from .test_engine import FEW, finish, outcome, start, until
 
+    folder = tmp_path / "ray"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
-        cluster.add_node(num_cpus=1)
-        code, text = finish(tmp_path / "ray", "--on", cluster.address)
-        assert code == 0, text
+        lost = cluster.add_node(num_cpus=1)
+        process = start(folder, "--on", cluster.address)
+        until(lambda: list(folder.glob("runs/*/results.json")) or process.poll() is not None)
+        cluster.remove_node(lost, allow_graceful=False)
+        text = process.communicate(timeout=FEW)[0]
+        assert process.returncode == 0, text
     finally:
         cluster.shutdown()
+    assert list(folder.glob("runs/*/crashes"))  # a task was on it
     code, text = finish(tmp_path / "local")
     assert code == 0, text
-    assert outcome(tmp_path / "ray") == outcome(tmp_path / "local")
+    assert outcome(folder) == outcome(tmp_path / "local")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from study.judge import Found, Noise, judge, simulate, splits, within
+from study.judge import Found, Noise, Splits, judge, simulate, splits, within
 from study.levels import spending_levels
 from study.verdict import Decisions, Rules, Runs
 
@@ -149,3 +149,13 @@ def told(differences: np.ndarray, rules: Rules) -> np.ndarray:
 def test_a_rule_that_is_broken_is_noticed():
     assert within(100, 2000, 0.05)
     assert not within(150, 2000, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("false", "words"),
+    [(50, "(at most 5%)"), (63, "(5%, and what chance adds)"), (150, "(MORE THAN 5%)")],
+)
+def test_splits_say_what_their_share_means(false: int, words: str):
+    found = Splits(Rules(margin=0.3, looks=(5,)), 10, 1, 1000, false, 589.4)
+    assert words in found.sentence()
+    assert found.sentence().endswith("as much as 589 independent studies")

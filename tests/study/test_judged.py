@@ -69,9 +69,7 @@ def test_hidden_arms_are_new_runs_that_change_no_verdict():
     assert ([each.sentence() for each in study.verdicts()], study.next_runs()) == before
     first, second, split, last = judge_study(study)
     assert first.startswith("Judge, hidden arm with other seeds, no false verdict: ReLU again")
-    assert second.startswith(
-        "Judge, planted arm with 95% of the epochs, found: ReLU planted: WORSE"
-    )
+    assert second.startswith("Judge, planted arm with 38 of 40 epochs, found: ReLU planted: WORSE")
     assert "random splits of 40 runs" in split
     assert split.endswith("(looks 5, 8, 12, 20)")
     assert "simulated studies" in last
@@ -108,7 +106,7 @@ def test_hidden_arms_are_trained_and_told(
     assert main.main(["judge", str(tmp_path), "--train"]) == 0
     told = capsys.readouterr().out
     assert "hidden arms: 10 runs" in told
-    assert "planted arm with 95% of the epochs, found: ReLU planted: WORSE" in told
+    assert "planted arm with 1 of 2 epochs, found: ReLU planted: WORSE" in told
     assert "random splits of 10 runs of one arm" in told
     assert [each.sentence() for each in Study.read(tmp_path).verdicts()] == before
     assert main.main(["judge", str(tmp_path), "--train"]) == 0
