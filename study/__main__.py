@@ -59,6 +59,7 @@ def main(args: list[str] | None = None) -> int:
             _add_jobs(each)
     page = commands.add_parser("publish", help="make docs/verdicts.md from all packed studies")
     page.add_argument("--out", type=Path, default=ROOT / "docs", help="the folder of the page")
+    commands.add_parser("findings", help="draw what the functions of all packed studies learned")
     table = commands.add_parser("table", help="one table of all runs in a folder")
     table.add_argument("folder", type=Path)
     table.add_argument("--out", type=Path, help="a CSV file; by default the table is printed")
@@ -338,6 +339,12 @@ def _publish(options: Any) -> None:
     from .publish import publish
 
     print(publish(options.out))
+
+
+def _findings(options: Any) -> None:
+    from .findings import findings
+
+    print(findings())
 
 
 def _slurm(options: Any) -> int:

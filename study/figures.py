@@ -279,3 +279,37 @@ def draw_learned(path: Path, panels: Mapping[str, tuple[Array, list[Array], list
     bar = figure.colorbar(depth, ax=axes, pad=0.01, ticks=[0, 1], shrink=0.9)
     bar.ax.set_yticklabels(["first layer", "last layer"], fontsize=8)
     return save(figure, path)
+
+
+def draw_values(path: Path, panels: Mapping[str, tuple[Array, Array]]) -> Path:
+    """The learned values of each parameter, mean over seeds, and its start as a dashed line.
+
+    `panels` maps a name to the values at the start (terms,) and at the end (seeds, layers, terms).
+    One number a layer: against the layer, with the deviation over seeds. Several: against their
+    number, a line a layer from the first (dark) to the last (yellow).
+    """
+    from matplotlib import colormaps
+
+    viridis = colormaps["viridis"]
+    figure, axes = _panels(len(panels), 2.4, 1.9)
+    figure.set_dpi(75)
+    for axis, (name, (start, end)) in zip(axes, panels.items(), strict=True):
+        mean, layers, terms = end.mean(0), end.shape[1], end.shape[2]
+        if terms == 1:
+            spread = end.std(0, ddof=1)[:, 0] if len(end) > 1 else None
+            axis.errorbar(range(1, layers + 1), mean[:, 0], spread, fmt="-o", color=UP,
+                          markersize=3.5, linewidth=1.2, capsize=2)  # fmt: skip
+            axis.axhline(start[0], color="0.4", linestyle="--", linewidth=1)
+        else:
+            for layer, values in enumerate(mean):
+                color = viridis(0.9 * layer / max(layers - 1, 1))
+                axis.plot(range(1, terms + 1), values, "-o", color=color, markersize=2.5,
+                          linewidth=1)  # fmt: skip
+            axis.plot(range(1, terms + 1), start, "--", color="black", linewidth=1.2)
+        axis.set_title(name, fontsize=8)
+        axis.set_xlabel("layer" if terms == 1 else "term, a line a layer", fontsize=7)
+        axis.tick_params(labelsize=7)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.25)
+    save_figure(figure, path)
+    return path

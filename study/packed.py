@@ -28,7 +28,8 @@ _FIELDS = (
 def pack(folder: Path, target: Path | None = None) -> str:
     """Write the lock, the results and the predicted classes of all runs that have ended.
 
-    Numbers have five digits, learned values nine, which is all of a float32. There is one file for
+    Test results and the metrics of the last epoch are exact; learned values have nine digits, which
+    is all of a float32, other numbers five. There is one file for
     each arm, `<arm>.json.gz`, and one for the predictions of its test runs in a cell,
     `<arm>-<cell>.npz`.
 
@@ -49,6 +50,9 @@ def pack(folder: Path, target: Path | None = None) -> str:
         machine = (found.get("machine") or {}).get("processor", found.get("processor"))
         content = _short({**content, "arm": arm, "cell": cell, "processor": machine})
         content["learned"] = _short(found.get("learned", {}), 9)
+        # exact: by them a setting is chosen, and equal means must stay equal
+        exact = {"test": found["test"], "epochs": [*content["epochs"][:-1], *found["epochs"][-1:]]}
+        content |= exact
         arms.setdefault(arm, {})[key] = content
         if (samples := read_samples(study, key)) is not None:
             part = predicted.setdefault(f"{file_name(arm)}-{cell}", {})
