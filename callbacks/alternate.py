@@ -79,8 +79,8 @@ class AlternatingOptimization(Callback):
         learned = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         turns = ", ".join(f"{_name(g)} ({n:,})" for g, n in zip(self.groups, sizes, strict=True))
         rank_zero_info(
-            f"Parameters that learn in turn, {self.every} {self.unit}(s) each: {turns}; always: "
-            f"{learned - sum(sizes):,}"
+            f"Parameters that learn in turn, for {self.every} {self.unit}"
+            f"{'s' if self.every > 1 else ''} each: {turns}; always: {learned - sum(sizes):,}"
         )
 
     def on_before_optimizer_step(

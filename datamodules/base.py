@@ -247,8 +247,8 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         count = max(1, round(fraction * len(members)))
         if count >= len(members):
             raise ValueError(
-                f"class {label} has {len(members)} image(s), too few to hold out {fraction:g} of "
-                "them: add images to the class, or hold out less"
+                f"class {label} has {len(members)} image{'s' if len(members) > 1 else ''}, too few "
+                f"to hold out {fraction:g} of them: add images to the class, or hold out less"
             )
         second.append(members[:count])
         first.append(members[count:])

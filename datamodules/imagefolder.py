@@ -82,7 +82,7 @@ class ImageFolder(ImageDataModule):
         names = class_folders(next(iter(self._folders().values())))
         if len(names) < 2:
             raise ValueError(
-                f"{str(self.folder)!r} holds {len(names)} class folder(s) ({some(names)}): give "
+                f"{str(self.folder)!r} holds fewer than two class folders ({some(names)}): give "
                 "the folder that holds a folder of images for each class with --data.root DIR"
             )
         return tuple(names)

@@ -23,6 +23,7 @@ from .local import DRIVER, LATE
 from .packed import read_packed, take
 from .slurm import slurm_script
 from .spec import LOCK, SpecError, check, lock, read_lock, read_spec, sha256
+from .words import counted
 
 ROOM = Path("studies")
 
@@ -219,14 +220,15 @@ def _drive(options: Any, folder: Path, end: float) -> int:
             break
         new = {run.id for run in runs}
         if new == known:
-            raise ValueError(f"{folder}: {len(runs)} runs did not end; see runs/*/log")
+            count = counted(len(runs), "run")
+            raise ValueError(f"{folder}: {count} did not end; see runs/*/log")
         known = new
         copy_code(folder, study.lock)
         study.prepare(runs)
         if options.on == "slurm":
             print(slurm_script(folder, runs, options.threads))
             return 0
-        print(f"{stage}: {len(runs)} runs", flush=True)
+        print(f"{stage}: {counted(len(runs), 'run')}", flush=True)
         options.minutes = (end - time.monotonic()) / 60
         code = _work_on(options, folder)
         if code == LATE:
@@ -364,7 +366,7 @@ def _table(options: Any) -> None:
     if options.out:
         with replacing(options.out) as unfinished:
             table.to_csv(unfinished, index=False)
-        print(f"{len(table)} runs: {options.out}")
+        print(f"{counted(len(table), 'run')}: {options.out}")
     else:
         columns = ["run", "status", "data", "backbone", "activation", "seed", "max_epochs"]
         columns += [c for c in table if re.fullmatch(r"(last|best) test/(acc|f1)|val/acc", c)]
@@ -396,7 +398,7 @@ def _train_hidden(options: Any) -> int:
     runs = [run for run in hidden_runs(study) if study.status(run) == "missing"]
     copy_code(folder, study.lock)
     study.prepare(runs)
-    print(f"hidden arms: {len(runs)} runs", flush=True)
+    print(f"hidden arms: {counted(len(runs), 'run')}", flush=True)
     return _work_on(options, folder) if runs else 0
 
 

@@ -18,6 +18,7 @@ from callbacks.machine import machine
 from .arms import built, quiet
 from .packed import COSTS
 from .runs import Study
+from .words import counted
 
 if TYPE_CHECKING:
     import train
@@ -111,7 +112,8 @@ def about_steps(folder: Path) -> str:
         return ""
     about = json.loads(file.read_text())
     device = (
-        about["machine"]["gpu"] or f"{about['machine']['processor']}, {about['threads']} thread(s)"
+        about["machine"]["gpu"]
+        or f"{about['machine']['processor']}, {counted(about['threads'], 'thread')}"
     )
     rounds = min(row["rounds"] for row in about["steps"])
     return f", median of {rounds} steps in turns with the baseline's in one process on {device}"

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from .verdict import Decisions, Rules, Runs, decide
+from .words import counted
 
 Array = NDArray[np.float64]
 
@@ -217,7 +218,7 @@ class Splits:
         """The line of the report."""
         share = self.false / self.count
         alike = round(self.independent) if math.isfinite(self.independent) else 0
-        arms = f"{self.arms} equal arm{'s' if self.arms > 1 else ''}"
+        arms = counted(self.arms, "equal arm")
         return (
             f"Judge: {100 * share:.1f}% of {self.count} random splits of {self.values} runs of one "
             f"arm into a baseline and {arms} have a false verdict "

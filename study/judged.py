@@ -16,6 +16,7 @@ from .packed import read_packed
 from .runs import Run, Study
 from .spec import HIDDEN, SpecError
 from .verdict import Kind, Rules, Runs, Verdict, family
+from .words import counted
 
 USUAL = 0.25
 """Deviation of a run over seeds, in points, of full trainings on CIFAR-10."""
@@ -34,7 +35,8 @@ def judge_folder(folder: Path | None) -> str:
     rules, told = Rules(margin=0.3), []
     made = {arms: judge(Noise.alike(USUAL, arms), rules) for arms in (1, 4)}
     for arms, each in made.items():
-        told.append(f"{arms} arm(s), runs that deviate by {USUAL} points, looks at 5, 8, 12, 20:")
+        told.append(f"{counted(arms, 'arm')}, runs that deviate by {USUAL} points, "
+                    "looks at 5, 8, 12, 20:")  # fmt: skip
         told.append(f"  {each.sentence()}")
     return "\n".join([*told, _bars(list(made.values()))])
 

@@ -14,6 +14,7 @@ from callbacks.results import TEST
 
 from .runs import Study, read_prepared
 from .spec import LOCK, SpecError, file_name, read_lock, write_lock
+from .words import counted
 
 KEPT = ROOT / "results/studies"
 COSTS = ("ratios.json", "steps.json")
@@ -77,10 +78,10 @@ def pack(folder: Path, target: Path | None = None) -> str:
         written.append(file)
     sizes = {file: file.stat().st_size / 1e3 for file in written}
     large = [f"; {file.name} has {size:.0f} kB" for file, size in sizes.items() if size > LARGE]
-    count = sum(map(len, arms.values()))
+    count = counted(sum(map(len, arms.values())), "run")
     if not written_costs:
         large.append(f"; the cost of the arms is not measured: python -m study cost {folder}")
-    return f"{count} runs packed into {target} ({sum(sizes.values()):.0f} kB){''.join(large)}"
+    return f"{count} packed into {target} ({sum(sizes.values()):.0f} kB){''.join(large)}"
 
 
 def kept(folder: Path) -> Path:

@@ -13,8 +13,9 @@ from .packed import read_packed
 from .power import smallest_difference
 from .runs import Run, Study
 from .spec import LOCK, SpecError
-from .status import START, duration, length, run_seconds
+from .status import START, length, run_seconds
 from .verdict import Runs
+from .words import duration
 
 PILOT = 120.0  # seconds at most
 DEVIATIONS = (0.25, 0.5, 1.0)  # of runs, in points

@@ -6,18 +6,19 @@ from typing import Any
 
 from .budget import compared, measured, words
 from .claims import owner
-from .runs import Run, Study, read_prepared
-from .work import CLAIM
+from .runs import CLAIM, Run, Study, read_prepared
 
 STAGES = {"tune": "tuning", "budget": "budget", "verdict": "verdict", "control": "controls"}
 
 
 def runs(study: Study) -> dict[str, Run]:
-    """Id -> run, of all that have ended or were prepared, in the order of stage, cell, arm, seed.
+    """Id -> run, of all that ended, are prepared or run, in the order of stage, cell, arm, seed.
 
-    A control that is the same run as another one, such as ReLU at equal time, is there once.
+    A prepared run that no verdict needs any more is left out. A control that is the same run as
+    another one, such as ReLU at equal time, is there once.
     """
-    begun = study.results.keys() | read_prepared(study.folder).keys()
+    needed, prepared = {run.id for run in study.next_runs()[1]}, read_prepared(study.folder)
+    begun = study.results.keys() | {k for k in prepared if k in needed or _works(study, k)}
     found: dict[str, Run] = {}
     for run in _planned(study):
         if run.id in begun:
@@ -42,13 +43,18 @@ def state(study: Study, run: Run) -> str:
     known = study.status(run)
     if known != "missing":
         return known
-    return "running" if owner(study.folder / "runs" / run.id / CLAIM) else "waiting"
+    return "running" if _works(study, run.id) else "waiting"
+
+
+def _works(study: Study, key: str) -> bool:
+    return owner(study.folder / "runs" / key / CLAIM) is not None
 
 
 def rows(study: Study) -> list[dict[str, Any]]:
     """One row a run; runs in the folder that belong to no stage, such as the judge's, come last."""
     known, about = runs(study), read_prepared(study.folder)
     table = [_row(study, run, state(study, run)) for run in known.values()]
+    about = {k: each for k, each in about.items() if k in study.results or each["stage"] == "judge"}
     for key in sorted((study.results.keys() | about.keys()) - known.keys()):
         spec = about.get(key) or study.results[key]
         stage = "judge" if spec.get("stage") == "judge" else "other"

@@ -19,10 +19,11 @@ from callbacks.results import FILE, TEST
 from options import full_names
 
 from . import budget
+from .claims import claim
 from .spec import CONTROLS, SpecError, decides, read_lock
 from .verdict import Kind, Rules, Runs, Verdict, family
 
-RUN = "spec.json"
+RUN, CLAIM = "spec.json", "claim"
 UNTESTED = ("tune", budget.STAGE)  # stages whose runs are compared on validation
 
 
@@ -73,6 +74,7 @@ class Study:
     folder: Path
     lock: dict[str, Any]
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _tuned: dict[tuple[str, int], tuple[int, list[float]]] = field(default_factory=dict, init=False)
 
     @classmethod
     def read(cls, folder: Path, packed: dict[str, dict[str, Any]] | None = None) -> "Study":
@@ -165,7 +167,12 @@ class Study:
 
         A setting with a run that has diverged or failed is never chosen, unless all have.
         """
-        name = split(arm)[0]
+        key = split(arm)[0], cell
+        if key not in self._tuned:
+            self._tuned[key] = self._tune(*key)
+        return self._tuned[key]
+
+    def _tune(self, name: str, cell: int) -> tuple[int, list[float]]:
         if not self.spec["tune"]:
             return 0, []
         metric, seeds = self.spec["tune"]["metric"], self.spec["tune"]["seeds"]
@@ -286,10 +293,9 @@ class Study:
         missing = self._missing(self.tuning())
         if missing:
             return "tuning", missing
-        cells = range(len(self.spec["cells"]))
+        cells, arms = range(len(self.spec["cells"])), self.open_arms()
         double = self._missing(run for cell in cells for _, run in budget.compared(self, cell))
         for look in self.spec["seeds"]["looks"]:
-            arms = self._open_arms()
             wanted = ((seed, *each) for seed in self.seeds[:look] for each in arms)
             missing = self._missing(self.verdict_run(arm, cell, seed) for seed, arm, cell in wanted)
             if missing:
@@ -304,7 +310,7 @@ class Study:
         missing = self._missing(run for run in wanted if run)
         return ("controls", missing) if missing else ("", [])
 
-    def _open_arms(self) -> list[tuple[str, int]]:
+    def open_arms(self) -> list[tuple[str, int]]:
         """Arms without a verdict yet, and the baselines of their cells."""
         final = (Kind.BETTER, Kind.WORSE, Kind.EQUIVALENT, Kind.UNSTABLE)
         pairs = zip(self.hypotheses(), self.verdicts(), strict=True)
@@ -317,8 +323,16 @@ class Study:
         return [run for key, run in unique.items() if key not in self.results]
 
     def prepare(self, runs: list[Run]) -> None:
-        """Write the folder of each run for any worker to take; set damaged results aside."""
+        """Write the folder of each run for any worker to take; set damaged results aside.
+
+        Runs that were prepared before, have not begun, and are none of `runs` are withdrawn.
+        """
         about = read_prepared(self.folder)
+        for key in about.keys() - {run.id for run in runs} - self.results.keys():
+            folder = self.folder / "runs" / key
+            if not (folder / FILE).exists() and claim(folder / CLAIM):
+                (folder / RUN).unlink()
+                (folder / CLAIM).unlink()
         numbers = itertools.count(max((each["number"] for each in about.values()), default=-1) + 1)
         for run in runs:
             folder = self.folder / "runs" / run.id

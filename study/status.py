@@ -10,6 +10,7 @@ from .claims import owner
 from .packed import read_packed, take
 from .rows import STAGES, runs, state
 from .runs import Run, Study
+from .words import counted, duration
 
 START = 3.0  # seconds that a run takes besides its training
 STATES = ("ok", "running", "waiting", "diverged", "failed")
@@ -47,7 +48,7 @@ def wrong(study: Study) -> list[str]:
     for (word, where), each in found.items():
         seeds = ", ".join(map(str, dict.fromkeys(run.seed for run in each)))
         message = str(study.results[each[0].id].get("message") or "").partition(". ")[0]
-        lines.append(f"{word}: {where}, {len(each)} run(s), seed {seeds}: {message} "
+        lines.append(f"{word}: {where}, {counted(len(each), 'run')}, seed {seeds}: {message} "
                      f"(runs/{each[0].id}/log)")  # fmt: skip
     return lines
 
@@ -64,14 +65,12 @@ def _left(study: Study, side_by_side: int) -> list[str]:
         return ["nothing is left to train: python -m study report DIR"]
     driver = owner(study.folder / "driver")
     jobs = max(side_by_side, 1)
-    lines = [f"next: {stage}, {len(missing)} runs{_time(study, missing, jobs)}"]
+    lines = [f"next: {stage}, {counted(len(missing), 'run')}{_time(study, missing, jobs)}"]
     if not stage.startswith("tuning"):
-        arms = [(study.spec["baseline"], c) for c in range(len(study.spec["cells"]))]
-        arms += study.hypotheses()
-        every = [study.verdict_run(a, c, seed) for seed in study.seeds for a, c in arms]
+        every = [study.verdict_run(*arm, s) for s in study.seeds for arm in study.open_arms()]
         rest = [run for run in every if run.id not in study.results]
         lines.append(
-            f"at most, if no arm is decided earlier: {len(rest)} runs up to "
+            f"at most, if no arm is decided earlier: {counted(len(rest), 'run')} up to "
             f"{len(study.seeds)} seeds{_time(study, rest, jobs)}"
         )
     if not driver:
@@ -102,12 +101,3 @@ def run_seconds(study: Study) -> dict[tuple[str, int], float]:
 def length(run: Run) -> int:
     """Of a run, as a multiple of the study's budget."""
     return 2 if run.stage == STAGE else 1
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

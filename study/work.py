@@ -5,6 +5,7 @@ import shutil
 import sys
 import traceback
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from callbacks.machine import code
 from callbacks.results import FILE, SCHEMA, TEST
 
 from .claims import beating, claim, is_mine, owner
-from .runs import RUN, read_prepared, write_base
+from .runs import CLAIM, RUN, read_prepared, write_base
+from .spec import read_lock
 
-CLAIM, CRASHES, LOG = "claim", "crashes", "log"
+CRASHES, LOG = "crashes", "log"
 ATTEMPTS = 2  # a run that fails is tried once more
 CRASHED = 3
 REFUSED = 2  # exit code of a process
@@ -49,7 +51,8 @@ def work(folder: Path) -> str:
     the beginning; then its failure is its result.
 
     Returns:
-        ok, diverged, failed, stopped (by a signal), or taken (by another process, or done).
+        ok, diverged, failed, stopped (by a signal), or taken (by another process, done, or no
+        longer wanted).
 
     Raises:
         RefusedError: train.py does not accept the options, the data are not there, or the disk is
@@ -58,7 +61,8 @@ def work(folder: Path) -> str:
     if ended(folder) or not claim(folder / CLAIM):
         return "taken"
     with beating(folder / CLAIM):
-        return "taken" if ended(folder) else _attempts(folder)
+        gone = ended(folder) or not (folder / RUN).is_file()
+        return "taken" if gone else _attempts(folder)
 
 
 def _attempts(folder: Path) -> str:
@@ -165,10 +169,31 @@ def no_result(message: str) -> dict[str, Any]:
 
 
 def pending(study: Path) -> list[Path]:
-    """The prepared runs that have not ended, in the order in which they were prepared."""
-    numbers = {key: each["number"] for key, each in read_prepared(study).items()}
-    runs = [study / "runs" / key for key in sorted(numbers, key=lambda key: numbers[key])]
-    return [run for run in runs if not ended(run)]
+    """The prepared runs that have not ended, in the order in which they were prepared.
+
+    Without those of the verdict that no verdict needs: the arm, or the baseline, has diverged.
+    """
+    about = read_prepared(study)
+    seeds = {key: (each["arm"], each["cell"]) for key, each in about.items()
+             if each.get("stage") == "verdict"}  # fmt: skip
+    lost = {arm for key, arm in seeds.items() if _diverged(study / "runs" / key)}
+    base = read_lock(study)["spec"]["baseline"] if lost else ""
+    left = []
+    for key in sorted(about, key=lambda key: about[key]["number"]):
+        name, cell = seeds.get(key, ("", 0))
+        if not lost & {(name, cell), (base, cell)} and not ended(study / "runs" / key):
+            left.append(study / "runs" / key)
+    return left
+
+
+def _diverged(run: Path) -> bool:
+    return ended(run) and _final(run) == "diverged"
+
+
+@cache
+def _final(run: Path) -> str | None:
+    """The status of a run that has ended; it is asked for every two seconds."""
+    return _status(run)
 
 
 def alone() -> None:

@@ -154,6 +154,16 @@ def test_files_and_rows_are_told_in_predictions(tmp_path: Path):
             assert [int(row["row"]) for row in rows] == list(range(1, 41))
 
 
+def f1_of(batches: Any) -> tuple[float, np.ndarray, np.ndarray]:
+    """Of N, S, V and F, as far as there are some, by scikit-learn; labels and predictions."""
+    from sklearn.metrics import f1_score
+
+    label, shares = (torch.cat([b[k] for b in batches]).numpy() for k in ("label", "probability"))
+    present, predicted = sorted({0, 1, 2, 3} & set(label)), shares.argmax(1)
+    f1 = f1_score(label, predicted, labels=present, average="macro", zero_division=0.0)  # pyright: ignore
+    return float(f1), label, predicted
+
+
 @pytest.mark.filterwarnings("ignore:(test|val).* no sample of")
 def test_f1_over_the_classes_that_the_data_choose(tmp_path: Path):
     write_records(tmp_path / "data")
@@ -161,17 +171,10 @@ def test_f1_over_the_classes_that_the_data_choose(tmp_path: Path):
     run = trainer(tmp_path, max_epochs=1)
     model = Classifier("resnet8", data.num_classes, 1, data.image_size, dims=1)
     run.fit(model, datamodule=data)
-    assert 0 <= run.callback_metrics["val/f1_nsvf"] <= 1
+    seen = float(run.callback_metrics["val/f1_nsvf"])
     [found] = run.test(model, data, verbose=False)
-    batches: Any = run.predict(model, datamodule=data)
-    label, predicted = (
-        torch.cat([b[k] for b in batches]).numpy() for k in ("label", "probability")
-    )
-    present = sorted({0, 1, 2, 3} & set(label))
-    predicted = predicted.argmax(1)
-    from sklearn.metrics import f1_score
-
-    f1 = f1_score(label, predicted, labels=present, average="macro", zero_division=0.0)  # pyright: ignore
+    assert seen == pytest.approx(f1_of(run.predict(model, data.val_dataloader()))[0], abs=1e-5)
+    f1, label, predicted = f1_of(run.predict(model, datamodule=data))
     assert found["test/f1_nsvf"] == pytest.approx(f1, abs=1e-5)
     crossed = METRICS["f1_nsvf"](label, predicted, np.ones((1, len(predicted))))
     assert crossed[0] == pytest.approx(f1, abs=1e-9)

@@ -142,11 +142,9 @@ def test_a_signal_ends_all_within_seconds_and_says_how_to_go_on(
     process = start(folder, budget={**BUDGET, "trainer.max_epochs": 500})
     child = until(lambda: find(process.pid, "child"))
     until(lambda: list(folder.glob("runs/*/attempt_1/checkpoints/last.ckpt")))
-    begin = time.monotonic()
     process.send_signal(number)
-    text = process.communicate(timeout=FEW)[0]
+    text = process.communicate(timeout=60)[0]  # on a machine that does much else
     assert process.returncode == 128 + number
-    assert time.monotonic() - begin < 60  # on a machine that does much else
     assert f"the same command goes on, or: python -m study run {folder}" in text
     assert not Path(f"/proc/{child}").exists()
     assert list(folder.glob("runs/*/attempt_1/checkpoints/last.ckpt"))

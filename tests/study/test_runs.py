@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from study.runs import Study, arguments, read_result, read_runs
+from study.claims import claim
+from study.rows import rows
+from study.runs import Study, arguments, read_prepared, read_result, read_runs
 from study.spec import SpecError, check, lock
+from study.status import status
 from study.verdict import Kind
+from study.work import pending, work
 
 from .made import answer, checked, result, small, write
 
@@ -232,6 +237,36 @@ def test_prepared_runs_keep_their_numbers_and_take_over_a_new_place_of_the_data(
     second = prepared()
     assert [second[run.id]["number"] for run in runs] == list(range(15))
     assert "--data.root=/b" in second[runs[0].id]["arguments"]
+
+
+def test_runs_that_nobody_needs_are_not_trained(tmp_path: Path):
+    """An arm diverges in the middle of a stage; then the question is changed."""
+    made = study(tmp_path)
+    made.prepare(made.next_runs()[1])
+    bad = made.verdict_run("SiLU", 0, 1000)
+    write(made, bad, result(0, 1000, "diverged"))
+    assert Counter(arm_of(run) for run in pending(tmp_path)) == {"ReLU": 5, "CosLU": 5}
+    lines = status(tmp_path).splitlines()
+    assert lines[3].split() == ["verdict", "0", "0", "10", "1", "0"]
+    assert lines[-2].startswith("at most, if no arm is decided earlier: 16 runs up to 8 seeds")
+    assert sum(row["status"] == "waiting" for row in rows(Study.read(tmp_path))) == 10
+    held = made.verdict_run("SiLU", 0, 1001)
+    assert claim(tmp_path / "runs" / held.id / "claim")
+    assert "running: SiLU, verdict, seed 1001" in status(tmp_path)
+
+    made = Study.read(tmp_path)
+    made.prepare(made.next_runs()[1])
+    known = Counter(each["arm"] for each in read_prepared(tmp_path).values())
+    assert known == {"ReLU": 5, "CosLU": 5, "SiLU": 2}  # that with a result, and that which runs
+    assert work(tmp_path / "runs" / made.verdict_run("SiLU", 0, 1002).id) == "taken"
+
+    write(made, made.verdict_run("ReLU", 0, 1000), result(0, 1000, "diverged"))
+    assert not pending(tmp_path)
+    assert Study.read(tmp_path).next_runs() == ("", [])
+
+
+def arm_of(run: Path) -> str:
+    return json.loads((run / "spec.json").read_text())["arm"]
 
 
 def test_options_are_typed_as_on_the_command_line():

@@ -227,7 +227,8 @@ def test_a_process_that_is_killed_three_times_at_the_same_place_has_failed(run: 
 def test_pending_runs_come_in_the_order_in_which_they_were_prepared(run: Path):
     for number, name in ((2, "aaa"), (1, "zzz"), (3, "bad")):
         (run.parent / name).mkdir()
-        (run.parent / name / "spec.json").write_text(json.dumps({"number": number}))
+        about = {"number": number, "arm": "CosLU", "cell": 0, "stage": "tune"}
+        (run.parent / name / "spec.json").write_text(json.dumps(about))
     (run.parent / "bad" / "spec.json").write_text("{")
     assert [each.name for each in pending(run.parents[1])] == ["abc", "zzz", "aaa"]
     (run / "results.json").write_text("{}")
