@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, cast
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import BackboneFinetuning
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -28,6 +29,7 @@ from callbacks import (
     ActivationMonitor,
     ActivationSchedule,
     BestCheckpoint,
+    HeadFirst,
     LastCheckpoint,
     PredictionWriter,
     Progress,
@@ -212,6 +214,10 @@ class CLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Refuse a checkpoint or a folder that does not serve, and too many processes."""
         self.config[str(self.subcommand)].trainer = self.given
+        callbacks: list[Any] = cast(Any, self.trainer).callbacks
+        callbacks[:] = [
+            HeadFirst(like=each) if type(each) is BackboneFinetuning else each for each in callbacks
+        ]
         if self.trainer.loggers or self.subcommand == "fit":
             folders = [logger.save_dir for logger in self.trainer.loggers if logger.save_dir]
             for folder in folders or [self.trainer.default_root_dir]:

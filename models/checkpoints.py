@@ -25,6 +25,9 @@ FACTORIES: dict[str, type] = {
     "lr_scheduler": LRScheduler,
 }
 DEFAULT_OPTIMIZER = "models.classifier._sgd"  # the one function that a checkpoint may name
+# modules whose functions an option may be: the last holds BackboneFinetuning's own default
+FUNCTIONS = ("torchvision.transforms", "models.classifier",
+             "lightning.pytorch.callbacks.finetuning")  # fmt: skip
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # by which Lightning makes factories
 PLAIN = (bool, int, float, str, type(None))
 
@@ -160,7 +163,7 @@ def check_given(value: Any, option: str) -> None:
     if isinstance(thing, type):
         accepted = module.partition(".")[0] not in sys.stdlib_module_names
     else:  # the classifier's own default optimizer is a function too
-        accepted = _inside(module, ("torchvision.transforms", "models.classifier"))
+        accepted = _inside(module, FUNCTIONS)
     if not accepted:
         shown = f"{module}.{getattr(thing, '__qualname__', type(thing).__name__)}"
         raise ValueError(f"--{option} cannot be {shown}: name a class that is made for this option")

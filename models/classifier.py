@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder
+from lightning.pytorch.callbacks import BaseFinetuning, BatchSizeFinder
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.cli import ReduceLROnPlateau as MonitoringPlateau
 from lightning.pytorch.utilities import rank_zero_info
@@ -212,6 +212,19 @@ class Classifier(LightningModule):
         self.test_loss = MeanMetric(nan_strategy="disable")
         self.confusion = MulticlassConfusionMatrix(num_classes) if num_classes <= 10 else None
 
+    def configure_callbacks(self) -> list[Callback]:
+        """None; refuse those that would change the optimizer's groups during training."""
+        for each in getattr(self._trainer, "callbacks", ()):
+            if isinstance(each, BaseFinetuning):
+                kind = type(each).__name__
+                own = ", and takes Lightning's as `like`" if kind == "BackboneFinetuning" else ""
+                raise ValueError(
+                    f"{kind} freezes parameters ahead of the optimizer's groups and adds groups "
+                    "later, which the groups of activations and the schedules do not survive: use "
+                    f"callbacks.HeadFirst, which trains the head first{own}"
+                )
+        return []
+
     def setup(self, stage: str) -> None:
         """Compile; in a new run, match the new activations to the old ones on the first batch."""
         if self.compile_mode == "activations":
@@ -281,17 +294,11 @@ class Classifier(LightningModule):
         return self.backbone(images)
 
     def on_fit_start(self) -> None:
-        """Say what the swap left, and refuse a callback that would freeze the head."""
+        """Say what the swap left."""
         if remarks := self.swapped.remarks():
             more = f"; {len(remarks) - 2} more of this kind" if remarks[2:] else ""
             first = f"swapped {len(self.swapped)} activation calls{more}"
             rank_zero_info("\n".join([first, *remarks[:2]]))
-        if self._has_callback(BackboneFinetuning):
-            raise ValueError(
-                "Lightning's BackboneFinetuning would leave the head frozen, which is in "
-                "`backbone` here: use callbacks.HeadFirst, whose `epochs` is its "
-                "unfreeze_backbone_at_epoch; it keeps the optimizer's groups"
-            )
 
     def on_train_start(self) -> None:
         """Take the class weights of `--data.balance loss`, and a learning rate that was found."""

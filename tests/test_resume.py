@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 import train
 from activations import CosLU
 from activations.files import append, check_writable
-from callbacks import ActivationMonitor, BestCheckpoint, HeadFirst, LastCheckpoint, WholeFiles
+from callbacks import ActivationMonitor, BestCheckpoint, LastCheckpoint, WholeFiles
 from tests.data import Tiny
 from tests.trainings import Small, classifier, same, trainer
 
@@ -373,28 +373,3 @@ def test_a_resumed_average_that_lightning_forgets_is_refused(tmp_path: Path):
     fit_and_save(tmp_path)
     with pytest.raises(ValueError, match="StochasticWeightAveraging forgets its average"):
         fit_and_save(tmp_path, StochasticWeightAveraging(0.01), path=tmp_path / "step=2.ckpt")
-
-
-@pytest.mark.parametrize("name", ["resnet8", "timm/resnet18"])
-def test_the_head_first(tmp_path: Path, name: str):
-    torch.manual_seed(1)
-    model = train.Classifier(name, 3, 1, 8, CosLU)
-    start = {n: p.detach().clone() for n, p in model.named_parameters()}
-    trainer(tmp_path, HeadFirst(1), max_epochs=1, limit_train_batches=2).fit(
-        model, datamodule=Tiny()
-    )
-    changed = {n for n, p in model.named_parameters() if not torch.equal(p, start[n])}
-    assert changed == {"backbone.fc.weight", "backbone.fc.bias"}
-    assert all(parameter.requires_grad for parameter in model.parameters())
-    run = trainer(tmp_path, HeadFirst(1), max_epochs=2, limit_train_batches=2)
-    run.fit(model, datamodule=Tiny())
-    groups = {group["name"]: group for group in run.optimizers[0].param_groups}
-    assert groups["activations"]["weight_decay"] == 0
-    assert not [n for n, p in model.named_parameters() if torch.equal(p, start[n])]
-
-
-def test_lightnings_own_finetuning_gets_a_remedy(tmp_path: Path):
-    from lightning.pytorch.callbacks import BackboneFinetuning
-
-    with pytest.raises(ValueError, match=r"head frozen.*callbacks.HeadFirst"):
-        trainer(tmp_path, BackboneFinetuning()).fit(classifier(CosLU), datamodule=Tiny())
