@@ -49,9 +49,7 @@ def measure(study: Study, seconds: float = SECONDS) -> list[dict[str, Any]]:
         left = seconds / len(cells) - (time.perf_counter() - begin)
         rounds = round(left / (time.perf_counter() - start))
         times = in_turns(steps, min(max(rounds, LEAST), MOST))
-        # other processes on this machine disturb the time of one thread less than that on the wall
-        alone = not torch.cuda.is_available() and torch.get_num_threads() == 1
-        table = times["processor" if alone else "wall"]
+        table = times["processor" if alone() else "wall"]
         for arm in steps:
             ratio = table[arm] / table[study.spec["baseline"]]
             found.append({
@@ -60,6 +58,11 @@ def measure(study: Study, seconds: float = SECONDS) -> list[dict[str, Any]]:
                 "high": ratio.quantile(0.75), "rounds": len(table), **sizes[arm],
             })  # fmt: skip
     return found
+
+
+def alone() -> bool:
+    """Whether the processor's time tells, which other processes disturb less than the wall's."""
+    return not torch.cuda.is_available() and torch.get_num_threads() == 1
 
 
 def write(folder: Path, table: list[dict[str, Any]]) -> None:

@@ -10,6 +10,7 @@ from callbacks.sites import activation_sites, curve, has_curve
 
 from .arms import built
 from .runs import Study
+from .spec import SpecError
 
 Array = NDArray[np.float64]
 
@@ -19,11 +20,11 @@ def learned_functions(
 ) -> tuple[Array, list[Array], list[Array]] | None:
     """Inputs, and for each layer the function at the start and the learned one.
 
-    Mean over the channels and over the seeds that ended well; None if the arm learns nothing, or
-    nothing that is a function of one number.
+    Mean over the channels and over the seeds that ended well; None if the arm learns nothing.
 
     Raises:
-        SpecError: train.py cannot build the network here.
+        SpecError: train.py cannot build the network here, or its values have other names or sizes;
+            or what the arm learns is no function of one number.
     """
     runs = [study.verdict_run(arm, cell, seed) for seed in study.seeds]
     ended = [study.results[run.id] for run in runs if study.status(run) == "ok"]
@@ -37,8 +38,15 @@ def learned_functions(
         for name, module in activation_sites(backbone).items()
         if any(f"{each}.".startswith(f"{name}.") for each in parameters) and has_curve(module)
     }
-    if not sites or parameters.keys() != found[0].keys():
-        return None
+    size = {name: parameter.numel() for name, parameter in parameters.items()}
+    known = {name: np.size(values) for name, values in found[0].items()}
+    if other := sorted(known.items() ^ size.items()):
+        raise SpecError(
+            f"in this code its values have other names or sizes ({other[0][0]}): report it with "
+            f"commit {study.lock['commit']}"
+        )
+    if not sites:
+        raise SpecError("what it learns is no function of one number")
     x = torch.linspace(-4, 4, 161)
 
     def drawn() -> list[Array]:

@@ -20,15 +20,16 @@ def new_image_lines(study: Study, baseline: str = "") -> list[str]:
     """What each difference is worth on other images of this kind, or why that is not known."""
     base, metric = baseline or study.spec["baseline"], study.spec["metric"]["name"]
     name = metric.removeprefix("test/")
-    if name not in METRICS or name == "auroc":
-        return [f"On new images: not computed for {metric}, only for accuracy and F1."]
+    if name not in METRICS:
+        return [f"On new images: not computed for {metric}, only for {', '.join(METRICS)}."]
     found = []
     for (arm, cell), each in zip(study.hypotheses(), study.verdicts(baseline), strict=True):
         if each.interval is None or each.kind in (Kind.IDENTICAL, Kind.UNSTABLE, Kind.HELD):
             continue
         estimate = _on_new_images(study, arm, base, cell, each)
         found.append(
-            f"{each.arm} on new images: not known, since samples of the test are missing (test.npz)"
+            f"{each.arm} on new images: not known, since samples of the test are missing "
+            f"(test.npz{'; packed results keep no probabilities' if name == 'auroc' else ''})"
             if estimate is None
             else estimate.sentence()
         )
@@ -41,7 +42,8 @@ def _on_new_images(
     """The estimate from the predictions of the seeds that the verdict rests on."""
     assert verdict.interval is not None
     outputs: dict[str, list] = {arm: [], base: []}
-    known = None
+    known, metric = None, study.spec["metric"]["name"].removeprefix("test/")
+    wanted = "probability" if metric == "auroc" else "predicted"
     for name, seed in ((name, s) for s in study.seeds[: verdict.interval.n] for name in outputs):
         samples = read_samples(study, study.verdict_run(name, cell, seed).id)
         known = known or samples
@@ -49,11 +51,13 @@ def _on_new_images(
             return None
         if (samples["label"] != known["label"]).any():
             return None
-        outputs[name].append(samples["predicted"])
+        if wanted not in samples:
+            return None
+        outputs[name].append(samples[wanted])
     assert known is not None
     return new_images(
         known["label"], outputs[base], outputs[arm], study.rules, verdict.interval.level,
-        METRICS[study.spec["metric"]["name"].removeprefix("test/")], known.get("group"),
+        METRICS[metric], known.get("group"),
         (verdict.arm, verdict.baseline), "records" if "group" in known else "images",
     )  # fmt: skip
 

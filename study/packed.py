@@ -126,7 +126,10 @@ def read_packed(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_samples(study: Study, key: str) -> dict[str, np.ndarray] | None:
-    """Label, predicted class, and group where there is one, of the test samples of a run."""
+    """Label, predicted class, and group where there is one, of the test samples of a run.
+
+    The probabilities, too, of a run that is not packed.
+    """
     file = study.folder / "runs" / key / TEST
     if file.is_file():
         with np.load(file) as samples:
@@ -134,7 +137,8 @@ def read_samples(study: Study, key: str) -> dict[str, np.ndarray] | None:
             name = f"probability_{at}" if f"probability_{at}" in samples else "probability"
             known = {n: samples[n] for n in ("label", "group") if n in samples}
             kind = np.uint8 if samples[name].shape[1] < 256 else np.uint16
-            return {**known, "predicted": samples[name].argmax(1).astype(kind)}
+            known |= {"predicted": samples[name].argmax(1).astype(kind)}
+            return {**known, "probability": samples[name]}
     found = study.results[key]
     file = kept(study.folder) / f"{file_name(found.get('arm', ''))}-{found.get('cell')}.npz"
     if not file.is_file():

@@ -8,25 +8,30 @@ from typing import Any
 
 import numpy as np
 
+from callbacks.results import FILE
+
+from .arms import quiet
 from .budget import compared
+from .cost import alone
 from .packed import read_packed
 from .power import smallest_difference
-from .runs import Run, Study
+from .runs import Run, Study, arguments
 from .spec import LOCK, SpecError
 from .status import START, length, run_seconds
 from .verdict import Runs
 from .words import duration
+from .work import train_run
 
 PILOT = 120.0  # seconds at most
 DEVIATIONS = (0.25, 0.5, 1.0)  # of runs, in points
-VALIDATION = 0.15  # of an epoch's training time, besides the steps: loading and validation
+SHORT = 2.0  # seconds of training steps in a short training of the pilot
 
 
 def plan(folder: Path, spec: dict[str, Any], seconds: float = PILOT) -> str:
     """Runs of each stage, hours, and the smallest difference that each look can tell.
 
     The time of a run is that of the runs that have ended in `folder`, if there are some, else of a
-    pilot that measures training steps of all arms and ends after `seconds`.
+    pilot that ends after `seconds`: see :func:`pilot`.
 
     Args:
         folder: of the study; it need not exist.
@@ -68,7 +73,8 @@ def _runs(study: Study, times: dict[tuple[str, int], float], source: str) -> lis
             "each arm that is better or worse, for each control"
         )
     lines.append("Arms that are decided at an early look need no later runs.")
-    return [*lines, f"The time of a run is known from {source}."]
+    told = f"The time of a run is known from {source}; {START:g} s are for its start and its test."
+    return [*lines, told]
 
 
 def _power(study: Study) -> list[str]:
@@ -110,9 +116,11 @@ def _differences(base: Runs, new: Runs) -> Any:
 
 
 def pilot(study: Study, seconds: float) -> tuple[dict[tuple[str, int], float], str]:
-    """Arm and cell -> seconds of a run, from training steps; and the words for where it is from.
+    """Arm and cell -> seconds of a run, and the words for where they are from.
 
-    It is made in a process of its own, which is ended when the time is over.
+    Three short trainings of the baseline in each cell tell what a run, an epoch and a batch take;
+    a batch of another arm takes as much longer as its training step does. All is made in a process
+    of its own, which is ended when the time is over.
     """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
@@ -128,20 +136,55 @@ def pilot(study: Study, seconds: float) -> tuple[dict[tuple[str, int], float], s
         rows = json.loads(file.read_text())
     if isinstance(rows, str):
         raise SpecError(rows)
-    found = {}
-    for row in rows:
-        steps = row["epochs"] * row["batches"] * row["step_ms"] / 1e3
-        found[row["arm"], row["cell"]] = START + (1 + VALIDATION) * steps
-    return found, "a pilot of training steps, one process alone on this machine"
+    found = {(row["arm"], row["cell"]): START + row["fit_s"] for row in rows}
+    return found, "a pilot on this machine: short trainings of the baseline, and steps of all arms"
 
 
 def _pilot(spec: dict[str, Any], file: Path, seconds: float) -> None:
-    """Measure the steps in a process of its own, or write what is wrong with the spec."""
+    """Measure in a process of its own, or write what is wrong with the spec."""
     from .cost import measure
 
+    study = Study(file.parent, {"spec": spec})
     try:
-        rows = measure(Study(file.parent, {"spec": spec}), seconds)
+        rows = measure(study, seconds)
+        for cell in range(len(spec["cells"])):
+            mine = [row for row in rows if row["cell"] == cell]
+            base = next(row for row in mine if row["arm"] == spec["baseline"])
+            fixed, epoch, batch = _parts(study, base)
+            for row in mine:
+                step = batch + (row["step_ms"] - base["step_ms"]) / 1e3
+                row["fit_s"] = fixed + row["epochs"] * (epoch + row["batches"] * step)
     except (OSError, ValueError) as error:
         rows = str(error)
     file.with_suffix(".part").write_text(json.dumps(rows))
     file.with_suffix(".part").replace(file)
+
+
+def _parts(study: Study, base: dict[str, Any]) -> tuple[float, float, float]:
+    """Seconds that a training of the baseline takes once, in each epoch, and for each batch.
+
+    With `e` epochs of `n` batches it takes `once + e (epoch + n batch)`: three trainings tell all.
+    """
+    step = base["step_ms"] / 1e3
+    few = max(1, min(base["batches"] // 2, round(SHORT / step)))
+    epochs = max(3, round(SHORT / step / few))
+    one = _seconds(study, base["cell"], 1, few)
+    some = _seconds(study, base["cell"], epochs, few)
+    double = _seconds(study, base["cell"], epochs, 2 * few)
+    whole = max((some - one) / (epochs - 1), 0.0)  # an epoch of few batches
+    batch = min(max((double - some) / epochs, 0.0), whole) / few
+    return max(one - whole, 0.0), whole - few * batch, batch
+
+
+def _seconds(study: Study, cell: int, epochs: int, batches: int) -> float:
+    """What a training of the baseline takes, on the clock of :func:`study.cost.measure`."""
+    changes = {"trainer.max_epochs": epochs, "trainer.limit_train_batches": batches}
+    run = study.run("tune", study.spec["baseline"], cell, study.seeds[0], 0, changes=changes)
+    with tempfile.TemporaryDirectory() as name, quiet() as told:
+        folder = Path(name)
+        about = {"base": run.base, "arguments": arguments(run.options, run.seed)}
+        code, _ = train_run(folder, folder / "attempt_1", about)
+        if code:
+            raise SpecError(told.getvalue().partition("error: ")[2].partition("\n")[0])
+        found = json.loads((folder / "attempt_1" / FILE).read_text())
+    return found["cpu_s" if alone() else "fit_s"]

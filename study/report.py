@@ -408,24 +408,24 @@ def _draw_learning(study: Study) -> Block | None:
 
 
 def _draw_learned(study: Study) -> list[Block]:
-    panels, told = {}, list[str]()
+    panels, left = {}, dict[str, list[str]]()
     for cell in range(len(study.spec["cells"])):
         for arm in study.spec["arms"]:
             try:
                 found = learned_functions(study, arm, cell)
             except SpecError as error:
-                told = [f"What the arms learned cannot be drawn on this machine: {error}"]
+                why = str(error).removeprefix(f"arm {arm}: ")
+                left.setdefault(why, []).append(study.label(arm, cell))
                 continue
             if found:
                 panels[study.label(arm, cell)] = found
+    told: list[Block] = [
+        Text(f"Not drawn: {', '.join(each)}: {why}.") for why, each in left.items()
+    ]
     if not panels:
-        return [Text(each) for each in told]
-    path = study.folder / "figures/learned.png"
-    figures.draw_learned(path, panels)
-    return [
-        Picture("figures/learned.png", (
-            "What was learned: the function of each layer, mean over seeds, from the first layer "
-            "(dark) to the last (yellow); dotted: at the start."
-        )),
-        *map(Text, told),
-    ]  # fmt: skip
+        return told
+    figures.draw_learned(study.folder / "figures/learned.png", panels)
+    return [Picture("figures/learned.png", (
+        "What was learned: the function of each layer, mean over seeds, from the first layer "
+        "(dark) to the last (yellow); dotted: at the start."
+    )), *told]  # fmt: skip

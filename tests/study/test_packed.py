@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from callbacks.machine import code, code_of
 from study import copied, packed
 from study.copied import copy_code
+from study.lines import new_image_lines
 from study.packed import pack, read_packed, read_samples, take
 from study.runs import Study
 from study.slurm import ranges, slurm_script
@@ -58,6 +60,36 @@ def test_a_fresh_folder_goes_on_from_packed_results(done: Study, tmp_path: Path)
     assert pack(fresh, tmp_path / "third").startswith("34 runs packed into ")
     for file in (tmp_path / "kept/mine").iterdir():  # packed again, nothing changes
         assert file.read_bytes() == (tmp_path / "third" / file.name).read_bytes()
+
+
+def test_areas_under_the_curve_need_probabilities_which_are_not_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(packed, "KEPT", tmp_path / "kept")
+    folder, rng = tmp_path / "first" / "mine", np.random.default_rng(1)
+    arms = {name: small()["arms"][name] for name in ("ReLU", "SiLU")}
+    lock(folder, check(small(arms=arms, seeds={"looks": [5]}, metric={"name": "test/auroc"})))
+    made, label, areas = Study.read(folder), rng.integers(0, 3, 60), dict[str, list[float]]()
+    runs = made.next_runs()[1]
+    made.prepare(runs)
+    for run in runs:
+        shares = rng.dirichlet(np.ones(3) + (run.arm == "SiLU"), 60)
+        area = float(roc_auc_score(label, shares, multi_class="ovr"))
+        areas.setdefault(f"{run.arm}, {run.stage}", []).append(100 * area)
+        np.savez(folder / "runs" / run.id / "test.npz", label=label, probability=shares)
+        content = result(0, run.seed, test={"last": {"test/auroc": area}})
+        (folder / "runs" / run.id / "results.json").write_text(json.dumps(content))
+    made = Study.read(folder)
+    [line] = new_image_lines(made)
+    mean = np.mean(areas["SiLU, verdict"]) - np.mean(areas["ReLU, verdict"])
+    assert f"SiLU against ReLU on new images of this kind: UNDECIDED: {mean:+.2f} points [" in line
+    pack(folder)
+    (fresh := tmp_path / "second" / "mine").mkdir(parents=True)
+    take(fresh)
+    assert new_image_lines(Study.read(fresh, read_packed(fresh))) == [
+        "SiLU on new images: not known, since samples of the test are missing (test.npz; packed "
+        "results keep no probabilities)"
+    ]
 
 
 def test_settings_that_are_equally_good_stay_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

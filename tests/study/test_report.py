@@ -261,7 +261,7 @@ def test_plan_before_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_plan_knows_what_was_measured(tmp_path: Path):
     done = made(tmp_path / "digits")
     text = plan(done.folder, done.spec)
-    assert "The time of a run is known from runs that have ended." in text
+    assert "The time of a run is known from runs that have ended; 3 s are for" in text
     arms = [np.subtract(VALUES[arm], VALUES["ReLU"]) for arm in ("SiLU", "CosLU")]
     arms.append(np.subtract([91, 90, 90, 90], [90.0, 89.8, 90.2, 90.1]))
     known = np.mean([each.var(ddof=1) for each in arms]) ** 0.5
@@ -279,6 +279,16 @@ def test_pilot_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert not multiprocessing.active_children()
     assert re.search(r"^seeds 1 to 5 +15 +\?$", text, re.M)
     assert "a pilot of 0.5 s did not end, or failed" in text
+
+
+def test_parts_of_a_run_follow_from_three_trainings(monkeypatch: pytest.MonkeyPatch):
+    def seconds(study: Any, cell: int, epochs: int, batches: int) -> float:
+        assert batches <= 40
+        return 1.5 + epochs * (0.2 + batches * 0.015)
+
+    monkeypatch.setattr(study.plan, "_seconds", seconds)
+    base = {"cell": 0, "step_ms": 10.0, "batches": 40, "epochs": 12}
+    assert study.plan._parts(Study(Path(), {}), base) == pytest.approx((1.5, 0.2, 0.015))
 
 
 def test_plan_without_the_data(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
@@ -336,6 +346,17 @@ def test_learned_functions_are_means_over_seeds(tmp_path: Path):
     assert len(first) == len(last) == 7
     mean = np.mean([formula(alpha, 0.2 * alpha) for alpha in alphas], axis=0)
     assert last[3] == pytest.approx(mean, abs=1e-5)
+
+
+def test_learned_values_of_other_code_are_told(tmp_path: Path):
+    lock(tmp_path, check(small(seeds={"looks": [5]})))
+    study = Study.read(tmp_path)
+    learned = {"learned": {"act1.alfa": [1.0], "act1.beta": [0.5]}}
+    write(study, study.verdict_run("CosLU", 0, study.seeds[0]), result(90) | learned)
+    report(Study.read(tmp_path), ["md"])
+    page = (tmp_path / "report.md").read_text()
+    assert "Not drawn: CosLU: in this code its values have other names or sizes (act1.alfa" in page
+    assert f"report it with commit {study.lock['commit']}" in page
 
 
 def test_many_arms_have_looks_of_their_own():
