@@ -221,25 +221,3 @@ def new_images(
         float(by_seeds**0.5),
         float(by_images**0.5),
     )
-
-
-def aligned(
-    indices: Sequence[ArrayLike], labels: Sequence[ArrayLike], outputs: Sequence[ArrayLike]
-) -> tuple[NDArray[np.int64], list[NDArray[np.generic]]]:
-    """The runs' outputs in the order of the first run's images, and the labels.
-
-    Raises:
-        ValueError: if the runs were tested on other images, or labels differ.
-    """
-    first = np.argsort(indices[0])
-    known, truth = np.asarray(indices[0])[first], np.asarray(labels[0], np.int64)[first]
-    if (np.diff(known) == 0).any():
-        raise ValueError("an image was tested twice in one run")
-    ordered = []
-    for number, (index, label, output) in enumerate(zip(indices, labels, outputs, strict=True)):
-        order = np.argsort(index)
-        same = np.array_equal(np.asarray(index)[order], known)
-        if not same or not np.array_equal(np.asarray(label)[order], truth):
-            raise ValueError(f"run {number} was tested on other images or labels than run 0")
-        ordered.append(np.asarray(output)[order])
-    return truth, ordered

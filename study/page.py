@@ -3,9 +3,9 @@
 import base64
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
 SIZE = 0.72  # of a picture on the page, in pixels of the screen for each of its own
 WORDS = ("BETTER", "WORSE", "EQUIVALENT", "UNDECIDED", "IDENTICAL", "UNSTABLE", "HELD BACK",
@@ -38,126 +38,85 @@ summary { cursor: pointer; font-weight: 600; margin: .8rem 0; }
 """
 
 
-@dataclass(frozen=True)
-class Heading:
+class Block(NamedTuple):
+    """A part of a page, in both languages."""
+
+    markdown: str
+    html: str
+
+
+def heading(text: str) -> Block:
     """Of a section."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Text:
-    """A paragraph."""
-
-    text: str
+    return Block(f"## {text}", f"<h2>{escape(text)}</h2>")
 
 
-@dataclass(frozen=True)
-class Lines:
+def paragraph(text: str) -> Block:
+    """Text."""
+    return Block(text, f"<p>{_bold(text)}</p>")
+
+
+def listed(lines: Sequence[str], *, verdicts: bool = False) -> Block:
     """A list; of verdicts, each line has the colour of its word."""
+    items = [f"<li{_kind(line) if verdicts else ''}>{_bold(line)}</li>" for line in lines]
+    return Block(
+        "\n".join("- " + _WORD.sub(r"**\1**", line) for line in lines),
+        f"<ul{_class('verdicts' if verdicts else '')}>{''.join(items)}</ul>",
+    )
 
-    lines: Sequence[str]
-    verdicts: bool = False
 
-
-@dataclass(frozen=True)
-class Table:
+def tabled(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Block:
     """Rows under names of columns."""
+    cells = [["" if each is None else str(each) for each in row] for row in rows]
+    lines = [[each.replace("|", BAR) for each in row] for row in (columns, *cells)]
+    lines.insert(1, ["---"] * len(columns))
+    head = "".join(f"<th>{escape(each)}</th>" for each in columns)
+    body = "".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in cells)
+    return Block(
+        "\n".join(f"| {' | '.join(line)} |" for line in lines),
+        f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>',
+    )
 
-    columns: Sequence[str]
-    rows: Sequence[Sequence[object]]
 
-
-@dataclass(frozen=True)
-class Picture:
+def picture(folder: Path, path: str, caption: str) -> Block:
     """A PNG in the folder of the page, and the sentence that says what it shows."""
+    content = (folder / path).read_bytes()
+    width = round(int.from_bytes(content[16:20]) * SIZE)  # a PNG's first number
+    data, told = base64.b64encode(content).decode(), escape(caption)
+    image = f'<img width="{width}" src="data:image/png;base64,{data}" alt="{told}">'
+    return Block(
+        f"![{caption}]({path})\n\n{caption}",
+        f"<figure>{image}<figcaption>{told}</figcaption></figure>",
+    )
 
-    path: str
-    caption: str
 
-
-@dataclass(frozen=True)
-class Code:
+def code(text: str) -> Block:
     """Text as it is."""
+    return Block(f"```\n{text.rstrip()}\n```", f"<pre>{escape(text)}</pre>")
 
-    text: str
 
-
-@dataclass(frozen=True)
-class Folded:
+def folded(title: str, parts: Sequence[Block]) -> Block:
     """What is shown on request."""
-
-    title: str
-    parts: "Sequence[Block]"
-
-
-Block = Heading | Text | Lines | Table | Picture | Code | Folded
+    inner = "\n\n".join(part.markdown for part in parts), "\n".join(part.html for part in parts)
+    return Block(
+        f"<details><summary>{title}</summary>\n\n{inner[0]}\n\n</details>",
+        f"<details><summary>{title}</summary>\n{inner[1]}\n</details>",
+    )
 
 
 def markdown(title: str, blocks: Sequence[Block]) -> str:
     """The page as Markdown."""
-    return "\n\n".join([f"# {title}", *map(_markdown, blocks)]) + "\n"
+    return "\n\n".join([f"# {title}", *(each.markdown for each in blocks)]) + "\n"
 
 
-def _markdown(block: Block) -> str:
-    match block:
-        case Heading(text):
-            return f"## {text}"
-        case Text(text):
-            return text
-        case Lines(lines):
-            return "\n".join("- " + _WORD.sub(r"**\1**", line) for line in lines)
-        case Table(columns, rows):
-            table = [columns, ["---"] * len(columns), *rows]
-            cells = [[_cell(each).replace("|", BAR) for each in row] for row in table]
-            return "\n".join(f"| {' | '.join(row)} |" for row in cells)
-        case Picture(path, caption):
-            return f"![{caption}]({path})\n\n{caption}"
-        case Code(text):
-            return f"```\n{text.rstrip()}\n```"
-        case Folded(heading, parts):
-            inner = "\n\n".join(map(_markdown, parts))
-            return f'<details markdown="1"><summary>{heading}</summary>\n\n{inner}\n\n</details>'
-
-
-def html(title: str, blocks: Sequence[Block], folder: Path) -> str:
-    """The page as HTML, with the pictures of `folder` inside."""
-    body = "\n".join(_html(block, folder) for block in blocks)
+def html(title: str, blocks: Sequence[Block]) -> str:
+    """The page as HTML, with its pictures inside."""
+    body = "\n".join(each.html for each in blocks)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         f"<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
     )
-
-
-def _html(block: Block, folder: Path) -> str:
-    match block:
-        case Heading(text):
-            return f"<h2>{escape(text)}</h2>"
-        case Text(text):
-            return f"<p>{_bold(text)}</p>"
-        case Lines(lines, verdicts):
-            kinds = [_kind(line) if verdicts else "" for line in lines]
-            items = [f"<li{k}>{_bold(line)}</li>" for k, line in zip(kinds, lines, strict=True)]
-            return f"<ul{_class('verdicts' if verdicts else '')}>{''.join(items)}</ul>"
-        case Table(columns, rows):
-            head = "".join(f"<th>{escape(each)}</th>" for each in columns)
-            body = "".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in rows)
-            return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
-        case Picture(path, caption):
-            content = (folder / path).read_bytes()
-            width = round(int.from_bytes(content[16:20]) * SIZE)  # a PNG's first number
-            data = base64.b64encode(content).decode()
-            image = (
-                f'<img width="{width}" src="data:image/png;base64,{data}" alt="{escape(caption)}">'
-            )
-            return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
-        case Code(text):
-            return f"<pre>{escape(text)}</pre>"
-        case Folded(heading, parts):
-            inner = "\n".join(_html(each, folder) for each in parts)
-            return f"<details><summary>{escape(heading)}</summary>\n{inner}\n</details>"
 
 
 def _bold(text: str) -> str:
@@ -174,11 +133,6 @@ def _class(name: str) -> str:
     return f' class="{name}"' if name else ""
 
 
-def _cell(value: object) -> str:
-    return "" if value is None else str(value)
-
-
-def _html_cell(value: object) -> str:
-    text = _cell(value)
+def _html_cell(text: str) -> str:
     number = re.fullmatch(r"[+-]?[\d.]+( ± [\d.]+)?|[+-][\d.]+ \[.*\]", text)
     return f"<td{_class('number' if number else '')}>{escape(text)}</td>"

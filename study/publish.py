@@ -12,7 +12,7 @@ from .budget import budget_lines, scope
 from .judged import judge_study
 from .levels import critical_value
 from .lines import EXPLORATORY, new_image_lines, published, verdict_lines
-from .page import Block, Code, Folded, Heading, Lines, Picture, Table, Text, markdown
+from .page import Block, code, folded, heading, listed, markdown, paragraph, tabled
 from .power import pairs_needed
 from .runs import Study
 from .spec import LOCK, read_spec
@@ -71,20 +71,24 @@ def read_studies() -> list[Study]:
 
 def page(studies: Sequence[Study]) -> str:
     """The page as Markdown."""
-    blocks: list[Block] = [Text(_MADE), Text(_READ)]
+    blocks: list[Block] = [paragraph(_MADE), paragraph(_READ)]
     if any(map(_rows, studies)):
         caption = (
             "Each difference and its interval, over the margin in green. An arrow: it goes on "
             "beyond the picture. A cross: a mean without verdict. A diamond: published."
         )
-        blocks += [Picture(PICTURE, caption), Heading("All verdicts"), _table(studies)]
+        blocks += [
+            paragraph(f"![{caption}]({PICTURE})\n\n{caption}"),
+            heading("All verdicts"),
+            _table(studies),
+        ]
     for study in studies:
         blocks += _section(study)
     known = {study.folder.name for study in studies}
     left = [file for file in sorted(SPECS.glob("*.yaml")) if file.stem not in known]
     if left:
         lines = [f"`configs/study/{each.name}`: {read_spec(each)['question']}" for each in left]
-        blocks += [Heading("Not run yet"), Lines(lines)]
+        blocks += [heading("Not run yet"), listed(lines)]
     return markdown("Verdicts", blocks)
 
 
@@ -102,7 +106,7 @@ def _rows(study: Study) -> list[Row]:
     return sorted(found, key=place)
 
 
-def _table(studies: Sequence[Study]) -> Table:
+def _table(studies: Sequence[Study]) -> Block:
     columns = ["study", "function", "data", "network", "budget", "n", "difference [interval]",
                "verdict", "cost", "published"]  # fmt: skip
     body = []
@@ -121,7 +125,7 @@ def _table(studies: Sequence[Study]) -> Table:
                 "" if ratio is None else f"{ratio:.2f}",
                 "" if value is None else f"{value:+.2f}",
             ])  # fmt: skip
-    return Table(columns, body)
+    return tabled(columns, body)
 
 
 def _section(study: Study) -> list[Block]:
@@ -139,21 +143,21 @@ def _section(study: Study) -> list[Block]:
         f"{spec['margin']:g} {study.rules.unit}; looks at {looks} seeds. Locked on "
         f"{study.lock['time'][:10]} at commit {study.lock['commit']}."
     )
-    blocks: list[Block] = [Heading(study.folder.name), Text(about)]
-    blocks.append(Lines([*budget_lines(study), *judge_study(study)]))
+    blocks: list[Block] = [heading(study.folder.name), paragraph(about)]
+    blocks.append(listed([*budget_lines(study), *judge_study(study)]))
     if undecided := [_outlook(each) for each in verdicts if each.kind is Kind.UNDECIDED]:
         text = "Undecided, and the seeds for a verdict in 80% of studies, if the truth is as seen:"
-        blocks += [Text(text), Lines(undecided)]
+        blocks += [paragraph(text), listed(undecided)]
     if controls := [replace(each, scope="") for each in study.control_verdicts()]:
-        blocks += [Text("Controls:"), Lines(verdict_lines(study, controls))]
+        blocks += [paragraph("Controls:"), listed(verdict_lines(study, controls))]
     if verdicts:
         lines = [*verdict_lines(study, verdicts), *new_image_lines(study)]
-        blocks.append(Folded("Each verdict, for this test set and for new images", [Lines(lines)]))
+        blocks.append(folded("Each verdict, for this test set and for new images", [listed(lines)]))
     sources = [
         f"{arm}: {each['text']}" for arm, each in spec["published"].items() if "text" in each
     ]
-    blocks += [Text("Published:"), Lines(sources)] if sources else []
-    return [*blocks, Text("All anew, at that commit:"), Code(_command(study))]
+    blocks += [paragraph("Published:"), listed(sources)] if sources else []
+    return [*blocks, paragraph("All anew, at that commit:"), code(_command(study))]
 
 
 def _outlook(verdict: Verdict) -> str:

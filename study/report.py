@@ -18,7 +18,8 @@ from .judged import judge_study
 from .latex import latex
 from .learned import learned_functions
 from .lines import new_image_lines, published, verdict_lines
-from .page import Block, Code, Folded, Heading, Lines, Picture, Table, Text, html, markdown
+from .page import (Block, code, folded, heading, html, listed, markdown, paragraph, picture,
+                   tabled)  # fmt: skip
 from .power import pairing
 from .rows import rows
 from .runs import Study
@@ -66,7 +67,7 @@ def report(study: Study, formats: Sequence[str] = FORMATS) -> str:
         if "md" in formats:
             _write(folder / "report.md", markdown(title, page))
         if "html" in formats:
-            _write(folder / "report.html", html(title, page, folder))
+            _write(folder / "report.html", html(title, page))
     written = {"md": "report.md", "html": "report.html", "latex": "results.tex"}
     names = ", ".join([*(written[each] for each in formats), "results.csv"])
     return "\n".join([*lines, *budget_lines(study), f"written into {folder}: {names}", *judged])
@@ -91,47 +92,51 @@ def _page(
         "is exploratory."
         for amended in lock["amendments"]
     ]
-    page: list[Block] = [Text(_about(study)), Lines(lines, verdicts=True), *map(Text, changes)]
-    page += map(Text, budget_lines(study))
-    page += [Text(_SCOPE), _intervals(study, verdicts)]
+    page: list[Block] = [
+        paragraph(_about(study)),
+        listed(lines, verdicts=True),
+        *map(paragraph, changes),
+    ]
+    page += map(paragraph, budget_lines(study))
+    page += [paragraph(_SCOPE), _intervals(study, verdicts)]
     if images := new_image_lines(study):
         many = len(images) > SHOWN
-        block = Folded(f"all {len(images)} lines", [Lines(images)]) if many else Lines(images)
-        page += [Heading("On new images"), Text(_IMAGES), block]
+        block = folded(f"all {len(images)} lines", [listed(images)]) if many else listed(images)
+        page += [heading("On new images"), paragraph(_IMAGES), block]
     for each in spec["second_baselines"]:
         if each != spec["baseline"]:
-            page += [Heading(f"Against {each}"), *_beside(study, study.verdicts(each))]
+            page += [heading(f"Against {each}"), *_beside(study, study.verdicts(each))]
     if controls := study.control_verdicts():
         shown = [figures.Interval(each.arm, each) for each in controls]
-        picture = _interval_picture(study, "controls", shown, "The same picture for the controls.")
-        page += [Heading("Controls"), Text(_controls(spec["controls"])), *_beside(study, controls)]
-        page.append(picture)
-    page += [Heading("The judge"), Lines(judged)]
+        caption = "The same picture for the controls."
+        page += [heading("Controls"), paragraph(_controls(spec["controls"]))]
+        page += [*_beside(study, controls), _interval_picture(study, "controls", shown, caption)]
+    page += [heading("The judge"), listed(judged)]
     if spec["published"]:
-        page += [Heading("Published and here"), *_published(study, verdicts)]
-    page += [Heading("Figures"), *_pictures(study, verdicts)]
-    page += [Heading("All values"), _values(study, verdicts)]
+        page += [heading("Published and here"), *_published(study, verdicts)]
+    page += [heading("Figures"), *_pictures(study, verdicts)]
+    page += [heading("All values"), _values(study, verdicts)]
     if spec["tune"]:
-        page += [Heading("Tuning"), *_tuning(study)]
-    page += [Heading("Runs and their cost"), *_cost(study, table)]
+        page += [heading("Tuning"), *_tuning(study)]
+    page += [heading("Runs and their cost"), *_cost(study, table)]
     lock_text = yaml.safe_dump({k: v for k, v in lock.items() if k != "spec"}, sort_keys=False)
     return [
         *page,
-        Folded(f"All {len(table)} runs", [_runs(study, table)]),
-        Folded("The locked question", [
-            Code(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)), Code(lock_text),
+        folded(f"All {len(table)} runs", [_runs(study, table)]),
+        folded("The locked question", [
+            code(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)), code(lock_text),
         ]),
     ]  # fmt: skip
 
 
 def _beside(study: Study, verdicts: list[Verdict]) -> list[Block]:
     """Verdicts that stand beside the main ones; many are counted, and shown on request."""
-    lines = Lines(verdict_lines(study, verdicts), verdicts=True)
+    lines = listed(verdict_lines(study, verdicts), verdicts=True)
     if len(verdicts) <= SHOWN:
         return [lines]
     kinds = [each.kind.value for each in verdicts]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-    return [Folded(f"{counts}: all {len(kinds)} lines", [lines])]
+    return [folded(f"{counts}: all {len(kinds)} lines", [lines])]
 
 
 def _about(study: Study) -> str:
@@ -190,10 +195,10 @@ def _published(study: Study, verdicts: list[Verdict]) -> list[Block]:
     unit = study.rules.unit
     columns = ["arm", f"published, {unit}", f"here, {unit} [interval]", "verdict"]
     texts = [f"{arm}: {each['text']}" for arm, each in sources.items() if each.get("text")]
-    return [Table(columns, body), *([Lines(texts)] if texts else [])]
+    return [tabled(columns, body), *([listed(texts)] if texts else [])]
 
 
-def _values(study: Study, verdicts: list[Verdict]) -> Table:
+def _values(study: Study, verdicts: list[Verdict]) -> Block:
     """Mean and deviation of each arm in each cell."""
     told = dict(zip(study.hypotheses(), verdicts, strict=True))
     body = []
@@ -212,7 +217,7 @@ def _values(study: Study, verdicts: list[Verdict]) -> Table:
     columns = ["arm", f"{study.spec['metric']['name']}, {unit}: mean ± deviation", "runs",
                "diverged", "failed", f"difference, {unit} [interval]", "correlation over seeds",
                "its gain", "verdict"]  # fmt: skip
-    return Table(columns, body)
+    return tabled(columns, body)
 
 
 def _pairing(study: Study, arm: str, cell: int) -> tuple[str, str]:
@@ -243,7 +248,7 @@ def _tuning(study: Study) -> list[Block]:
     spec, parts = study.spec, list[Block]()
     tune = spec["tune"]
     scale = 1 if tune["metric"].endswith("loss") else 100
-    parts.append(Text(
+    parts.append(paragraph(
         f"The same grid for every arm; mean of {tune['metric']} over the seeds "
         f"{', '.join(map(str, tune['seeds']))}, which no verdict uses. A star marks the setting "
         "that was chosen; n/a: a run diverged or failed, which is chosen only if all are so."
@@ -264,10 +269,10 @@ def _tuning(study: Study) -> list[Block]:
         if len(study.settings) > 2 and study.tuned(arm, cell)[0] in (0, len(study.settings) - 1)
     ]
     if edge and len(tune["grid"]) == 1:
-        parts.append(Text(
+        parts.append(paragraph(
             f"At the edge of the grid, so that a wider one might be better: {', '.join(edge)}."
         ))  # fmt: skip
-    return [*parts, Table(["arm", *names], body)]
+    return [*parts, tabled(["arm", *names], body)]
 
 
 def _cost(study: Study, table: list[dict[str, Any]]) -> list[Block]:
@@ -285,11 +290,11 @@ def _cost(study: Study, table: list[dict[str, Any]]) -> list[Block]:
     commits = sorted({f"{row['commit']}{' with changes' if row['dirty'] else ''}"
                       for row in ended if row["commit"]})  # fmt: skip
     times = [row[n] for row in ended for n in ("start", "end") if row[n]]
-    parts: list[Block] = [Table(columns, body)]
+    parts: list[Block] = [tabled(columns, body)]
     if bad := wrong(study):
-        parts.append(Lines(bad))
+        parts.append(listed(bad))
     if times:
-        parts.append(Text(
+        parts.append(paragraph(
             f"From {_minute(min(times))} to {_minute(max(times))} UTC. "
             f"Machines: {'; '.join(machines) or 'unknown'}. "
             f"Commits: {', '.join(commits)}; code {study.lock['code']} in all runs."
@@ -302,7 +307,7 @@ def _minute(time: str) -> str:
     return time[:16].replace("T", " ")
 
 
-def _runs(study: Study, table: list[dict[str, Any]]) -> Table:
+def _runs(study: Study, table: list[dict[str, Any]]) -> Block:
     metric = study.spec["metric"]["name"]
     names = ["stage", "arm", "data", "backbone", "seed", "setting", "status", metric, "fit_s", "id"]
 
@@ -310,10 +315,10 @@ def _runs(study: Study, table: list[dict[str, Any]]) -> Table:
         return f"{value:.2f}" if isinstance(value, float) else value
 
     columns = [*names[:7], f"{metric}, {study.rules.unit}", "fit, s", "run"]
-    return Table(columns, [[text(row[name]) for name in names] for row in table])
+    return tabled(columns, [[text(row[name]) for name in names] for row in table])
 
 
-def _intervals(study: Study, verdicts: list[Verdict]) -> Picture:
+def _intervals(study: Study, verdicts: list[Verdict]) -> Block:
     """The picture of the verdicts."""
     told, spec = zip(study.hypotheses(), verdicts, strict=True), study.spec
     shown = [figures.Interval(v.arm, v, published(study, *each)) for each, v in told]
@@ -327,10 +332,10 @@ def _intervals(study: Study, verdicts: list[Verdict]) -> Picture:
 
 def _interval_picture(
     study: Study, name: str, shown: list[figures.Interval], caption: str
-) -> Picture:
+) -> Block:
     path = study.folder / f"figures/{name}.png"
     figures.draw_intervals(path, shown)
-    return Picture(f"figures/{name}.png", caption)
+    return picture(study.folder, f"figures/{name}.png", caption)
 
 
 def _pictures(study: Study, verdicts: list[Verdict]) -> list[Block]:
@@ -348,7 +353,7 @@ def _pictures(study: Study, verdicts: list[Verdict]) -> list[Block]:
     if pairs:
         up = study.rules.higher_is_better
         figures.draw_pairs(folder / "pairs.png", pairs, spec["baseline"], label, up=up)
-        parts.append(Picture("figures/pairs.png", (
+        parts.append(picture(study.folder, "figures/pairs.png", (
             "Each thin line is a seed: blue where the arm is better than the baseline, orange "
             "where it is worse. Black: the means."
         )))  # fmt: skip
@@ -368,10 +373,10 @@ def _draw_cost(study: Study, label: str) -> Block | None:
         if arms:
             cells[_cell(study, cell)] = arms
     if not cells:
-        return Text("The cost of the arms is not measured yet: python -m study cost DIR")
+        return paragraph("The cost of the arms is not measured yet: python -m study cost DIR")
     path = study.folder / "figures/cost.png"
     figures.draw_cost(path, cells, spec["baseline"], label)
-    return Picture("figures/cost.png", (
+    return picture(study.folder, "figures/cost.png", (
         f"{label} (mean and deviation over seeds) against the time of a training step"
         f"{about_steps(study.folder)}. Up and to the left is better. Arms without a run that ended "
         "well are left out."
@@ -401,7 +406,7 @@ def _draw_learning(study: Study) -> Block | None:
         return None
     path = study.folder / "figures/learning.png"
     figures.draw_learning(path, cells, spec["baseline"], f"{metric}, {study.rules.unit}")
-    return Picture("figures/learning.png", (
+    return picture(study.folder, "figures/learning.png", (
         f"{metric} after each epoch: the line is the mean over seeds, the band holds all of them. "
         "The first quarter may lie outside the picture. No verdict is made from it."
     ))  # fmt: skip
@@ -420,12 +425,12 @@ def _draw_learned(study: Study) -> list[Block]:
             if found:
                 panels[study.label(arm, cell)] = found
     told: list[Block] = [
-        Text(f"Not drawn: {', '.join(each)}: {why}.") for why, each in left.items()
+        paragraph(f"Not drawn: {', '.join(each)}: {why}.") for why, each in left.items()
     ]
     if not panels:
         return told
     figures.draw_learned(study.folder / "figures/learned.png", panels)
-    return [Picture("figures/learned.png", (
+    return [picture(study.folder, "figures/learned.png", (
         "What was learned: the function of each layer, mean over seeds, from the first layer "
         "(dark) to the last (yellow); dotted: at the start."
     )), *told]  # fmt: skip

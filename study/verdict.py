@@ -29,7 +29,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import stats
 
 from .levels import check_looks, critical_value, spending_levels
@@ -242,22 +242,6 @@ class Verdict:
             f"{known}the smallest difference that {last} pairs find in 80% of studies is "
             f"{self.smallest:.2f} {self.rules.unit}"
         )
-
-
-def verdict(
-    baseline: ArrayLike | Runs, arm: ArrayLike | Runs, rules: Rules, hypotheses: int = 1
-) -> Verdict:
-    """The verdict on one arm alone.
-
-    Args:
-        baseline: its runs, in the order of the seeds.
-        arm: its runs, of the same seeds.
-        rules: how the study is read.
-        hypotheses: among how many arms alpha is divided, without step-down.
-    """
-    base = baseline if isinstance(baseline, Runs) else Runs("baseline", np.asarray(baseline, float))
-    runs = arm if isinstance(arm, Runs) else Runs("arm", np.asarray(arm, float))
-    return family(base, [runs], rules, hypotheses)[0]
 
 
 def family(

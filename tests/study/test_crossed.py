@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
-from study.crossed import METRICS, accuracy, aligned, auroc, macro_f1, new_images
+from study.crossed import METRICS, accuracy, auroc, macro_f1, new_images
 from study.verdict import Kind, Rules
 
 RULES = Rules(0.3, (20,))
@@ -115,20 +115,6 @@ def test_the_sentence_tells_a_test_set_that_is_too_small():
     assert (same.kind, same.coarse, same.low) == (Kind.EQUIVALENT, False, 0)
     loss = Rules(0.3, (20,), higher_is_better=False)
     assert new_images(labels, base, arm, loss, 0.05).kind is Kind.WORSE
-
-
-def test_runs_are_brought_into_one_order():
-    labels, first = np.array([3, 1, 2]), np.array([30, 10, 20])
-    order = np.array([2, 0, 1])
-    truth, found = aligned(
-        [[7, 5, 6], np.array([7, 5, 6])[order]], [labels, labels[order]], [first, first[order]]
-    )
-    assert truth.tolist() == [1, 2, 3]
-    assert [each.tolist() for each in found] == [[10, 20, 30]] * 2
-    with pytest.raises(ValueError, match="run 1 was tested on other images"):
-        aligned([[1, 2], [1, 3]], [[0, 0]] * 2, [[0, 0]] * 2)
-    with pytest.raises(ValueError, match="twice"):
-        aligned([[1, 1]], [[0, 0]], [[0, 0]])
 
 
 def test_what_cannot_be_resampled_is_refused():

@@ -24,7 +24,7 @@ from study.cost import measure
 from study.latex import escape
 from study.learned import learned_functions
 from study.lines import new_image_lines
-from study.page import Code, Folded, Heading, Lines, Table, Text, html, markdown
+from study.page import code, folded, heading, html, listed, markdown, paragraph, tabled
 from study.plan import plan
 from study.report import report
 from study.rows import rows
@@ -364,15 +364,15 @@ def test_many_arms_have_looks_of_their_own():
     assert len(set(looks.values())) == 30
 
 
-def test_pages_show_what_is_special_as_it_is(tmp_path: Path):
+def test_pages_show_what_is_special_as_it_is():
     blocks = [
-        Heading("a < b"),
-        Text("x & y: BETTER"),
-        Lines(["A: WORSE than <i>"], verdicts=True),
-        Table(["a|b"], [["1|2"], [None]]),
-        Folded("more", [Code("<script>")]),
+        heading("a < b"),
+        paragraph("x & y: BETTER"),
+        listed(["A: WORSE than <i>"], verdicts=True),
+        tabled(["a|b"], [["1|2"], [None]]),
+        folded("more", [code("<script>")]),
     ]
-    page = html("T", blocks, tmp_path)
+    page = html("T", blocks)
     assert "<h2>a &lt; b</h2>" in page
     assert "x &amp; y: <b>BETTER</b>" in page
     assert '<li class="worse">A: <b>WORSE</b> than &lt;i&gt;</li>' in page

@@ -11,7 +11,7 @@ from statsmodels.stats.weightstats import ttost_paired
 
 from study.levels import spending_levels
 from study.power import chances, pairing, pairs_needed, smallest_difference
-from study.verdict import DECIDED, Kind, Rules, Runs, Verdict, decide, family, verdict
+from study.verdict import DECIDED, Kind, Rules, Runs, Verdict, decide, family
 
 LOOKS = (5, 8, 12, 20)
 TABLE = {  # simulated with 200,000 studies
@@ -77,7 +77,7 @@ def test_one_look_is_the_paired_t_test_and_tost(seed: int):
     n, shift = int(rng.integers(5, 30)), rng.normal(0, 0.5)
     base = rng.normal(90, 1, n)
     arm = base + shift + rng.normal(0, rng.uniform(0.1, 1), n)
-    found = verdict(base, arm, Rules(0.4, (n,)))
+    [found] = family(Runs("base", base), [Runs("arm", arm)], Rules(0.4, (n,)))
     test = stats.ttest_rel(arm, base)
     bounds = test.confidence_interval(0.95)
     assert found.interval is not None
