@@ -121,7 +121,7 @@ class Parser(LightningArgumentParser):
         """Print one sentence for `message`, and exit with status 2."""
         text = explain(message, _inner(ex) or self)
         if self.source:
-            text = f"{self.source!r} stores an option that does not fit here: {text}"
+            raise ValueError(f"{self.source!r} stores an option that does not fit here: {text}")
         sys.stderr.write(f"train.py: error: {text}\nOptions: python train.py fit --help\n")
         sys.exit(SLIP)
 

@@ -1,14 +1,17 @@
 """Checkpoints: what is safe to open, and the network that a checkpoint describes."""
 
+import math
 import os
 import pkgutil
 import re
 import sys
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from inspect import Parameter
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +32,8 @@ DEFAULT_OPTIMIZER = "models.classifier._sgd"  # the one function that a checkpoi
 FUNCTIONS = ("torchvision.transforms", "models.classifier",
              "lightning.pytorch.callbacks.finetuning")  # fmt: skip
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # by which Lightning makes factories
+SMALLEST = {"num_classes": 1, "in_channels": 1, "image_size": 1, "dims": 1,
+            "activation_weight_decay": 0}  # fmt: skip
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -69,7 +74,7 @@ def read_file(path: str | Path, option: str = "--ckpt_path") -> Any:
 
 def read_checkpoint(
     path: str | Path,
-    options: Iterable[str],
+    options: Mapping[str, Parameter],
     trust: Sequence[str] = (),
     replaced: Iterable[str] = (),
 ) -> dict[str, Any]:
@@ -77,13 +82,14 @@ def read_checkpoint(
 
     Args:
         path: the file.
-        options: arguments of the classifier.
+        options: arguments of the classifier, with their types.
         trust: packages, besides torch's own and this project's, from which it may name classes.
         replaced: arguments that are not taken from the file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or of another program, or names code that is not trusted.
+        ValueError: the file is damaged or of another program, names code that is not trusted, or
+            stores an option of the wrong type.
     """
     content, name = read_file(path), str(path)
     if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
@@ -109,7 +115,20 @@ def read_checkpoint(
             f"{name!r} is a checkpoint of another program, not of this classifier: give one of "
             "this program with --ckpt_path, or start from its weights with --model.checkpoint_path"
         )
-    check_stored({key: stored[key] for key in stored.keys() - set(replaced)}, name, trust)
+    kept = {key: stored[key] for key in stored.keys() - set(replaced)}
+    check_stored(kept, name, trust)
+    for option, value in kept.items():
+        hint = options[option].annotation if option in options else Any
+        least, why = SMALLEST.get(option, -math.inf), ""
+        if not _fits(value, hint):
+            why = f"a value of another type, {str(value)[:80]!r}"
+        elif isinstance(value, int | float) and not value >= least:
+            why = f"{value}, not at least {least}"
+        if why:
+            raise ValueError(
+                f"{name!r} stores as {option} {why}: it is damaged, give another checkpoint, such "
+                "as an earlier one"
+            )
     return content
 
 
@@ -248,6 +267,24 @@ def _names(value: Any, option: str, source: str, key: str = "") -> Iterator[str]
             yield value
     elif not isinstance(value, PLAIN) or key == "class_path":
         raise ValueError(f"{source!r} has a {type(value).__name__} in {option}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a stored value is of an option's type; classes are stored by name."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return any(_fits(value, each) for each in inner)
+    if kind is Literal:
+        return isinstance(value, str) and value in inner
+    if kind is list:
+        return isinstance(value, list | tuple) and all(_fits(each, inner[0]) for each in value)
+    if kind is dict:
+        return isinstance(value, Mapping) and all(_fits(each, inner[1]) for each in value.values())
+    if kind is Callable:
+        return isinstance(value, str | Mapping)
+    if isinstance(value, bool):  # an integer to Python
+        return kind in (bool, Any)
+    return kind is Any or isinstance(value, (int, float) if kind is float else kind)
 
 
 def _inside(path: str, packages: Sequence[str]) -> bool:

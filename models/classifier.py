@@ -276,8 +276,7 @@ class Classifier(LightningModule):
             ValueError: the file is damaged or of another program, names code that is not trusted,
                 or lacks an argument that could not be stored.
         """
-        options = [*signature(cls).parameters]
-        content = read_checkpoint(checkpoint_path, options, trust, changes)
+        content = read_checkpoint(checkpoint_path, signature(cls).parameters, trust, changes)
         stored = content.get("hyper_parameters", {})
         check_complete(content, str(checkpoint_path), changes)
         changes = {"map_location": map_location, "weights_only": True, **changes}

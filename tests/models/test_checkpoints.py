@@ -1,5 +1,7 @@
 """Checkpoints: what they may name, what they know of their network, and damaged files."""
 
+import inspect
+import math
 import random
 import re
 import sys
@@ -111,6 +113,57 @@ def test_train_runs_no_code_of_a_checkpoint(whole: Path, tmp_path: Path, capsys:
     assert "names 'os.system' as activation" in said
     with pytest.raises(ValueError, match=r"names 'os\.system' as activation"):
         Classifier.load_from_checkpoint(tmp_path / "x.ckpt")
+
+
+NUMBER, CLASS = [None, "x", True, [1], {"a": 1}], [-3, True, 1.5, [1]]
+WRONG: dict[str, list[Any]] = {  # names of options -> values
+    "num_classes in_channels image_size dims": [*NUMBER, 1.5, 0, -3],
+    "label_smoothing activation_lr_scale activation_weight_decay": [*NUMBER, -1, math.nan],
+    "pretrained activation_frozen": [None, 1, 0, "x", [True]],
+    "match": [None, "x", 1, [True]],
+    "share stem init loss compile lr_scheduler_interval": [None, "x", 3, True, ["auto"]],
+    "backbone include": [None, 3, False, {"a": 1}, [3]],
+    "exclude include_kinds class_weights": [3, {"a": 1}, [None], [True]],
+    "checkpoint_path activation_from": [3, True, ["x"]],
+    "activation lr_scheduler": CLASS,
+    "optimizer": [None, *CLASS],
+    "activation_by_site backbone_kwargs": ["x", 3, [1]],
+}
+
+
+def test_wrong_stored_options_are_told(whole: Path, tmp_path: Path):
+    cases = [(option, values) for names, values in WRONG.items() for option in names.split()]
+    assert dict(cases).keys() == inspect.signature(Classifier).parameters.keys()
+    content, file = torch.load(whole, weights_only=True), tmp_path / "x.ckpt"
+    right = dict(content["hyper_parameters"])
+    for option, values in cases:
+        for value in values:
+            content["hyper_parameters"] = right | {option: value}
+            torch.save(content, file)
+            with pytest.raises(ValueError, match=rf"\b{option}\b"):
+                Classifier.load_from_checkpoint(file)
+
+
+@pytest.mark.parametrize(
+    ("stored", "sentence"),
+    [
+        ({"num_classes": None}, "stores as num_classes a value of another type, 'None'"),
+        ({"image_size": -3}, "stores as image_size -3, not at least 1"),
+        ({"lr_scheduler": "StepLr"}, "--model.lr_scheduler 'StepLr' does not fit"),
+    ],
+)
+def test_a_wrong_stored_option_is_one_sentence(
+    whole: Path, tmp_path: Path, capsys: Any, stored: dict[str, Any], sentence: str
+):
+    content = torch.load(whole, weights_only=True)
+    content["hyper_parameters"].update(stored)
+    torch.save(content, tmp_path / "x.ckpt")
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["test", *DATA, "--ckpt_path", str(tmp_path / "x.ckpt")])
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("INFO")]
+    assert stopped.value.code == 2
+    assert len(said) == 1, said  # Lightning adds no line of its own
+    assert sentence in said[0]
 
 
 def test_trust_adds_a_package(tmp_path: Path):
