@@ -36,7 +36,7 @@ def run_on(address: str, folder: Path, threads: int) -> int:
         threads: of the CPU, for each run.
 
     Raises:
-        SpecError: Ray is not installed, or there is no cluster at `address`.
+        SpecError: Ray is not installed, or there is no cluster at `address`, or it was lost.
         RefusedError: a run's options are not accepted, its data are not there, or a disk is full.
     """
     try:
@@ -71,8 +71,18 @@ def run_on(address: str, folder: Path, threads: int) -> int:
                         write(run, *ray.get(done))
                     except ray.exceptions.RayTaskError:
                         raise  # not of the run
+                    except ray.exceptions.NodeDiedError:
+                        print(f"a machine was lost: {run} is begun again", flush=True)
+                    except (
+                        ray.exceptions.OutOfMemoryError,
+                        ray.exceptions.WorkerCrashedError,
+                    ) as error:
+                        crashed(run, f"its task was killed: {type(error).__name__}")
                     except ray.exceptions.RayError as error:
-                        crashed(run, f"its task was lost: {type(error).__name__}")
+                        raise SpecError(
+                            f"the Ray cluster was lost ({type(error).__name__}): start it again, "
+                            "then the same command goes on"
+                        ) from error
                     claims.pop(run).close()
     finally:
         ray.shutdown()

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from callbacks.machine import ROOT
 from study import cluster
 from study.claims import claim
 from study.cluster import do, run_on, write
@@ -22,11 +24,19 @@ from .made import result
 Answer = Callable[[str, dict[str, bytes]], tuple[int, dict[str, bytes]]]
 
 
-class LostError(Exception):
+class RayError(Exception):
+    """All that Ray raises, such as when the cluster is lost."""
+
+
+class LostError(RayError):
     """What Ray raises when a machine is lost."""
 
 
-class TaskError(LostError):
+class KilledError(RayError):
+    """What Ray raises when the process of a task is killed."""
+
+
+class TaskError(RayError):
     """What Ray raises when a task raises."""
 
 
@@ -43,7 +53,13 @@ def stand_in(answer: Answer, seen: list[Any]) -> Any:
         remote=remote,
         wait=lambda tasks, num_returns, timeout: (tasks[:1], tasks[1:]),
         get=lambda task: task(),
-        exceptions=SimpleNamespace(RayError=LostError, RayTaskError=TaskError),
+        exceptions=SimpleNamespace(
+            RayError=RayError,
+            RayTaskError=TaskError,
+            NodeDiedError=LostError,
+            OutOfMemoryError=KilledError,
+            WorkerCrashedError=KilledError,
+        ),
         shutdown=lambda: seen.append("shutdown"),
     )
 
@@ -91,22 +107,36 @@ def test_the_driver_writes_what_the_tasks_return(study: Path, monkeypatch: pytes
         assert not is_claimed(folder)
 
 
-def test_a_lost_task_is_done_again_and_one_that_is_always_lost_has_failed(
+def test_a_run_is_begun_again_and_one_that_is_always_killed_has_failed(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ):
     count = {"a": 0, "b": 0}
 
     def answer(name: str, files: dict[str, bytes]) -> tuple[int, dict[str, bytes]]:
         count[name] += 1
-        if name == "b" or count[name] == 1:
+        if name == "b":
+            raise KilledError
+        if count[name] < 5:  # that is not the run's fault
             raise LostError
         return 0, {"results.json": json.dumps(result(90)).encode()}
 
     monkeypatch.setitem(sys.modules, "ray", stand_in(answer, []))
     assert run_on("auto", study, 1) == 0
-    assert count == {"a": 2, "b": 3}
+    assert count == {"a": 5, "b": 3}
     status = [json.loads((study / f"runs/{n}/results.json").read_text())["status"] for n in "ab"]
     assert status == ["ok", "failed"]
+
+
+def test_a_lost_cluster_is_no_result_of_the_runs(study: Path, monkeypatch: pytest.MonkeyPatch):
+    def answer(name: str, files: dict[str, bytes]) -> tuple[int, dict[str, bytes]]:
+        raise RayError
+
+    monkeypatch.setitem(sys.modules, "ray", stand_in(answer, []))
+    with pytest.raises(SpecError, match=r"cluster was lost .* the same command goes on"):
+        run_on("auto", study, 1)
+    assert not list(study.glob("runs/*/results.json"))
+    assert not list(study.glob("runs/*/crashes"))
+    assert not any(is_claimed(run) for run in (study / "runs").iterdir())
 
 
 def test_a_refused_run_stops_the_study(study: Path, monkeypatch: pytest.MonkeyPatch):
@@ -151,20 +181,25 @@ def test_a_task_runs_in_a_folder_of_its_own_and_leaves_nothing(
 def test_a_cluster_that_loses_a_machine_gives_the_results_of_one_machine(tmp_path: Path):
     from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
 
-    from .test_engine import FEW, finish, outcome, start, until
+    from .test_engine import FEW, outcome, prepare, until
 
-    folder = tmp_path / "ray"
+    ray, local = tmp_path / "ray", tmp_path / "local"
+    for folder in (ray, local):
+        prepare(folder, 4)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         lost = cluster.add_node(num_cpus=1)
-        process = start(folder, "--on", cluster.address)
-        until(lambda: list(folder.glob("runs/*/results.json")) or process.poll() is not None)
+        code = "import sys, pathlib; from study.cluster import run_on\n"
+        code += "run_on(sys.argv[1], pathlib.Path(sys.argv[2]), 1)"
+        line = [sys.executable, "-c", code, cluster.address, str(ray)]
+        driver = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        until(lambda: list(ray.glob("runs/*/results.json")) or driver.poll() is not None)
         cluster.remove_node(lost, allow_graceful=False)
-        text = process.communicate(timeout=FEW)[0]
-        assert process.returncode == 0, text
+        text = driver.communicate(timeout=FEW)[0]
+        assert driver.returncode == 0
+        assert "a machine was lost" in text  # a task was on it
     finally:
         cluster.shutdown()
-    assert list(folder.glob("runs/*/crashes"))  # a task was on it
-    code, text = finish(tmp_path / "local")
-    assert code == 0, text
-    assert outcome(folder) == outcome(tmp_path / "local")
+    subprocess.run([sys.executable, "-m", "study", "work", str(local)], cwd=ROOT, check=True)
+    assert outcome(ray) == outcome(local)
+    assert len(outcome(ray)) == 4

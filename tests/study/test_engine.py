@@ -16,6 +16,9 @@ import pytest
 import yaml
 
 from callbacks.machine import ROOT
+from study.copied import copy_code
+from study.runs import Run, Study, arguments
+from study.spec import check, lock
 
 pytestmark = [
     pytest.mark.slow,
@@ -50,6 +53,16 @@ def finish(folder: Path, *words: str, **changes: Any) -> tuple[int, str]:
     process = start(folder, *words, **changes)
     text = process.communicate(timeout=FEW)[0]
     return process.returncode, text
+
+
+def prepare(folder: Path, count: int, **changes: Any) -> list[Run]:
+    """Lock a study and prepare its first runs."""
+    lock(folder, check({**SPEC, **changes}))
+    study = Study.read(folder)
+    runs = study.next_runs()[1][:count]
+    study.prepare(runs)
+    copy_code(folder, study.lock)
+    return runs
 
 
 def children(pid: int) -> list[int]:
@@ -184,15 +197,14 @@ def test_runs_of_two_processes_are_those_of_train_py_and_leave_none_behind(tmp_p
     process.communicate(timeout=FEW)
     assert not any(Path(f"/proc/{each}").exists() for each in (child, *second))
 
-    code, text = finish(tmp_path / "short", "--jobs", "1", cells=cells)
-    assert code == 0, text
-    tested = {n: each for n, each in outcome(tmp_path / "short").items() if each["samples"]}
-    name, found = next(iter(tested.items()))
-    spec = json.loads((tmp_path / "short" / "runs" / name / "spec.json").read_text())
+    study = tmp_path / "short"
+    [run] = prepare(study, 1, cells=cells)
+    subprocess.run([sys.executable, "-m", "study", "work", str(study)], cwd=ROOT, check=True)
     alone = tmp_path / "alone" / "runs"
-    line = [sys.executable, "train.py", "fit", *spec["arguments"], "--monitor.figure=false",
+    line = [sys.executable, "train.py", "fit", *arguments(run.options, run.seed),
+            "--monitor.figure=false", "--trainer.logger.name=", f"--trainer.logger.version={run.id}",
             "--trainer.logger.class_path=lightning.pytorch.loggers.CSVLogger",
-            f"--trainer.logger.save_dir={alone}", "--trainer.logger.name=",
-            f"--trainer.logger.version={name}"]  # fmt: skip
+            f"--trainer.logger.save_dir={alone}"]  # fmt: skip
     subprocess.run(line, cwd=ROOT, check=True, capture_output=True)
-    assert outcome(tmp_path / "alone") == {name: found}
+    assert outcome(study)[run.id]["status"] == "ok"
+    assert outcome(study) == outcome(tmp_path / "alone")
