@@ -115,10 +115,11 @@ class CLI(LightningCLI):
 
         parser.add_argument(
             "--trust",
-            action="append",
+            action="extend",  # "append" reads the list of a config.yaml as one text
+            nargs="+",
             type=str,
             default=[],
-            help="A package whose classes a checkpoint may name; can be repeated.",
+            help="Packages whose classes a checkpoint may name.",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

@@ -61,10 +61,11 @@ class Results(Callback):
         self._folder: Path | None = None
         self._clock = self._processor = 0.0
         self._images, self._training = 0, [0.0, 0.0]  # seconds, since when
+        self._trained = 0  # samples of an epoch
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run adds to."""
-        return {"epochs": self.epochs, **self._time()}
+        return {"epochs": self.epochs, "train_samples": self._trained, **self._time()}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -76,6 +77,7 @@ class Results(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the epochs and the time of the run that is resumed."""
         self.epochs = list(state_dict["epochs"])
+        self._trained = state_dict.get("train_samples", 0)
         self._spent = {name: state_dict[name] for name in self._spent}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -132,9 +134,8 @@ class Results(Callback):
         order = getattr(trainer.train_dataloader, "sampler", None)
         whole = trainer.limit_train_batches == 1.0
         # the last batch of an epoch may be left out, of other samples each time
-        self._about["train_samples"] = max(
-            len(order) if whole and isinstance(order, Sized) else 0, self._images
-        )
+        known = len(order) if whole and isinstance(order, Sized) else 0
+        self._trained = max(known, self._images, self._trained)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the learned values, and stop the clock."""
@@ -227,6 +228,7 @@ class Results(Callback):
             "threads": torch.get_num_threads(),
             "processes": trainer.world_size,
             **self._about,
+            "train_samples": self._trained or None,
             "end": machine()["date"],
             **{name: round(seconds, 3) for name, seconds in self._spent.items()},
             "images_per_s": statistics.median(speeds) if speeds else None,

@@ -37,7 +37,9 @@ def test_results_agree_with_the_files_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
     monkeypatch.chdir(tmp_path)
-    train.main([*LINE.split(), "--trainer.max_epochs=2", "--test_after_fit=both"])
+    train.main(
+        [*LINE.split(), "--trainer.max_epochs=2", "--test_after_fit=both", "--trust", "a", "b"]
+    )
     printed = capsys.readouterr().out
     results, samples = read(RUN), np.load(RUN / "test.npz")
     assert (results["status"], results["seed"], results["processes"]) == ("ok", 0, 1)
@@ -63,13 +65,20 @@ def test_results_agree_with_the_files_of_the_run(
     seen: list[bool] = []
     monkeypatch.setattr(Results, "on_train_epoch_start",
                         lambda self, *args: seen.append((RUN / "results.json").exists()))  # fmt: skip
-    train.main(["fit", "-c", f"{RUN}/config.yaml", "--ckpt_path", f"{RUN}/checkpoints/last.ckpt",
-                "--trainer.max_epochs=3", "--test_after_fit=false"])  # fmt: skip
+    words = ["fit", "-c", f"{RUN}/config.yaml", "--ckpt_path", f"{RUN}/checkpoints/last.ckpt",
+             "--trainer.max_epochs=3", "--test_after_fit=false"]  # fmt: skip
+    train.main(words)
     again = read(RUN)
     assert seen == [False]
     assert [each["epoch"] for each in again["epochs"]] == [0, 1, 2]
     assert again["epochs"][:2] == results["epochs"]
     assert again["fit_s"] > results["fit_s"]
+    train.main(words)  # a run that was ended after its last epoch
+    last = read(RUN)
+    assert last["train_samples"] == again["train_samples"] == 3 * 64
+    assert last["epochs"] == again["epochs"]
+    assert last["config"] == again["config"]
+    assert last["config"]["trust"] == results["config"]["trust"] == ["a", "b"]
     assert not (RUN / "test.npz").exists()
     row = pd.DataFrame(read_results("runs")).iloc[0]
     assert (row["data"], row["activation"], row["max_epochs"]) == ("Digits", "CosLU", 3)

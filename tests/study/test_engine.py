@@ -208,3 +208,14 @@ def test_runs_of_two_processes_are_those_of_train_py_and_leave_none_behind(tmp_p
     subprocess.run(line, cwd=ROOT, check=True, capture_output=True)
     assert outcome(study)[run.id]["status"] == "ok"
     assert outcome(study) == outcome(tmp_path / "alone")
+
+
+def test_the_server_of_processes_does_not_touch_a_gpu():
+    # a process that is forked from one that has used a GPU can use none
+    code = (
+        "import torch\n"
+        "def used(*args): raise AssertionError('the GPU was asked for')\n"
+        "for name in ('is_available', 'device_count', '_lazy_init'): setattr(torch.cuda, name, used)\n"
+        "import train, study.work"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
