@@ -18,8 +18,18 @@ from .judged import judge_study
 from .latex import latex
 from .learned import learned_functions
 from .lines import new_image_lines, published, verdict_lines
-from .page import (Block, code, folded, heading, html, listed, markdown, paragraph, picture,
-                   tabled)  # fmt: skip
+from .page import (
+    Block,
+    code,
+    folded,
+    heading,
+    html,
+    listed,
+    markdown,
+    paragraph,
+    picture,
+    tabled,  # fmt: skip
+)
 from .power import pairing
 from .rows import rows
 from .runs import Study

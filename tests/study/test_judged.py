@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import study.__main__
+import study.drive
+from study.__main__ import main
 from study.judged import hidden_runs, judge_folder, judge_study
 from study.runs import Run, Study, read_prepared
 from study.spec import SpecError, check, lock
@@ -85,7 +86,6 @@ def test_a_false_verdict_is_named():
 def test_hidden_arms_are_trained_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    main = study.__main__
     lock(tmp_path, check(small()))
     known = answer(Study.read(tmp_path), {"ReLU": 90, "SiLU": 90, "CosLU": 50})
     before = [each.sentence() for each in known.verdicts()]
@@ -101,21 +101,21 @@ def test_hidden_arms_are_trained_and_told(
             write(known, run, result(value + 0.1 * (run.seed % 3), run.seed))
         return 0
 
-    monkeypatch.setattr(main, "_work_on", trained)
-    monkeypatch.setattr(main, "copy_code", lambda *_: None)
-    assert main.main(["judge", str(tmp_path), "--train"]) == 0
+    monkeypatch.setattr(study.drive, "_work_on", trained)
+    monkeypatch.setattr(study.drive, "copy_code", lambda *_: None)
+    assert main(["judge", str(tmp_path), "--train"]) == 0
     told = capsys.readouterr().out
     assert "hidden arms: 10 runs" in told
     assert "planted arm with 1 of 2 epochs, found: ReLU planted: WORSE" in told
     assert "random splits of 10 runs of one arm" in told
     assert [each.sentence() for each in Study.read(tmp_path).verdicts()] == before
-    assert main.main(["judge", str(tmp_path), "--train"]) == 0
+    assert main(["judge", str(tmp_path), "--train"]) == 0
     assert "hidden arms: 0 runs" in capsys.readouterr().out
 
 
 def test_training_hidden_arms_needs_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert study.__main__.main(["judge", "--train"]) == 2
-    assert study.__main__.main(["judge", str(tmp_path), "--train"]) == 2
+    assert main(["judge", "--train"]) == 2
+    assert main(["judge", str(tmp_path), "--train"]) == 2
     assert "holds no study" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

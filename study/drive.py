@@ -1,0 +1,196 @@
+"""The driver of a study: stage by stage, until nothing is left to train."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from activations.files import naming
+from callbacks.machine import ROOT
+
+from .arms import check_arms
+from .claims import beating, claim, owner
+from .copied import FOLDER, copy_code
+from .cost import SECONDS
+from .judged import hidden_runs
+from .local import DRIVER, LATE, Launcher, default_jobs
+from .packed import read_packed, take
+from .report import report
+from .runs import Study, read_prepared, read_runs
+from .slurm import slurm_script
+from .spec import LOCK, SpecError, lock, read_lock, sha256
+from .words import counted
+
+
+def run(folder: Path, spec: dict[str, Any], options: Any) -> int:
+    """Train what is missing of a study, and report; the exit code.
+
+    Args:
+        folder: of the study, made if it is not there.
+        spec: checked; it is locked by the first run.
+        options: of the command line.
+
+    Raises:
+        SpecError: the spec is not the locked one, or another process works on the study.
+    """
+    if options.minutes < math.inf and options.on != "local":
+        raise SpecError(f"--minutes is for this machine alone: leave it out with {options.on}")
+    end = time.monotonic() + 60 * options.minutes
+    with naming(folder / LOCK):
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def does() -> int:
+        lock_checked(folder, spec, options.amend)
+        return _drive(options, folder, end)
+
+    return _driven(folder, does)
+
+
+def train_hidden(options: Any) -> int:
+    """Train the judge's hidden arms; the exit code."""
+    folder = options.folder
+    read_lock(folder)
+
+    def does() -> int:
+        study = Study.read(folder, read_packed(folder))
+        runs = [run for run in hidden_runs(study) if study.status(run) == "missing"]
+        copy_code(folder, study.lock)
+        study.prepare(runs)
+        print(f"hidden arms: {counted(len(runs), 'run')}", flush=True)
+        return _work_on(options, folder) if runs else 0
+
+    return _driven(folder, does)
+
+
+def _driven(folder: Path, does: Callable[[], int]) -> int:
+    """The exit code of `does`, which trains the runs of a study, as its only driver."""
+    if not claim(folder / "driver"):
+        known = owner(folder / "driver") or {}
+        raise SpecError(
+            f"{folder} is run by another process ({known.get('pid')} on "
+            f"{str(known.get('host')).partition(' ')[0]}): wait for it, or add workers with "
+            f"python -m study work {folder}"
+        )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+    try:
+        with beating(folder / "driver"):
+            return does()
+    except SystemExit as left:
+        print(f"stopped; the same command goes on, or: python -m study run {folder}", flush=True)
+        return int(left.code or 0)
+
+
+def _leave(number: int, frame: Any) -> None:
+    sys.exit(128 + number)
+
+
+def lock_checked(folder: Path, spec: dict[str, Any], amend: str = "") -> None:
+    """Lock a study; a new question is tried first, so that a slip is not locked."""
+    take(folder)
+    known = read_lock(folder)["sha256"] if (folder / LOCK).is_file() else ""
+    if known != sha256(spec):
+        check_arms(Study(folder, {"spec": spec}))
+    lock(folder, spec, amend, begun=bool(read_runs(folder) or read_packed(folder)))
+
+
+def _drive(options: Any, folder: Path, end: float) -> int:
+    """Train what is missing, stage by stage; then report."""
+    known, measured = set[str](), False
+    while True:
+        study = Study.read(folder, read_packed(folder))
+        stage, runs = study.next_runs()
+        if not runs and not measured and not study.ratios():
+            measured = _measure(folder, options.threads)
+            continue
+        if not runs:
+            break
+        new = {run.id for run in runs}
+        if new == known:
+            count = counted(len(runs), "run")
+            raise ValueError(f"{folder}: {count} did not end; see runs/*/log")
+        known = new
+        copy_code(folder, study.lock)
+        study.prepare(runs)
+        if options.on == "slurm":
+            print(slurm_script(folder, runs, options.threads))
+            return 0
+        print(f"{stage}: {counted(len(runs), 'run')}", flush=True)
+        options.minutes = (end - time.monotonic()) / 60
+        code = _work_on(options, folder)
+        if code == LATE:
+            print(f"the time is over; it goes on with python -m study run {folder}", flush=True)
+            study = Study.read(folder, read_packed(folder))
+            break
+        if code:
+            raise SystemExit(code if code > 0 else 1)  # below 0: the launcher was killed
+    print(report(study))
+    return 0
+
+
+def _measure(folder: Path, threads: int) -> bool:
+    """Measure what the arms cost, by the study's own code; true, also where that fails."""
+    print(f"measuring a training step of each arm, {SECONDS:.0f} s at most", flush=True)
+    line, known = [sys.executable, "-m", "study", "cost", str(folder)], environment(folder, threads)
+    subprocess.run(line, env=known, check=False, stdout=subprocess.DEVNULL)
+    return True
+
+
+def _work_on(options: Any, folder: Path) -> int:
+    """Have the prepared runs done; the exit code."""
+    if options.on != "local":
+        from .cluster import run_on
+
+        return run_on(options.on, folder, options.threads)
+    known = {**environment(folder, options.threads), DRIVER: str(os.getpid())}
+    # in a group of its own: Ctrl-C reaches it once, from here
+    process = subprocess.Popen(_work_line(options, folder), env=known, process_group=0)
+
+    def forward(number: int, frame: Any) -> None:
+        process.send_signal(number)
+
+    handlers = {n: signal.signal(n, forward) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def environment(folder: Path, threads: int) -> dict[str, str]:
+    """That of a worker: the study's own copy of the code, then own modules; and its threads."""
+    own = [os.environ.get("PYTHONPATH", ""), os.getcwd()]
+    path = os.pathsep.join(filter(None, [str((folder / FOLDER).resolve()), *own]))
+    known = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(threads)}
+    return {**os.environ, **known}
+
+
+def _work_line(options: Any, folder: Path) -> list[str]:
+    line = [sys.executable, "-m", "study", "work", str(folder.resolve())]
+    line += [str(options.run)] if getattr(options, "run", None) is not None else []
+    line += ["--jobs", str(options.jobs)] if options.jobs else []
+    line += ["--minutes", f"{options.minutes:.3f}"] if options.minutes < math.inf else []
+    return [*line, "--threads", str(options.threads)]
+
+
+def work(options: Any) -> int:
+    """Do the prepared runs of a study on this machine, by its own code; the exit code."""
+    folder = options.folder.resolve()
+    copied = copy_code(folder, read_lock(folder))
+    if not ROOT.samefile(copied):
+        line, known = _work_line(options, folder), environment(folder, options.threads)
+        if hasattr(os, "execve") and os.name == "posix":
+            os.execve(line[0], line, known)
+        return subprocess.run(line, env=known, check=False).returncode
+    if options.run is None:
+        jobs = options.jobs or default_jobs(options.threads)
+        return Launcher(folder, jobs, minutes=options.minutes).run()
+    runs = {each["number"]: folder / "runs" / key for key, each in read_prepared(folder).items()}
+    if options.run not in runs:
+        raise SpecError(f"run {options.run}: {folder} has the prepared runs {sorted(runs)}")
+    return Launcher(folder, 1, runs[options.run]).run()
