@@ -181,8 +181,8 @@ def _controls(controls: Sequence[str]) -> str:
         "frozen": "frozen: the function stays as it is at the start",
         "retrained": "retrained: the shape that the same seed has learned is used from the start "
         "and does not change",
-        "same_time": "same_time: the baseline trains for as many more epochs as the arm's steps "
-        "take longer",
+        "same_time": "same_time: the function as it is, but against a baseline that trained for as "
+        "many more epochs as the arm's steps take longer",
     }
     return f"{'; '.join(told[each] for each in controls)}. Each is compared with the baseline."
 

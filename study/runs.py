@@ -201,11 +201,13 @@ class Study:
         runs = [self.verdict_run(arm, cell, seed) for seed in self.seeds]
         return self._runs(self.label(arm, cell), runs)
 
-    def _runs(self, name: str, runs: list[Run]) -> Runs:
-        status = tuple(self.status(run) for run in runs)
-        values = [
-            self.value(r) if s == "ok" else math.nan for r, s in zip(runs, status, strict=True)
-        ]
+    def _runs(self, name: str, runs: Iterable[Run | None]) -> Runs:
+        """Of the first seeds; what is None is missing."""
+        known = dict(zip(self.seeds, runs, strict=False))
+        found = [known.get(seed) for seed in self.seeds]
+        status = tuple(self.status(run) if run else "missing" for run in found)
+        values = [self.value(run) if run and s == "ok" else math.nan
+                  for run, s in zip(found, status, strict=True)]  # fmt: skip
         return Runs(name, values, status)  # pyright: ignore[reportArgumentType]
 
     def label(self, arm: str, cell: int) -> str:
@@ -269,22 +271,22 @@ class Study:
         return json.loads(file.read_text()) if file.is_file() else {}
 
     def control_verdicts(self) -> list[Verdict]:
-        """Each control against the baseline, with the same seeds as the arm's verdict."""
-        asked = self.controlled()
-        if not asked:
-            return []
-        arms, bases = [], []
+        """Each control against the baseline, with the same seeds as the arm's verdict.
+
+        At the same time it is the arm against the baseline that was trained as long.
+        """
+        asked, arms, bases = self.controlled(), [], []
         for arm, cell, n in asked:
-            runs = [self.control_run(arm, cell, seed) for seed in self.seeds[:n]]
-            padded = [math.nan] * (len(self.seeds) - n)
-            found = self._runs(self.label(arm, cell), [run for run in runs if run])
-            missing = len(self.seeds) - len(found.values)
-            arms.append(Runs(found.name, [*found.values, *[math.nan] * missing],  # pyright: ignore
-                             (*found.status, *["missing"] * missing)))  # fmt: skip
-            base = self.runs_of(self.spec["baseline"], cell)
-            bases.append(Runs(self.spec["baseline"], [*base.values[:n], *padded],  # pyright: ignore
-                              (*base.status[:n], *["missing"] * len(padded))))  # fmt: skip
-        return self._scoped(family(bases, arms, self.rules), [cell for _, cell, _ in asked])
+            (name, control), base, seeds = split(arm), self.spec["baseline"], self.seeds[:n]
+            new = [self.control_run(arm, cell, seed) for seed in seeds]
+            old = [self.verdict_run(base, cell, seed) for seed in seeds]
+            if control == "same_time":
+                base += f" ({new[0].options['trainer.max_epochs']} epochs)" if new[0] else ""
+                old, new = new, [self.verdict_run(name, cell, seed) for seed in seeds]
+            arms.append(self._runs(self.label(arm, cell), new))
+            bases.append(self._runs(base, old))
+        found = family(bases, arms, self.rules) if asked else []
+        return self._scoped(found, [cell for _, cell, _ in asked])
 
     # ---- what comes next
 

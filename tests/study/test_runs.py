@@ -153,8 +153,10 @@ def test_controls_follow_a_verdict(tmp_path: Path):
     made = answer(made, done)
     assert [verdict.arm for verdict in made.control_verdicts()] == list(done)
     assert [verdict.kind for verdict in made.control_verdicts()] == [
-        Kind.WORSE, Kind.BETTER, Kind.BETTER,
+        Kind.WORSE, Kind.BETTER, Kind.WORSE,
     ]  # fmt: skip
+    told = made.control_verdicts()[2].sentence()  # 80 points against 95
+    assert told.startswith("CosLU same_time: WORSE than ReLU (4 epochs): -14.9")
     assert made.next_runs() == ("", [])
 
 
