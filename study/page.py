@@ -98,7 +98,7 @@ def folded(title: str, parts: Sequence[Block]) -> Block:
     """What is shown on request."""
     inner = "\n\n".join(part.markdown for part in parts), "\n".join(part.html for part in parts)
     return Block(
-        f"<details><summary>{title}</summary>\n\n{inner[0]}\n\n</details>",
+        f'<details markdown="1"><summary>{title}</summary>\n\n{inner[0]}\n\n</details>',
         f"<details><summary>{title}</summary>\n{inner[1]}\n</details>",
     )
 

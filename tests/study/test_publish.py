@@ -83,6 +83,8 @@ def test_finished_and_unfinished_studies_are_shown_as_what_they_are(tmp_path: Pa
     assert "SiLU frozen: **WORSE** than ReLU" in parts["done"]
     assert "CosLU: Table 3" in parts["done"]
     assert "Budget (Digits, resnet8, 1,295 training samples, 2 epochs): " in parts["done"]
+    # the site reads Markdown inside of it
+    assert '<details markdown="1"><summary>Each verdict' in parts["done"]
     assert "on new images" in parts["done"]
     assert "Judge: " in parts["begun"]
     assert "- `configs/study/quick.yaml`: " in parts["Not run yet"]
