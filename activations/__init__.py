@@ -11,6 +11,7 @@ from .functions.dsrelu import DSReLU, dsrelu
 from .functions.dynamicrelu import DynamicReLU, dynamic_relu
 from .functions.eelu import EELU, eelu
 from .functions.evencubicrelu import EvenCubicReLU, even_cubic_relu
+from .functions.formula import Formula
 from .functions.fourier import Fourier, fourier
 from .functions.frelu import FReLU, frelu
 from .functions.lincomb import LinComb, NormLinComb, lincomb
@@ -48,6 +49,7 @@ __all__ = [
     "EvenCubicReLU",
     "FReLU",
     "Fade",
+    "Formula",
     "Fourier",
     "HELU",
     "LSLU",

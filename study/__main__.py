@@ -83,10 +83,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--amend", default="", help="why the locked question is changed")
     parser.add_argument("--on", default="local",
                         help="local; Ray: auto or an address; slurm")  # fmt: skip
-    _add_jobs(parser)
+    add_jobs(parser)
 
 
-def _add_jobs(parser: argparse.ArgumentParser) -> None:
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """The options of whatever trains runs on this machine."""
     parser.add_argument("--jobs", type=int, help="runs at a time; by default one a GPU, or a core")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU, for each run")
     parser.add_argument("--minutes", type=float, default=math.inf,
@@ -97,7 +98,7 @@ def asked(options: Any) -> tuple[Path, dict[str, Any]]:
     """The study's folder, and the spec that the command line asks for."""
     given = options.spec
     if given is not None and given.is_dir():
-        return given, read_lock(given)["spec"]
+        return given, read_lock(given, "arms")["spec"]
     if given is not None:
         spec, name = read_spec(given), given.stem
     elif options.data and options.activations:
@@ -107,16 +108,21 @@ def asked(options: Any) -> tuple[Path, dict[str, Any]]:
         )
     else:
         raise SpecError("name a spec, or give --data and --activations: python -m study run --help")
-    for each in options.set:
+    set_fields(spec["cells"], options.set)
+    return options.dir or ROOM / re.sub(r"[^\w.-]", "_", name), spec
+
+
+def set_fields(cells: list[dict[str, Any]], given: list[str]) -> None:
+    """Put the fields of `--set` into all cells, and make the places of data absolute."""
+    for each in given:
         field, equals, value = each.partition("=")
         if not equals:
             raise SpecError(f"--set {each!r} is no FIELD=VALUE, such as data.root=DIR")
-        for cell in spec["cells"]:
+        for cell in cells:
             cell[field] = yaml.safe_load(value)
-    for cell in spec["cells"]:
+    for cell in cells:
         if isinstance(root := cell.get("data.root"), str):
             cell["data.root"] = os.path.abspath(os.path.expanduser(root))
-    return options.dir or ROOM / re.sub(r"[^\w.-]", "_", name), spec
 
 
 def typed(options: Any) -> dict[str, Any]:

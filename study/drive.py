@@ -48,7 +48,7 @@ def run(folder: Path, spec: dict[str, Any], options: Any) -> int:
         lock_checked(folder, spec, options.amend)
         return _drive(options, folder, end)
 
-    return _driven(folder, does)
+    return driven(folder, does)
 
 
 def train_hidden(options: Any) -> int:
@@ -62,13 +62,13 @@ def train_hidden(options: Any) -> int:
         copy_code(folder, study.lock)
         study.prepare(runs)
         print(f"hidden arms: {counted(len(runs), 'run')}", flush=True)
-        return _work_on(options, folder) if runs else 0
+        return work_on(options, folder) if runs else 0
 
-    return _driven(folder, does)
+    return driven(folder, does)
 
 
-def _driven(folder: Path, does: Callable[[], int]) -> int:
-    """The exit code of `does`, which trains the runs of a study, as its only driver."""
+def driven(folder: Path, does: Callable[[], int], program: str = "study") -> int:
+    """The exit code of `does`, which trains the runs of a study or search, as its only driver."""
     if not claim(folder / "driver"):
         known = owner(folder / "driver") or {}
         raise SpecError(
@@ -82,7 +82,9 @@ def _driven(folder: Path, does: Callable[[], int]) -> int:
         with beating(folder / "driver"):
             return does()
     except SystemExit as left:
-        print(f"stopped; the same command goes on, or: python -m study run {folder}", flush=True)
+        print(
+            f"stopped; the same command goes on, or: python -m {program} run {folder}", flush=True
+        )
         return int(left.code or 0)
 
 
@@ -122,7 +124,7 @@ def _drive(options: Any, folder: Path, end: float) -> int:
             return 0
         print(f"{stage}: {counted(len(runs), 'run')}", flush=True)
         options.minutes = (end - time.monotonic()) / 60
-        code = _work_on(options, folder)
+        code = work_on(options, folder)
         if code == LATE:
             print(f"the time is over; it goes on with python -m study run {folder}", flush=True)
             study = Study.read(folder, read_packed(folder))
@@ -141,7 +143,7 @@ def _measure(folder: Path, threads: int) -> bool:
     return True
 
 
-def _work_on(options: Any, folder: Path) -> int:
+def work_on(options: Any, folder: Path) -> int:
     """Have the prepared runs done; the exit code."""
     if options.on != "local":
         from .cluster import run_on

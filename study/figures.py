@@ -41,7 +41,7 @@ def save(figure: Any, path: Path) -> Path:
     return path
 
 
-def _panels(count: int, width: float, height: float) -> tuple[Any, list[Any]]:
+def new_panels(count: int, width: float, height: float) -> tuple[Any, list[Any]]:
     """A figure with so many panels of this size, in inches."""
     across = min(count, ACROSS)
     down = math.ceil(count / across)
@@ -139,7 +139,7 @@ def draw_pairs(
 
     `panels` maps a name to the number of its cell and both arms' values; a cell has one scale.
     """
-    figure, axes = _panels(len(panels), 2.2, 2.7)
+    figure, axes = new_panels(len(panels), 2.2, 2.7)
     for axis, (name, (cell, old, new)) in zip(axes, panels.items(), strict=True):
         for a, b in zip(old, new, strict=True):
             color = BASE if a == b else UP if (b > a) == up else DOWN
@@ -168,7 +168,7 @@ def draw_cost(
 
     `cells` maps the name of a cell and of an arm to its time over the baseline's and its values.
     """
-    figure, axes = _panels(len(cells), 4.4, 3.4)
+    figure, axes = new_panels(len(cells), 4.4, 3.4)
     for axis, (cell, arms) in zip(axes, cells.items(), strict=True):
         looks = styles([name for name in arms if name != base])
         for name, (ratio, values) in arms.items():
@@ -218,7 +218,7 @@ def draw_learning(
             shown = {name: arms[name] for name in [base, *group] if name in arms}
             panels.append((cell if len(groups) == 1 else f"{group[0]} ({cell})", shown))
     width, height = (4.4, 3.2) if len(panels) <= 2 else (2.8, 2.4)
-    figure, axes = _panels(len(panels), width, height)
+    figure, axes = new_panels(len(panels), width, height)
     for axis, (title, arms) in zip(axes, panels, strict=True):
         looks = styles([name for name in arms if name != base])
         for name, values in arms.items():
@@ -262,7 +262,7 @@ def draw_learned(path: Path, panels: Mapping[str, tuple[Array, list[Array], list
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    figure, axes = _panels(len(panels), 2.9, 2.7)
+    figure, axes = new_panels(len(panels), 2.9, 2.7)
     depth = ScalarMappable(Normalize(0, 1), "viridis")
     for axis, (name, (x, first, last)) in zip(axes, panels.items(), strict=True):
         for place, y in enumerate(last):
@@ -291,7 +291,7 @@ def draw_values(path: Path, panels: Mapping[str, tuple[Array, Array]]) -> Path:
     from matplotlib import colormaps
 
     viridis = colormaps["viridis"]
-    figure, axes = _panels(len(panels), 2.4, 1.9)
+    figure, axes = new_panels(len(panels), 2.4, 1.9)
     figure.set_dpi(75)
     for axis, (name, (start, end)) in zip(axes, panels.items(), strict=True):
         mean, layers, terms = end.mean(0), end.shape[1], end.shape[2]

@@ -84,15 +84,8 @@ class Study:
             SpecError: there is no study, its lock was changed by hand, or a run was made by other
                 code.
         """
-        lock, results = read_lock(folder), read_runs(folder)
-        for key, found in results.items():
-            if found.get("code") != lock["code"]:
-                raise SpecError(
-                    f"{folder}/runs/{key} was made by other code ({found.get('code')}, the study's "
-                    f"is {lock['code']}): runs of different code do not mix. Delete that folder; "
-                    "it is run again"
-                )
-        return cls(folder, lock, {**(packed or {}), **results})
+        lock = read_lock(folder, "arms")
+        return cls(folder, lock, {**(packed or {}), **read_runs(folder, lock["code"])})
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -373,12 +366,22 @@ def arguments(options: dict[str, Any], seed: int) -> list[str]:
     return full_names(typed)
 
 
-def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
-    """Id of a run -> its results, of all in a study's folder; damaged ones count as none."""
+def read_runs(folder: Path, code: str = "") -> dict[str, dict[str, Any]]:
+    """Id of a run -> its results, of all in a study's folder; damaged ones count as none.
+
+    Raises:
+        SpecError: a run was made by other code than `code`.
+    """
     found = {}
     for file in sorted(folder.glob(f"runs/*/{FILE}")):
-        if (content := read_result(file.parent)) is not None:
-            found[file.parent.name] = content
+        if (content := read_result(file.parent)) is None:
+            continue
+        if code and content.get("code") != code:
+            raise SpecError(
+                f"{file.parent} was made by other code ({content.get('code')}, the study's is "
+                f"{code}): runs of different code do not mix. Delete that folder; it is run again"
+            )
+        found[file.parent.name] = content
     return found
 
 

@@ -50,15 +50,20 @@ def read_spec(path: Path) -> dict[str, Any]:
     Raises:
         SpecError: a field is unknown, missing or cannot give a verdict; the message names it.
     """
-    found = _read(path)
+    return check(read_overlaid(path))
+
+
+def read_overlaid(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, with the content of the overlays that its `base` names."""
+    found = read_yaml(path)
     base = found.get("base") or []
     if not isinstance(base, list):
         raise SpecError(f"base must be a list of files, got {base!r}")
     found["base"] = [_overlay(each, path.parent) for each in base]
-    return check(found)
+    return found
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
         found = yaml.safe_load(path.read_text())
@@ -77,7 +82,7 @@ def _overlay(name: Any, beside: Path) -> dict[str, Any]:
         return name
     for folder in (Path(), beside, ROOT):
         if (file := folder / str(name)).is_file():
-            return _read(file)
+            return read_yaml(file)
     raise SpecError(f"base: no such file: {name}")
 
 
@@ -334,7 +339,7 @@ def lock(
         path.unlink()
         return lock(folder, spec)
     old = known["spec"]
-    changed = [name for name in DEFAULTS if decides(old[name]) != decides(spec[name])]
+    changed = [name for name in spec if decides(old.get(name)) != decides(spec[name])]
     if not amend:
         raise SpecError(
             f"{folder} holds another study: {', '.join(changed)} differ from {path}. Choose "
@@ -348,19 +353,22 @@ def lock(
     )
 
 
-def read_lock(folder: Path) -> dict[str, Any]:
-    """The lock of a study.
+def read_lock(folder: Path, wanted: str = "") -> dict[str, Any]:
+    """The lock of a study or of a search, whichever has the field `wanted`.
 
     Raises:
-        SpecError: there is none, or it was changed by hand.
+        SpecError: there is none, it is the other's, or it was changed by hand.
     """
     path = folder / LOCK
     if not path.is_file():
-        raise SpecError(f"{folder} holds no study: there is no {LOCK}")
-    known = _read(path)
-    wanted = {"sha256", "commit", "code", "time", "amendments", "spec"}
-    if known.keys() != wanted or not isinstance(known["spec"], dict):
-        raise SpecError(f"{path} is no lock of a study: it needs {', '.join(sorted(wanted))}")
+        raise SpecError(f"{folder} holds no study or search: there is no {LOCK}")
+    known = read_yaml(path)
+    parts = {"sha256", "commit", "code", "time", "amendments", "spec"}
+    if known.keys() != parts or not isinstance(known["spec"], dict):
+        raise SpecError(f"{path} is no lock of a study: it needs {', '.join(sorted(parts))}")
+    if wanted and wanted not in known["spec"]:
+        kind = "search" if "space" in known["spec"] else "study"
+        raise SpecError(f"{folder} holds a {kind}: python -m {kind} status {folder}")
     if sha256(known["spec"]) != known["sha256"]:
         raise SpecError(f"{path} was changed by hand: its sha256 does not match. Put it back, or "
                         "start a new study in another folder")  # fmt: skip

@@ -215,6 +215,95 @@ def eelu(variant):
     return formula
 
 
+@dataclass(frozen=True)
+class Rounded:
+    """A value, and a first-order bound of its rounding error in units of the last place."""
+
+    value: Any
+    error: Any = 0.0
+
+    def apply(self, function: Callable[[Any], Any]) -> "Rounded":
+        value, step = function(self.value), 1e-6
+        moved = np.abs(function(self.value + step * self.error) - value) / step
+        moved = np.fmax(moved, np.abs(function(self.value - step * self.error) - value) / step)
+        return Rounded(value, np.nan_to_num(moved) + np.abs(value))
+
+    def join(self, other: Any, function: Callable[[Any, Any], Any]) -> "Rounded":
+        other = other if isinstance(other, Rounded) else Rounded(other)
+        first = self.apply(lambda value: function(value, other.value))
+        second = other.apply(lambda value: function(self.value, value))
+        return Rounded(first.value, first.error + second.error)
+
+    def __neg__(self):
+        return Rounded(-self.value, self.error)
+
+    def __add__(self, other):
+        return self.join(other, np.add)
+
+    def __sub__(self, other):
+        return self.join(other, np.subtract)
+
+    def __mul__(self, other):
+        return self.join(other, np.multiply)
+
+    def __truediv__(self, other):
+        return self.join(other, np.divide)
+
+    def __pow__(self, other):
+        return self.join(other, np.power)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __rsub__(self, other):
+        return Rounded(other) - self
+
+    def __rtruediv__(self, other):
+        return Rounded(other) / self
+
+    def __rpow__(self, other):
+        return Rounded(other) ** self
+
+
+ONE: dict[str, Callable[[Any], Any]] = {
+    **{name: getattr(np, name) for name in ("abs", "sqrt", "log", "log1p", "exp", "expm1", "sin",
+                                            "cos", "sinh", "cosh", "tanh")},
+    "atan": np.arctan, "asinh": np.arcsinh, "erf": erf, "sigmoid": sigmoid,
+    "softplus": lambda x: np.logaddexp(0, x), "logsigmoid": lambda x: -np.logaddexp(0, -x),
+    "softsign": lambda x: x / (1 + np.abs(x)), "relu": lambda x: np.maximum(x, 0),
+    "relu6": lambda x: np.clip(x, 0, 6), "hardtanh": lambda x: np.clip(x, -1, 1),
+    "hardsigmoid": lambda x: np.clip(x + 3, 0, 6) / 6, "silu": lambda x: x * sigmoid(x),
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+    "selu": lambda x: 1.0507009873554805 * np.where(
+        x > 0, x, 1.6732632423543772 * np.expm1(np.minimum(x, 0))),
+    "gelu": lambda x: x * (1 + erf(x / 2**0.5)) / 2,
+    "mish": lambda x: x * np.tanh(np.logaddexp(0, x)),
+}  # fmt: skip
+
+
+def _either(first: Any, second: Any, function: Callable[[Any, Any], Any]) -> Any:
+    if isinstance(first, Rounded):
+        return first.join(second, function)
+    return Rounded(first).join(second, function)
+
+
+def written(formula: str) -> Reference:
+    """A formula as Python itself reads it, with NumPy's functions."""
+    known: dict[str, Any] = {
+        name: lambda x, f=function: x.apply(f) if isinstance(x, Rounded) else f(x)
+        for name, function in ONE.items()
+    }
+    known |= {"max": lambda a, b: _either(a, b, np.maximum),
+              "min": lambda a, b: _either(a, b, np.minimum)}  # fmt: skip
+
+    def reference(x, p):
+        constants = {name: Rounded(value, np.abs(value)) for name, value in p.items()}
+        with np.errstate(all="ignore"):
+            found = eval(formula, {**known, **constants, "x": Rounded(x)})
+        return found.value, found.error
+
+    return reference
+
+
 def terms(p, name):
     """The columns of a (channels, k) parameter."""
     return [p[name][..., k] for k in range(p[name].shape[-1])]
@@ -352,6 +441,7 @@ def ditac(variant, a, b, cells, table):
 
 DITAC = {"cells": 5, "a": -1.0, "b": 2.5, "theta": "zero", "table": 64}
 LEARNED_MEMBERS = [torch.nn.ReLU, partial(A.Swish, beta=0.7), torch.nn.Tanh]
+OWN = "x * erf(exp(beta * x)) - max(x, gamma) * tanh(gamma * x)"
 
 CASES = [
     Case(A.CosLU, {"alpha": 0.7, "beta": 1.9}, coslu),
@@ -377,6 +467,15 @@ CASES = [
     Case(A.APA, {"lambd": 0.4, "kappa": 0.7}, apa),
     Case(A.AGLU, {"lambd": 0.4, "kappa": 0.7}, aglu),
     *(Case(A.EELU, {"variant": v}, eelu(v), per_channel=False) for v in (1, 2, 3, 4)),
+    Case(
+        A.Formula,
+        {
+            "formula": OWN,
+            "constants": {"beta": 0.7, "gamma": 0.4},
+        },
+        written(OWN),
+        kinks=(0.45, 0.45 + 0.25 / 3, 0.45 + 0.5 / 3, 0.7),
+    ),
     Case(
         A.EvenCubicReLU,
         {"alpha": 0.9, "beta": 0.4, "gamma": 0.03},

@@ -30,6 +30,7 @@ ALLOWED = {
     "datamodules": set(),
     "models": {"activations"},
     "options": {"activations", "models"},
+    "search": {"activations", "callbacks", "study"},
     "study": {"activations", "bench", "callbacks", "options", "train"},
     "train": {"activations", "callbacks", "datamodules", "models", "options"},
 }
@@ -101,6 +102,7 @@ WHERE = {
     "Which metrics are computed?": ("models/metrics.py", "def classification_metrics("),
     "How are MIT-BIH beats split by patient?": ("datamodules/mitbih.py", "DS1 = ("),
     "When is a function better than another?": ("study/verdict.py", "def decide("),
+    "Which function does a search train next?": ("search/evolution.py", "def children("),
     "Who moves scheduled functions during training?": (
         "callbacks/schedule.py",
         "class ActivationSchedule(",

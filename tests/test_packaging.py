@@ -25,6 +25,7 @@ OWN = {
     "datamodules",
     "models",
     "options",
+    "search",
     "study",
     "tests",
     "train",

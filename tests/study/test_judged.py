@@ -101,7 +101,7 @@ def test_hidden_arms_are_trained_and_told(
             write(known, run, result(value + 0.1 * (run.seed % 3), run.seed))
         return 0
 
-    monkeypatch.setattr(study.drive, "_work_on", trained)
+    monkeypatch.setattr(study.drive, "work_on", trained)
     monkeypatch.setattr(study.drive, "copy_code", lambda *_: None)
     assert main(["judge", str(tmp_path), "--train"]) == 0
     told = capsys.readouterr().out

@@ -270,6 +270,8 @@ def test_arguments_must_be_of_their_kind(case: Case):
         for other in others if known and isinstance(value, int | float | str) else ():
             if isinstance(value, bool | int) and other in (True, 10**400):
                 continue  # a value of this kind, or a size that memory does not hold
+            if name == "formula" and other == "x":
+                continue  # it is one
             with pytest.raises(ValueError, match=f"{name} must .*, got {re.escape(repr(other))}"):
                 case.kind(**case.arguments | {name: other})
 

@@ -1,0 +1,1 @@
+"""New activation functions by evolution: `python -m search`."""

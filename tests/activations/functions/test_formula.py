@@ -1,0 +1,81 @@
+"""Formulas as text: reading, writing, and the same values as Python's own reading of the text."""
+
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+from activations import EELU, CosLU, Formula
+from activations.functions.formula import TWO, parse, text
+
+X = torch.linspace(-3, 3, 61, dtype=torch.float64)
+KNOWN = {"x": X, "alpha": torch.tensor(0.7), "abs": abs, "max": torch.maximum, "tanh": torch.tanh}
+
+leaves = st.one_of(
+    st.sampled_from(["x", "alpha"]), st.floats(-9, 9).filter(bool), st.integers(-5, -1).map(float)
+)
+trees = st.recursive(
+    leaves,
+    lambda inner: st.one_of(
+        st.tuples(
+            st.sampled_from(["neg", "tanh"]), inner.filter(lambda t: isinstance(t, tuple | str))
+        ),
+        st.tuples(st.sampled_from([*TWO]), inner, inner),
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(trees)
+def test_what_is_written_is_read_again(tree):
+    assert parse(text(tree)) == tree
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["alpha - (x - 2) - 3", "-x**2 + (-x)**2", "2 / x / alpha", "x * -alpha", "2**x**2", "(2**x)**2",
+     "max(x, alpha * x) - tanh(abs(x))", "-(x + alpha) * 3", "x - -2"],
+)  # fmt: skip
+def test_precedence_is_pythons(written: str):
+    constants = {"alpha": 0.7} if "alpha" in written else {}
+    module = Formula(written, constants, dtype=torch.float64)
+    torch.testing.assert_close(module(X), eval(written, KNOWN), rtol=1e-6, atol=1e-6)
+    again = Formula(text(parse(written)), constants, dtype=torch.float64)
+    assert torch.equal(module(X), again(X))
+
+
+def test_known_functions_by_their_formula():
+    wave = Formula("(x + alpha * cos(beta * x)) * sigmoid(x)", {"alpha": 0.7, "beta": 1.9})
+    torch.testing.assert_close(wave(X), CosLU(0.7, 1.9)(X))
+    for variant, written in enumerate(
+        ("x*erf(exp(x))", "-x*erf(exp(-x))", "x*erf(exp(x))**2", "erf(x)*softplus(x)"), start=1
+    ):
+        torch.testing.assert_close(Formula(written)(X), EELU(variant)(X))
+
+
+def test_exponentials_stop_where_they_end():
+    x = torch.tensor([-1e4, 1e4], requires_grad=True)
+    y = Formula("x * erf(exp(x))")(x)
+    y.sum().backward()
+    assert x.grad is not None
+    assert y.tolist() == pytest.approx([0, 1e4])
+    assert x.grad.tolist() == pytest.approx([0, 1])
+    assert math.isfinite(Formula("cosh(x)")(x)[0].item())
+
+
+def test_the_printed_module_shows_formula_and_values():
+    module = Formula("x*sigmoid( beta*x )", {"beta": 0.5})
+    assert repr(module) == "Formula('x * sigmoid(beta * x)', beta=0.5)"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["exp", "expm1", "sinh", "cosh"])
+def test_no_exponential_is_infinite(name: str, dtype: torch.dtype):
+    x = torch.tensor([-1e5, -89.0, 88.7228, 88.73, 709.79, 1e5], dtype=dtype, requires_grad=True)
+    y = Formula(f"{name}(x)")(x)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert y.isfinite().all()
+    assert slope.isfinite().all()
