@@ -20,7 +20,7 @@ CODE = ("activations", "callbacks", "datamodules", "models", "options.py", "trai
 def machine() -> dict[str, Any]:
     """Processor, cores, load, GPU, versions and commit of this run."""
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": now(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
@@ -30,6 +30,11 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "commit": commit(),
     }
+
+
+def now() -> str:
+    """The time in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _processor() -> str:

@@ -22,7 +22,7 @@ from activations.groups import shape_parameters
 
 from .checkpoints import BestCheckpoint
 from .lightning_private import callbacks_of
-from .machine import code, commit, machine
+from .machine import code, commit, machine, now
 from .record import run_folder
 
 SCHEMA = 1
@@ -90,7 +90,7 @@ class Results(Callback):
                 (self._folder / name).unlink(missing_ok=True)
         self._clock, self._processor = time.perf_counter(), time.process_time()
         self._about = {
-            "start": machine()["date"],
+            "start": now(),
             "parameters": sum(each.numel() for each in pl_module.parameters()),
             "trained_parameters": sum(
                 each.numel() for each in pl_module.parameters() if each.requires_grad
@@ -229,7 +229,7 @@ class Results(Callback):
             "processes": trainer.world_size,
             **self._about,
             "train_samples": self._trained or None,
-            "end": machine()["date"],
+            "end": now(),
             **{name: round(seconds, 3) for name, seconds in self._spent.items()},
             "images_per_s": statistics.median(speeds) if speeds else None,
             "epochs": self.epochs,

@@ -23,7 +23,7 @@ def check_arms(study: Study) -> None:
             no such metric; or an arm would be trained longer or on other data than the baseline.
     """
     wanted, arms = study.spec["metric"]["name"], [study.spec["baseline"], *study.spec["arms"]]
-    for cell in range(len(study.spec["cells"])):
+    for cell in study.cells:
         first: dict[str, Any] = {}
         for arm in dict.fromkeys(arms):
             found = built(study.run("verdict", arm, cell, study.seeds[0], 0))

@@ -60,14 +60,12 @@ def words(study: "Study", cell: int, times: int = 1) -> str:
 
 def scope(study: "Study", cell: int) -> list[str]:
     """To what a verdict belongs: data, network, training samples, budget, and if it is short."""
-    options = study.spec["cells"][cell]
     runs = [run for pair in compared(study, cell) for run in pair]
     counts = (study.results.get(run.id, {}).get("train_samples") for run in runs)
     count = next((f"{each:,} training samples" for each in counts if each), None)
     gain = measured(study, cell)
     return [
-        str(options.get("data", "the data of the base file")),
-        str(options.get("model.backbone", "the network of the base file")),
+        *study.place(cell),
         *([count] if count else []),
         words(study, cell),
         *([WORD] if gain and gain.short else []),
@@ -129,7 +127,7 @@ def metric_of(study: "Study") -> str:
 def budget_lines(study: "Study") -> list[str]:
     """A line for each cell: the budget, and what the baseline gains with twice as much."""
     base, metric, lines = study.spec["baseline"], metric_of(study), []
-    for cell in range(len(study.spec["cells"])):
+    for cell in study.cells:
         found = measured(study, cell)
         place = ", ".join(each for each in scope(study, cell) if each != WORD)
         if found is None:

@@ -35,7 +35,7 @@ def measure(study: Study, seconds: float = SECONDS) -> list[dict[str, Any]]:
     The arms of a cell take turns in a random order, each with a real batch; the ratio is the median
     over the rounds. The number of rounds is such that all takes about `seconds`, but at least 5.
     """
-    found, cells = [], range(len(study.spec["cells"]))
+    found, cells = [], study.cells
     for cell in cells:
         begin, steps, sizes = time.perf_counter(), {}, {}
         for arm in study.spec["arms"]:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,8 @@ TOGETHER = 6  # arms in one panel
 ACROSS = 4  # panels in a row
 
 
-@dataclass(frozen=True)
-class Interval:
-    """One row of the picture of intervals: a name, a verdict or nothing yet, a published value."""
-
-    name: str
-    verdict: Verdict
-    published: float | None = None
+Shown = tuple[Verdict, float | None]
+"""One row of the picture of intervals: a verdict, and what was published."""
 
 
 def save(figure: Any, path: Path) -> Path:
@@ -56,20 +50,20 @@ def new_panels(count: int, width: float, height: float) -> tuple[Any, list[Any]]
     return figure, axes[:count]
 
 
-def draw_intervals(path: Path, rows: Sequence[Interval]) -> Path:
+def draw_intervals(path: Path, rows: Sequence[Shown]) -> Path:
     """Each mean difference with its interval, over the band within the margin."""
     height = 1.1 + (0.42 if len(rows) <= 8 else 0.27) * len(rows)
     figure = new_figure(8.0, height, dpi=150, layout="constrained")
     axis = figure.subplots()
-    marks, unit = _draw_rows(axis, rows), rows[0].verdict.rules.unit
-    base = rows[0].verdict.baseline.partition(" (")[0]
+    marks, unit = _draw_rows(axis, rows), rows[0][0].rules.unit
+    base = rows[0][0].baseline.partition(" (")[0]
     axis.set_xlabel(f"difference to {base}, {unit}; better is to the right", fontsize=9)
     figure.legend(marks.values(), marks, loc="outside upper center", ncols=2, frameon=False,
                   fontsize=8)  # fmt: skip
     return save(figure, path)
 
 
-def draw_verdicts(path: Path, groups: Sequence[tuple[str, Sequence[Interval]]]) -> Path:
+def draw_verdicts(path: Path, groups: Sequence[tuple[str, Sequence[Shown]]]) -> Path:
     """The intervals of several studies, one panel below the other, each over its own margin.
 
     A panel shows most intervals whole; a longer one ends in an arrow.
@@ -79,8 +73,8 @@ def draw_verdicts(path: Path, groups: Sequence[tuple[str, Sequence[Interval]]]) 
     axes = figure.subplots(len(groups), squeeze=False, height_ratios=sizes)[:, 0]
     for axis, (title, rows) in zip(axes, groups, strict=True):
         marks = _draw_rows(axis, rows)
-        rules = rows[0].verdict.rules
-        found = [each.verdict.interval for each in rows]
+        rules = rows[0][0].rules
+        found = [verdict.interval for verdict, _ in rows]
         ends = [max(-each.low, each.high) for each in found if each is not None]
         bound = 1.2 * max(3 * rules.margin, float(np.quantile(ends, 0.8)) if ends else 0.0)
         axis.set_xlim(-bound, bound)
@@ -102,28 +96,28 @@ def _draw_arrows(axis: Any, place: int, low: float, high: float, bound: float) -
             axis.plot(0.985 * edge, place, marker, color=BASE, markersize=5)
 
 
-def _draw_rows(axis: Any, rows: Sequence[Interval]) -> dict[str, Any]:
+def _draw_rows(axis: Any, rows: Sequence[Shown]) -> dict[str, Any]:
     """Draw intervals below each other over the margin's band; label -> what the legend shows."""
-    rules = rows[0].verdict.rules
+    rules = rows[0][0].rules
     name = f"within the margin, ±{rules.margin:g} {rules.unit}"
     band = axis.axvspan(-rules.margin, rules.margin, color="#009e73", alpha=0.16, linewidth=0)
     axis.axvline(0, color="0.3", linewidth=1)
     marks = {name: band}
-    for place, row in enumerate(rows):
-        seen, kind = row.verdict.interval, row.verdict.kind
+    for place, (verdict, published) in enumerate(rows):
+        seen, kind = verdict.interval, verdict.kind
         color = {Kind.BETTER: UP, Kind.WORSE: DOWN, Kind.EQUIVALENT: "#00805c"}.get(kind, BASE)
         if seen is not None:
             axis.plot([seen.low, seen.high], [place, place], color=color, linewidth=2.4)
             axis.plot(seen.difference, place, "o", color=color, markersize=6)
-        elif math.isfinite(row.verdict.mean):
-            axis.plot(row.verdict.mean, place, "x", color=color, markersize=6)
-        if row.published is not None:
+        elif math.isfinite(verdict.mean):
+            axis.plot(verdict.mean, place, "x", color=color, markersize=6)
+        if published is not None:
             (marks["published"],) = axis.plot(
-                row.published, place, "D", color="black", markersize=6, fillstyle="none"
+                published, place, "D", color="black", markersize=6, fillstyle="none"
             )
         axis.annotate(kind.value, (1.02, place), xycoords=("axes fraction", "data"), va="center",
                       fontsize=9, color=color)  # fmt: skip
-    axis.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=9)
+    axis.set_yticks(range(len(rows)), [verdict.arm for verdict, _ in rows], fontsize=9)
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.tick_params(axis="x", labelsize=8)
     axis.tick_params(axis="y", length=0)

@@ -39,7 +39,7 @@ def findings(pages: Path = ROOT / "docs", tables: Path = ROOT / "results") -> st
     rows, drawn = list[dict[str, Any]](), list[str]()
     for study in read_studies():
         panels = {}
-        for cell in range(len(study.spec["cells"])):
+        for cell in study.cells:
             for arm in study.spec["arms"]:
                 for name, found in learned(study, arm, cell).items():
                     panels[f"{study.label(arm, cell)}: {name}"] = found

@@ -66,7 +66,7 @@ def _simulated(study: Study) -> list[str]:
                 study.runs_of(study.spec["baseline"], cell),
                 [study.runs_of(arm, cell) for arm, at in asked if at == cell],
             )
-            for cell in range(len(study.spec["cells"]))
+            for cell in study.cells
         ]
     except ValueError:  # too few runs
         unit = study.rules.unit
@@ -85,7 +85,7 @@ def _simulated(study: Study) -> list[str]:
 def _split_lines(study: Study) -> list[str]:
     """Splits of the baseline's runs in each cell, those of the hidden arm `again` too."""
     told = []
-    for cell in range(len(study.spec["cells"])):
+    for cell in study.cells:
         runs = [*_values(study.runs_of(study.spec["baseline"], cell)), *_again(study, cell)]
         looks = tuple(n for n in study.rules.looks if 2 * n <= len(runs))
         if not looks:
@@ -118,7 +118,7 @@ def hidden_runs(study: Study, seeds: int = 0) -> list[Run]:
         SpecError: the baseline has run too few, or its budget is no number of epochs.
     """
     base, found = study.spec["baseline"], []
-    for cell in range(len(study.spec["cells"])):
+    for cell in study.cells:
         ended = len(_values(study.runs_of(base, cell)))
         count = seeds or max((n for n in study.rules.looks if n <= ended), default=0)
         if not count:
@@ -145,7 +145,7 @@ def _hidden_lines(study: Study) -> list[str]:
     """The verdicts on the hidden arms whose runs have ended."""
     runs = hidden_runs(study, len(study.seeds))
     told, base = [], study.spec["baseline"]
-    for cell in range(len(study.spec["cells"])):
+    for cell in study.cells:
         for kind in HIDDEN:
             mine = [run for run in runs if run.cell == cell and run.arm == f"{base} {kind}"]
             if any(run.id in study.results for run in mine):

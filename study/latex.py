@@ -17,12 +17,10 @@ def latex(study: Study, verdicts: list[Verdict]) -> str:
     head = [r"Arm", r"\multicolumn{2}{c}{Mean $\pm$ SD}", "$n$", r"Difference", "Verdict"]
     head += ["Published"] if known else []
     body = []
-    cells = range(len(spec["cells"]))
-    for cell in cells:
+    for cell in study.cells:
         body += [r"\midrule"] if cell else []
-        if len(cells) > 1:
-            options = spec["cells"][cell]
-            name = f"{options.get('data', '')}, {options.get('model.backbone', '')}"
+        if len(study.cells) > 1:
+            name = ", ".join(study.place(cell))
             body.append(rf"\multicolumn{{{len(head) + 1}}}{{l}}{{\emph{{{escape(name)}}}}} \\")
         for arm in spec["arms"]:
             runs = study.runs_of(arm, cell)
@@ -33,7 +31,6 @@ def latex(study: Study, verdicts: list[Verdict]) -> str:
             row += [_difference(verdict), verdict.kind.value] if verdict else ["", "baseline"]
             if known:
                 value = published(study, arm, cell)
-                value = value[cell] if isinstance(value, list) else value
                 row.append("" if value is None else f"${value:+.2f}$")
             body.append(" & ".join(row) + r" \\")
     looks = ", ".join(map(str, spec["seeds"]["looks"]))

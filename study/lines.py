@@ -16,14 +16,14 @@ def verdict_lines(study: Study, verdicts: Sequence[Verdict]) -> list[str]:
     return [mark + each.sentence() for each in verdicts]
 
 
-def new_image_lines(study: Study, baseline: str = "") -> list[str]:
+def new_image_lines(study: Study) -> list[str]:
     """What each difference is worth on other images of this kind, or why that is not known."""
-    base, metric = baseline or study.spec["baseline"], study.spec["metric"]["name"]
+    base, metric = study.spec["baseline"], study.spec["metric"]["name"]
     name = metric.removeprefix("test/")
     if name not in METRICS:
         return [f"On new images: not computed for {metric}, only for {', '.join(METRICS)}."]
     found = []
-    for (arm, cell), each in zip(study.hypotheses(), study.verdicts(baseline), strict=True):
+    for (arm, cell), each in zip(study.hypotheses(), study.verdicts(), strict=True):
         if each.interval is None or each.kind in (Kind.IDENTICAL, Kind.UNSTABLE, Kind.HELD):
             continue
         estimate = _on_new_images(study, arm, base, cell, each)

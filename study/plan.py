@@ -52,7 +52,7 @@ def plan(folder: Path, spec: dict[str, Any], seconds: float = PILOT) -> str:
 
 
 def _runs(study: Study, times: dict[tuple[str, int], float], source: str) -> list[str]:
-    looks, cells = study.spec["seeds"]["looks"], range(len(study.spec["cells"]))
+    looks, cells = study.spec["seeds"]["looks"], study.cells
     arms = [(arm, cell) for cell in cells for arm in study.spec["arms"]]
     stages: list[tuple[str, list[Run]]] = [("tuning", list(study.tuning()))]
     stages.append(("twice the budget", [run for c in cells for _, run in compared(study, c)]))
@@ -147,7 +147,7 @@ def _pilot(spec: dict[str, Any], file: Path, seconds: float) -> None:
     study = Study(file.parent, {"spec": spec})
     try:
         rows = measure(study, seconds)
-        for cell in range(len(spec["cells"])):
+        for cell in study.cells:
             mine = [row for row in rows if row["cell"] == cell]
             base = next(row for row in mine if row["arm"] == spec["baseline"])
             fixed, epoch, batch = _parts(study, base)

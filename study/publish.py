@@ -49,7 +49,7 @@ def publish(target: Path = ROOT / "docs") -> str:
         unfinished.write_text(page(studies))
     groups = [
         (f"{study.folder.name}: difference to {study.spec['baseline']}", [
-            figures.Interval(verdict.arm, verdict, published(study, *place))
+            (verdict, published(study, *place))
             for place, verdict in rows
         ])
         for study in studies if (rows := _rows(study))
@@ -120,7 +120,7 @@ def _table(studies: Sequence[Study]) -> Block:
             body.append([
                 f"[{name}](#{name})", arm, data, network, ", ".join(budget),
                 seen.n if seen else verdict.pairs,
-                f"{seen.difference:+z.2f} [{seen.low:+z.2f}, {seen.high:+z.2f}]" if seen else "",
+                seen.numbers if seen else "",
                 mark + verdict.kind.value,
                 "" if ratio is None else f"{ratio:.2f}",
                 "" if value is None else f"{value:+.2f}",

@@ -117,7 +117,7 @@ def _page(
         if each != spec["baseline"]:
             page += [heading(f"Against {each}"), *_beside(study, study.verdicts(each))]
     if controls := study.control_verdicts():
-        shown = [figures.Interval(each.arm, each) for each in controls]
+        shown = [(each, None) for each in controls]
         caption = "The same picture for the controls."
         page += [heading("Controls"), paragraph(_controls(spec["controls"]))]
         page += [*_beside(study, controls), _interval_picture(study, "controls", shown, caption)]
@@ -153,7 +153,7 @@ def _about(study: Study) -> str:
     """What was compared, in one paragraph."""
     spec = study.spec
     arms = [arm for arm in spec["arms"] if arm != spec["baseline"]]
-    cells = "; ".join(_cell(study, cell) for cell in range(len(spec["cells"])))
+    cells = "; ".join(", ".join(study.place(cell)) for cell in study.cells)
     budget = ", ".join(
         f"{name.removeprefix('trainer.').removeprefix('max_')}: {value}"
         for name, value in spec["budget"].items()
@@ -171,11 +171,6 @@ def _about(study: Study) -> str:
     )
 
 
-def _cell(study: Study, cell: int) -> str:
-    options = study.spec["cells"][cell]
-    return f"{options.get('data', 'data')}, {options.get('model.backbone', 'backbone')}"
-
-
 def _controls(controls: Sequence[str]) -> str:
     told = {
         "frozen": "frozen: the function stays as it is at the start",
@@ -191,7 +186,7 @@ def _interval(verdict: Verdict) -> str:
     seen = verdict.interval
     if seen is None:
         return f"{verdict.mean:+z.2f}" if math.isfinite(verdict.mean) else "none"
-    return f"{seen.difference:+z.2f} [{seen.low:+z.2f}, {seen.high:+z.2f}]"
+    return seen.numbers
 
 
 def _published(study: Study, verdicts: list[Verdict]) -> list[Block]:
@@ -212,7 +207,7 @@ def _values(study: Study, verdicts: list[Verdict]) -> Block:
     """Mean and deviation of each arm in each cell."""
     told = dict(zip(study.hypotheses(), verdicts, strict=True))
     body = []
-    for cell in range(len(study.spec["cells"])):
+    for cell in study.cells:
         for arm in study.spec["arms"]:
             runs = study.runs_of(arm, cell)
             values = runs.values[runs.are("ok")]
@@ -266,7 +261,7 @@ def _tuning(study: Study) -> list[Block]:
     names = [", ".join(f"{n.rpartition('.')[2]} {v}" for n, v in each.items())
              for each in study.settings]  # fmt: skip
     body = []
-    for cell in range(len(spec["cells"])):
+    for cell in study.cells:
         for arm in spec["arms"]:
             best, means = study.tuned(arm, cell)
             texts = ["n/a" if math.isnan(m) else f"{scale * m:.2f}" for m in means]
@@ -274,7 +269,7 @@ def _tuning(study: Study) -> list[Block]:
             body.append([study.label(arm, cell), *texts])
     edge = [
         study.label(arm, cell)
-        for cell in range(len(spec["cells"]))
+        for cell in study.cells
         for arm in spec["arms"]
         if len(study.settings) > 2 and study.tuned(arm, cell)[0] in (0, len(study.settings) - 1)
     ]
@@ -331,7 +326,7 @@ def _runs(study: Study, table: list[dict[str, Any]]) -> Block:
 def _intervals(study: Study, verdicts: list[Verdict]) -> Block:
     """The picture of the verdicts."""
     told, spec = zip(study.hypotheses(), verdicts, strict=True), study.spec
-    shown = [figures.Interval(v.arm, v, published(study, *each)) for each, v in told]
+    shown = [(verdict, published(study, *place)) for place, verdict in told]
     return _interval_picture(study, "intervals", shown, (
         f"Mean difference to {spec['baseline']} and its interval, by which the verdict is made: "
         "better or worse if the interval leaves out 0, equivalent if it lies inside the green "
@@ -341,7 +336,7 @@ def _intervals(study: Study, verdicts: list[Verdict]) -> Block:
 
 
 def _interval_picture(
-    study: Study, name: str, shown: list[figures.Interval], caption: str
+    study: Study, name: str, shown: Sequence[figures.Shown], caption: str
 ) -> Block:
     path = study.folder / f"figures/{name}.png"
     figures.draw_intervals(path, shown)
@@ -374,14 +369,14 @@ def _pictures(study: Study, verdicts: list[Verdict]) -> list[Block]:
 def _draw_cost(study: Study, label: str) -> Block | None:
     ratios, spec = study.ratios(), study.spec
     cells = {}
-    for cell in range(len(spec["cells"])):
+    for cell in study.cells:
         arms = {}
         for arm in spec["arms"]:
             runs, ratio = study.runs_of(arm, cell), ratios.get(f"{arm}/{cell}")
             if ratio is not None and runs.are("ok").any():
                 arms[arm] = ratio, runs.values[runs.are("ok")]
         if arms:
-            cells[_cell(study, cell)] = arms
+            cells[", ".join(study.place(cell))] = arms
     if not cells:
         return paragraph("The cost of the arms is not measured yet: python -m study cost DIR")
     path = study.folder / "figures/cost.png"
@@ -398,7 +393,7 @@ def _draw_learning(study: Study) -> Block | None:
     metric = spec["metric"]["name"].replace("test/", "val/", 1)
     scale = 1 if metric.endswith("loss") else 100
     cells = {}
-    for cell in range(len(spec["cells"])):
+    for cell in study.cells:
         arms = {}
         for arm in spec["arms"]:
             runs = [study.verdict_run(arm, cell, seed) for seed in study.seeds]
@@ -411,7 +406,7 @@ def _draw_learning(study: Study) -> Block | None:
             if np.isfinite(values).any():
                 arms[arm] = values
         if arms:
-            cells[_cell(study, cell)] = arms
+            cells[", ".join(study.place(cell))] = arms
     if not cells:
         return None
     path = study.folder / "figures/learning.png"
@@ -424,7 +419,7 @@ def _draw_learning(study: Study) -> Block | None:
 
 def _draw_learned(study: Study) -> list[Block]:
     panels, left = {}, dict[str, list[str]]()
-    for cell in range(len(study.spec["cells"])):
+    for cell in study.cells:
         for arm in study.spec["arms"]:
             try:
                 found = learned_functions(study, arm, cell)

@@ -28,9 +28,9 @@ def runs(study: Study) -> dict[str, Run]:
 
 def _planned(study: Study) -> Iterator[Run]:
     yield from study.tuning()
-    for cell in range(len(study.spec["cells"])):
+    for cell in study.cells:
         yield from (double for _, double in compared(study, cell))
-    for cell in range(len(study.spec["cells"])):
+    for cell in study.cells:
         for arm in study.spec["arms"]:
             yield from (study.verdict_run(arm, cell, seed) for seed in study.seeds)
     for arm, cell, n in study.controlled():
@@ -61,7 +61,7 @@ def rows(study: Study) -> list[dict[str, Any]]:
         run = Run(stage, spec.get("arm", "?"), spec.get("cell", 0), spec.get("seed") or 0, {})
         status = study.results[key]["status"] if key in study.results else "waiting"
         table.append(_row(study, run, status, key))
-    for cell in range(len(study.spec["cells"])):
+    for cell in study.cells:
         gain = measured(study, cell)
         budget = words(study, cell) + (", short" if gain and gain.short else "")
         for row in table:

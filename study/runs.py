@@ -99,6 +99,19 @@ class Study:
         return list(range(first, first + looks[-1]))
 
     @property
+    def cells(self) -> range:
+        """Their numbers."""
+        return range(len(self.spec["cells"]))
+
+    def place(self, cell: int) -> tuple[str, str]:
+        """Data and network of a cell."""
+        options = self.spec["cells"][cell]
+        return (
+            str(options.get("data", "the data of the base file")),
+            str(options.get("model.backbone", "the network of the base file")),
+        )
+
+    @property
     def rules(self) -> Rules:
         """How the study is judged; metrics between 0 and 1 are counted in points of 0.01."""
         spec = self.spec
@@ -148,9 +161,7 @@ class Study:
 
     def tuning(self) -> Iterator[Run]:
         """The runs of the tuning stage: the same grid for every arm."""
-        for cell, setting in itertools.product(
-            range(len(self.spec["cells"])), range(len(self.settings))
-        ):
+        for cell, setting in itertools.product(self.cells, range(len(self.settings))):
             for seed in (self.spec["tune"] or {}).get("seeds", []):
                 for arm in self.spec["arms"]:
                     yield self.run("tune", arm, cell, seed, setting)
@@ -184,10 +195,10 @@ class Study:
         """A run of the verdict stage, with the tuned setting."""
         return self.run("verdict", arm, cell, seed, self.tuned(arm, cell)[0])
 
-    def hypotheses(self) -> list[tuple[str, int]]:
-        """Each arm but the baseline, in each cell."""
-        arms = [arm for arm in self.spec["arms"] if arm != self.spec["baseline"]]
-        return [(arm, cell) for cell in range(len(self.spec["cells"])) for arm in arms]
+    def hypotheses(self, baseline: str = "") -> list[tuple[str, int]]:
+        """Each arm but the baseline, or another one that takes its place, in each cell."""
+        base = baseline or self.spec["baseline"]
+        return [(arm, cell) for cell in self.cells for arm in self.spec["arms"] if arm != base]
 
     def runs_of(self, arm: str, cell: int) -> Runs:
         """Values and status of an arm's runs, in the order of the seeds."""
@@ -207,16 +218,12 @@ class Study:
         """The arm's name, with data and backbone where there are several cells."""
         if len(self.spec["cells"]) == 1:
             return arm
-        options = self.spec["cells"][cell]
-        return f"{arm} ({options.get('data', cell)}, {options.get('model.backbone', cell)})"
+        return f"{arm} ({', '.join(self.place(cell))})"
 
     def verdicts(self, baseline: str = "") -> list[Verdict]:
         """One for each hypothesis, against the baseline or another arm."""
         base = baseline or self.spec["baseline"]
-        asked = [(arm, cell) for arm, cell in self.hypotheses() if arm != base]
-        if base != self.spec["baseline"]:
-            cells = range(len(self.spec["cells"]))
-            asked = [(a, c) for c in cells for a in self.spec["arms"] if a != base]
+        asked = self.hypotheses(base)
         bases = [replace(self.runs_of(base, cell), name=base) for _, cell in asked]
         found = family(bases, [self.runs_of(arm, cell) for arm, cell in asked], self.rules)
         return self._scoped(found, [cell for _, cell in asked])
@@ -288,8 +295,8 @@ class Study:
         missing = self._missing(self.tuning())
         if missing:
             return "tuning", missing
-        cells, arms = range(len(self.spec["cells"])), self.open_arms()
-        double = self._missing(run for cell in cells for _, run in budget.compared(self, cell))
+        arms = self.open_arms()
+        double = self._missing(run for c in self.cells for _, run in budget.compared(self, c))
         for look in self.spec["seeds"]["looks"]:
             wanted = ((seed, *each) for seed in self.seeds[:look] for each in arms)
             missing = self._missing(self.verdict_run(arm, cell, seed) for seed, arm, cell in wanted)

@@ -5,14 +5,13 @@ import hashlib
 import json
 import math
 import re
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from activations.files import replacing
-from callbacks.machine import ROOT, code, commit
+from callbacks.machine import ROOT, code, commit, now
 
 LOCK = "spec.lock.yaml"
 DEFAULTS: dict[str, Any] = {
@@ -330,7 +329,7 @@ def lock(
     """
     path = folder / LOCK
     if not path.exists():
-        about = {"sha256": sha256(spec), "commit": commit(), "code": code(), "time": _now()}
+        about = {"sha256": sha256(spec), "commit": commit(), "code": code(), "time": now()}
         return write_lock(folder, {**about, "amendments": [], "spec": spec})
     known = read_lock(folder)
     if known["sha256"] == sha256(spec):
@@ -346,7 +345,7 @@ def lock(
             'another folder (--dir), or change the question with --amend "why": its verdicts are '
             "then exploratory"
         )
-    entry = {"why": amend, "time": _now(), "changed": {name: old[name] for name in changed}}
+    entry = {"why": amend, "time": now(), "changed": {name: old[name] for name in changed}}
     amendments = [*known["amendments"], entry]
     return write_lock(
         folder, {**known, "sha256": sha256(spec), "amendments": amendments, "spec": spec}
@@ -380,7 +379,3 @@ def write_lock(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
     with replacing(folder / LOCK) as unfinished:
         unfinished.write_text(yaml.safe_dump(content, sort_keys=False))
     return content
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

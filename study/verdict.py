@@ -140,10 +140,14 @@ class Interval(NamedTuple):
     level: float
     """The nominal level: the interval has the confidence 1 - level."""
 
+    @property
+    def numbers(self) -> str:
+        """As tables print it: -1.83 [-3.19, -0.47]."""
+        return f"{self.difference:+z.2f} [{self.low:+z.2f}, {self.high:+z.2f}]"
+
     def text(self, unit: str) -> str:
         """The interval as the reports print it."""
-        bounds = f"[{self.low:+z.2f}, {self.high:+z.2f}]"
-        return f"{self.difference:+z.2f} {unit} {bounds} over {self.n} paired seeds"
+        return f"{self.numbers.replace(' ', f' {unit} ', 1)} over {self.n} paired seeds"
 
 
 @dataclass(frozen=True)
