@@ -5,6 +5,7 @@ import re
 import sys
 import traceback
 from collections import Counter
+from enum import Enum
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from models import Classifier
 
 SLIP = 2  # exit code of a mistake in the command or its files
 set_parsing_settings(instantiate_subclass_spec_in_any=False)
+yaml.SafeDumper.add_multi_representer(  # Timer's default is one
+    Enum, lambda dumper, value: dumper.represent_data(value.value)
+)
 register_type(torch.device)  # an option of some callbacks, to be written in config.yaml
 # Pattern of what jsonargparse writes, which it does not promise (tests/test_slips.py fails when it
 # has changed) -> the sentence for it; the first that fits counts. {option} is what the message is
@@ -45,8 +49,12 @@ SENTENCES = {
     r"(does not accept option|Option) '(?P<name>[\w.]+)'": (
         "{owner} has no option {name!r}{nearest}"
     ),
-    r"given class_path '(\w+\.)*(?P<name>\w+)':(?P<why>.*?)(\n\s*- Expected|Given value|$)": (
+    r"given class_path '(\w+\.)*(?P<name>\w+)':(?P<why>.*?)(\n\s*- (Exp|Not )|Given value|$)": (
         "{name}: {why}"
+    ),
+    # what the constructor of a callback has said
+    r"^Does not validate.*?Errors:\s+- (?!Does not|Exp|Not a)(?P<why>.*?)\n\s*- (Exp|Not )": (
+        "{given}: {why}"
     ),
     r"key \".*Unable to load config (?P<text>.*?)\n": (
         "{option} is neither a file of options nor {{name: value}}: {text}"
@@ -140,8 +148,8 @@ def explain(message: str, parser: Parser | None = None) -> str:
     option = f"{owner}: {key[1]}" if key and owner else f"--{key[1]}" if key else "a value"
     value = re.search(r"(?:Given value|Got value|dot import path string): ?(.*)", message)
     given = value[1].strip() if value else ""
-    if own_class := re.search(r"class_path='([\w.]+)'", given):
-        given = own_class[1]
+    if classes := re.findall(r"class_path='([\w.]+)'", given):
+        given = " or ".join(dict.fromkeys(classes))
     parts = {name: _line(text) for name, text in match.groupdict("").items()}
     return sentence.format(
         **parts,

@@ -315,9 +315,8 @@ def main(args: list[str] | None = None, cli: type[CLI] = CLI) -> None:
         )
     except MISTAKES as error:
         # before the first batch, a library that refuses its arguments refuses the user's options
-        file = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        refused = isinstance(error, MisconfigurationException) or not _begun(error)
-        refused |= file.parent.parts[-3:] == ("lightning", "pytorch", "callbacks")
+        part = _part_of_lightning(error)
+        refused = isinstance(error, MisconfigurationException) or not _begun(error) or bool(part)
         mistake = next(_raised_here(error), error if refused else None)
         system = system_error(error)
         full = system is not None and is_full(system)
@@ -326,6 +325,7 @@ def main(args: list[str] | None = None, cli: type[CLI] = CLI) -> None:
         text = str(mistake)
         if mistake is error and next(_raised_here(error), None) is None:
             text = explain(text) or f"{type(error).__name__} without a message"
+            text = f"{part}: {text}" if part and part not in text else text
         if full and mistake in (None, error):
             text = f"{system}: make room there, or choose another folder"
         sys.stderr.write(f"train.py: error: {text} [SUPPLE_TRACEBACK=1 shows the traceback]\n")
@@ -356,6 +356,18 @@ def _begun(error: BaseException) -> bool:
             others = (fit.val_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop)
             return any(loop.batch_progress.current.ready for loop in (fit, *others))
     return False
+
+
+def _part_of_lightning(error: BaseException) -> str:
+    """The class of Lightning's callback or logger that called what has failed; "" for others."""
+    name = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        parts = Path(frame.f_code.co_filename).parent.parts
+        if "lightning" in parts and parts[-1] in ("callbacks", "loggers"):
+            name = type(frame.f_locals.get("self")).__name__
+        elif "lightning" in parts and "loops" in parts:
+            name = ""  # a training inside, as BatchSizeFinder runs it
+    return name
 
 
 def _raised_here(error: BaseException | None) -> Iterator[BaseException]:

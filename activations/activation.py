@@ -173,6 +173,13 @@ class Activation(Leaf):
         self.num_parameters = integer("num_parameters", num_parameters)
         self.channel_dim = integer("channel_dim", channel_dim, least=None)
         dtype = choice("dtype", dtype, None, *_DTYPES)
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, TypeError, AssertionError) as error:
+            why = str(error).partition("\n")[0]
+            raise ValueError(
+                f"device must be one that torch has here, such as 'cpu', got {device!r}: {why}"
+            ) from error
         self._made_as: dict[str, Any] = {"device": device, "dtype": dtype}
         self._starts: dict[str, float | list[float]] = {}
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +13,11 @@ import torch
 from torch import Tensor
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp", ".tif", ".tiff", ".gif"}
+
+# what these suffixes stand for: PIL knows others by their content, some of which are programs
+FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP", "TIFF", "GIF")
+# PIL reads this header byte by byte, and all comments between plain numbers again and again
+PNM = re.compile(rb"P([1-6])(?:\s|#[^\r\n]*[\r\n])+(\d+)(?:\s|#[^\r\n]*[\r\n])+(\d+)\s")
 
 
 def class_folders(folder: Path) -> list[str]:
@@ -71,7 +77,8 @@ def read_image(file: Path, side: int, *, resize: bool = True) -> np.ndarray:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(file) as image:
+        _check_pnm(file)
+        with Image.open(file, formats=FORMATS) as image:
             image.draft("RGB", (side, side))  # a large JPEG is decoded at about the wanted size
             width, height = image.size
             if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):  # PIL allows twice as many
@@ -87,6 +94,19 @@ def read_image(file: Path, side: int, *, resize: bool = True) -> np.ndarray:
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise damaged(file, error, "replace or delete it") from error
     return square(np.asarray(image), side)
+
+
+def _check_pnm(file: Path) -> None:
+    """Refuse a PNM file that is slow to read: a long header, or much more than its numbers."""
+    with file.open("rb") as opened:
+        begin = opened.read(2**21)
+    if re.match(rb"P[1-6][\s#]", begin):
+        header = PNM.match(begin)
+        if not header:
+            raise ValueError(f"its first {len(begin):,} bytes name no width and height")
+        plain, pixels = int(header[1]) < 4, int(header[2]) * int(header[3])
+        if plain and file.stat().st_size > 2**16 + 48 * pixels:  # 16 for each of three numbers
+            raise ValueError(f"{file.stat().st_size:,} bytes are too many for {pixels:,} pixels")
 
 
 def square(pixels: np.ndarray, side: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import BaseFinetuning, BatchSizeFinder
+from lightning.pytorch.callbacks import BaseFinetuning, BatchSizeFinder, ModelPruning
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.cli import ReduceLROnPlateau as MonitoringPlateau
 from lightning.pytorch.utilities import rank_zero_info
@@ -214,6 +214,8 @@ class Classifier(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """None; refuse those that would change the optimizer's groups during training."""
+        if self._has_callback(ModelPruning):  # views all weights as one vector
+            self.backbone.to(memory_format=torch.contiguous_format)  # pyright: ignore
         for each in getattr(self._trainer, "callbacks", ()):
             if isinstance(each, BaseFinetuning):
                 kind = type(each).__name__

@@ -88,6 +88,10 @@ RUN_LINES = [
     ("RUN --model.lr_scheduler ReduceLROnPlateau --model.lr_scheduler.monitor val/loss "
      "--model.lr_scheduler.factor 3", "cannot work here: Factor should be < 1.0"),
     ("RUN --model.lr_scheduler MultiStepLr", "the nearest: torch.optim.lr_scheduler.MultiStepLR"),
+    ("RUN --trainer.callbacks+=Timer --trainer.callbacks.duration abc", r"Timer: `Timer\(duration='abc'\)` is not a valid"),
+    ("RUN --trainer.callbacks+=EMAWeightAveraging --trainer.callbacks.decay 2", "EMAWeightAveraging: Invalid decay value 2.0"),
+    ("RUN --trainer.callbacks+=ModelPruning --trainer.callbacks.pruning_fn xx", "ModelPruning: The provided `pruning_fn` xx"),
+    ("RUN --trainer.callbacks+=StochasticWeightAveraging --trainer.callbacks.swa_lrs -1", "StochasticWeightAveraging: The `swa_lrs` should"),
     ("RUN --model.activation CosLU --model.activation.alhpa 3", "the nearest: alpha"),
     ("RUN --model.activation CosLU --model.activation.alpha x", "'x' does not fit: give a number"),
     ("RUN --model.activation CosLU --model.activation.num_parameters 0", "must be an integer >= 1, got 0"),

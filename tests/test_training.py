@@ -6,7 +6,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    EMAWeightAveraging,
+    ModelPruning,
+    WeightAveraging,
+)
 from lightning.pytorch.plugins import TorchSyncBatchNorm
 from torch import nn
 
@@ -128,6 +133,16 @@ def test_weight_averaging(tmp_path: Path, average: WeightAveraging):
             torch.testing.assert_close(value.double(), mean[name], rtol=1e-4, atol=1e-6)
     weight = "backbone.fc.weight"
     assert not torch.equal(model.state_dict()[weight], oracle.state_dict()[weight])
+
+
+def test_pruning(tmp_path: Path):
+    """Lightning's ModelPruning needs weights that can be seen as one vector."""
+    model = classifier(CosLU)
+    pruning = ModelPruning("l1_unstructured", parameter_names=["weight"], amount=0.3)
+    trainer(tmp_path, pruning, max_epochs=1, limit_train_batches=2).fit(model, datamodule=Tiny())
+    pruned = [m for m in model.modules() if isinstance(getattr(m, "weight", None), nn.Parameter)]
+    weights = torch.cat([module.weight.detach().flatten() for module in pruned])  # pyright: ignore
+    assert (weights == 0).sum() == round(0.3 * weights.numel())
 
 
 def test_early_stopping(tmp_path: Path):

@@ -89,6 +89,26 @@ def test_sizes_that_only_the_header_declares(tmp_path: Path, monkeypatch: pytest
     assert read_image(file, 2).tolist() == [[[7, 7], [7, 7]]] * 3
 
 
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"P6\n#" + b"x" * 10**7 + b"\n2 2\n255\n" + bytes(12), "2,097,152 bytes name no width"),
+        (b"P5" + b" " * 10**7 + b"2 2\n255\n" + bytes(4), "2,097,152 bytes name no width"),
+        (b"P3 2 2 255\n" + b"#\n" * 10**6 + b"7 " * 12, "2,000,035 bytes are too many for 4"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 2 2\n", "cannot identify"),
+    ],
+)
+def test_what_pil_reads_slowly_or_by_a_program(tmp_path: Path, content: bytes, why: str):
+    (tmp_path / "x.ppm").write_bytes(content)  # the first three take PIL 2, 2 and 10 s
+    with pytest.raises(ValueError, match=rf"x.ppm' is damaged \(.*{why}.*replace or delete"):
+        read_image(tmp_path / "x.ppm", 2)
+
+
+def test_plain_numbers_and_comments(tmp_path: Path):
+    (tmp_path / "x.ppm").write_bytes(b"P2\n# a\n # 9 9\n2# so\n\t2 255\n1 2 # 3\n3   4\n")
+    assert read_image(tmp_path / "x.ppm", 2).tolist() == [[[1, 2], [3, 4]]] * 3
+
+
 def test_resizing_is_torchvisions(tmp_path: Path):
     from torchvision.transforms import v2
 

@@ -287,6 +287,8 @@ def test_mixtures_hold_learned_members_of_their_own():
             lambda: A.CosLU(dtype=torch.int64),
             "dtype must be None, .* or torch.float64, got torch.int64",
         ),
+        (lambda: A.CosLU(device="xyz"), "device must be .*, got 'xyz': Expected one of cpu"),
+        (lambda: A.CosLU(device=3.5), "device must be .*, got 3.5: "),  # pyright: ignore[reportArgumentType]
         (
             lambda: A.LinComb([nn.ReLU], [1.0, 2.0]),
             r"1 members need as many weights, got \[1.0, 2.0\]",
