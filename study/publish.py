@@ -72,7 +72,8 @@ def read_studies() -> list[Study]:
 def page(studies: Sequence[Study]) -> str:
     """The page as Markdown."""
     blocks: list[Block] = [paragraph(_MADE), paragraph(_READ)]
-    if any(map(_rows, studies)):
+    shown = [(study, _rows(study)) for study in studies]
+    if any(rows for _, rows in shown):
         caption = (
             "Each difference and its interval, over the margin in green. An arrow: it goes on "
             "beyond the picture. A cross: a mean without verdict. A diamond: published."
@@ -80,10 +81,10 @@ def page(studies: Sequence[Study]) -> str:
         blocks += [
             paragraph(f"![{caption}]({PICTURE})\n\n{caption}"),
             heading("All verdicts"),
-            _table(studies),
+            _table(shown),
         ]
-    for study in studies:
-        blocks += _section(study)
+    for study, rows in shown:
+        blocks += _section(study, rows)
     known = {study.folder.name for study in studies}
     left = [file for file in sorted(SPECS.glob("*.yaml")) if file.stem not in known]
     if left:
@@ -110,10 +111,10 @@ def _table(studies: Sequence[Study]) -> Block:
     columns = ["study", "function", "data", "network", "budget", "n", "difference [interval]",
                "verdict", "cost", "published"]  # fmt: skip
     body = []
-    for study in studies:
+    for study, rows in shown:
         name, ratios = study.folder.name, study.ratios()
         mark = EXPLORATORY if study.lock["amendments"] else ""
-        for (arm, cell), verdict in _rows(study):
+        for (arm, cell), verdict in rows:
             data, network, *budget = scope(study, cell)
             seen, value = verdict.interval, published(study, arm, cell)
             ratio = ratios.get(f"{arm}/{cell}")
@@ -128,9 +129,9 @@ def _table(studies: Sequence[Study]) -> Block:
     return tabled(columns, body)
 
 
-def _section(study: Study) -> list[Block]:
+def _section(study: Study, rows: list[Row]) -> list[Block]:
     # what the budget is, the first line says
-    spec, verdicts = study.spec, [replace(verdict, scope="") for _, verdict in _rows(study)]
+    spec, verdicts = study.spec, [replace(verdict, scope="") for _, verdict in rows]
     early = len(study.hypotheses()) - len(verdicts)
     stage, missing = study.next_runs()
     told = "All its runs have ended."
