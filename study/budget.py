@@ -9,6 +9,7 @@ import yaml
 from callbacks.machine import ROOT
 
 from .spec import flatten
+from .words import counted
 
 if TYPE_CHECKING:
     from .runs import Run, Study
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 STAGE = "budget"
 SHORT = 1.0  # points that the double budget gains; of a loss, the margin
 WORD = "SHORT BUDGET"
-_UNITS = {"trainer.max_steps": "steps", "trainer.max_epochs": "epochs"}
+_UNITS = {"trainer.max_steps": "step", "trainer.max_epochs": "epoch"}
 _MOVES = {"milestones", "step_size"}  # of a scheduler, in epochs
 
 
@@ -54,7 +55,7 @@ def _usual() -> dict[str, Any]:
 
 def words(study: "Study", cell: int, times: int = 1) -> str:
     """The budget as people say it, such as "20 epochs"."""
-    found = (f"{times * n:,} {_UNITS[name]}" for name, n in limits(study, cell).items())
+    found = (counted(times * n, _UNITS[name]) for name, n in limits(study, cell).items())
     return next(found, "no limit")
 
 

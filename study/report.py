@@ -378,7 +378,9 @@ def _draw_cost(study: Study, label: str) -> Block | None:
         if arms:
             cells[", ".join(study.place(cell))] = arms
     if not cells:
-        return paragraph("The cost of the arms is not measured yet: python -m study cost DIR")
+        return paragraph(
+            f"The cost of the arms is not measured yet: python -m study cost {study.folder}"
+        )
     path = study.folder / "figures/cost.png"
     figures.draw_cost(path, cells, spec["baseline"], label)
     return picture(study.folder, "figures/cost.png", (

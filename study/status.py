@@ -62,7 +62,7 @@ def _left(study: Study, side_by_side: int) -> list[str]:
     """What comes next and how long it takes, and the same up to the last look."""
     stage, missing = study.next_runs()
     if not missing:
-        return ["nothing is left to train: python -m study report DIR"]
+        return [f"nothing is left to train: python -m study report {study.folder}"]
     driver = owner(study.folder / "driver")
     jobs = max(side_by_side, 1)
     lines = [f"next: {stage}, {counted(len(missing), 'run')}{_time(study, missing, jobs)}"]
