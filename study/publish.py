@@ -107,7 +107,7 @@ def _rows(study: Study) -> list[Row]:
     return sorted(found, key=place)
 
 
-def _table(studies: Sequence[Study]) -> Block:
+def _table(shown: Sequence[tuple[Study, list[Row]]]) -> Block:
     columns = ["study", "function", "data", "network", "budget", "n", "difference [interval]",
                "verdict", "cost", "published"]  # fmt: skip
     body = []
