@@ -78,7 +78,10 @@ def locate(
     if attribute.startswith("__") and not attribute.endswith("__"):  # a private name
         attribute = f"_{caller.f_code.co_qualname.split('.')[-2].lstrip('_')}{attribute}"
     if getattr(getattr(type(owner), attribute, None), "__code__", None) is not caller.f_code:
-        return refused(f"the method {method.name} is decorated or overridden")
+        named = ", ".join(f"@{ast.unparse(each)}" for each in method.decorator_list)
+        if named:
+            return refused(f"the method {method.name} is decorated ({named})")
+        return refused(f"the method {method.name} is overridden")
     if not _unchanged(caller.f_code, tuple(lines)):
         return refused("its source has changed since it was imported")
     positions = itertools.islice(code.co_positions(), frame.f_lasti // 2, None)

@@ -491,6 +491,7 @@ def test_library_networks(build, calls: int):
         ("part", r"cannot swap relu: it changes its input in place"),
         ("gated", "calls no activation that could be swapped"),
         ("starred", "not called by its own name"),
+        ("decorated", r"the method inner is decorated \(@torch.enable_grad\(\)\)"),
     ],
 )
 def test_what_it_cannot_swap_it_refuses(kind: str, message: str):
@@ -510,10 +511,16 @@ class Refused(Net):
         super().__init__()
         self.kind = kind
 
+    @torch.enable_grad()
+    def inner(self, x):
+        return F.relu(x)
+
     def forward(self, x):
         x = self.conv(x)
         if self.kind == "helper":
             return helper(x)
+        if self.kind == "decorated":
+            return self.inner(x)
         if self.kind == "overwritten":
             return self.act(x) + self.more(x)
         if self.kind == "alias":
