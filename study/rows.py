@@ -6,7 +6,7 @@ from typing import Any
 
 from .budget import compared, measured, words
 from .claims import owner
-from .runs import CLAIM, Run, Study, read_prepared
+from .runs import CLAIM, Run, Study, read_prepared, split
 
 STAGES = {"tune": "tuning", "budget": "budget", "verdict": "verdict", "control": "controls"}
 
@@ -80,7 +80,10 @@ def _row(study: Study, run: Run, status: str, key: str = "") -> dict[str, Any]:
     return {
         "id": key or run.id,
         "stage": STAGES.get(run.stage, run.stage),
-        "arm": run.arm,
+        # at the same time it is the baseline that is trained
+        "arm": f"{study.spec['baseline']} ({run.arm})"
+        if split(run.arm)[1] == "same_time"
+        else run.arm,
         "data": options.get("data"),
         "backbone": options.get("model.backbone"),
         "cell": run.cell,

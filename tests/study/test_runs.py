@@ -155,6 +155,8 @@ def test_controls_follow_a_verdict(tmp_path: Path):
     assert [verdict.kind for verdict in made.control_verdicts()] == [
         Kind.WORSE, Kind.BETTER, Kind.WORSE,
     ]  # fmt: skip
+    trained = [row["arm"] for row in rows(made) if row["stage"] == "controls"]
+    assert set(trained) == {"CosLU frozen", "CosLU retrained", "ReLU (CosLU same_time)"}
     told = made.control_verdicts()[2].sentence()  # 80 points against 95
     assert told.startswith("CosLU same_time: WORSE than ReLU (4 epochs): -14.9")
     assert made.next_runs() == ("", [])
