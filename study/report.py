@@ -31,6 +31,7 @@ from .page import (
     tabled,  # fmt: skip
 )
 from .power import pairing
+from .ranks import rank_blocks
 from .rows import rows
 from .runs import Study
 from .spec import SpecError
@@ -121,7 +122,7 @@ def _page(
         caption = "The same picture for the controls."
         page += [heading("Controls"), paragraph(_controls(spec["controls"]))]
         page += [*_beside(study, controls), _interval_picture(study, "controls", shown, caption)]
-    page += [heading("The judge"), listed(judged)]
+    page += [*rank_blocks(study), heading("The judge"), listed(judged)]
     if spec["published"]:
         page += [heading("Published and here"), *_published(study, verdicts)]
     page += [heading("Figures"), *_pictures(study, verdicts)]

@@ -22,14 +22,32 @@ def _range(x: Tensor) -> Tensor:
     return x.clamp(-bound, bound)
 
 
+def _sinh(x: Tensor) -> Tensor:
+    """By exponentials: the older exporter to ONNX has no operator for it, nor for cosh."""
+    x = _range(x)
+    return (expm1(x) - expm1(-x)) / 2
+
+
+def _cosh(x: Tensor) -> Tensor:
+    """1 + 2 sinh(x / 2)^2, whose slope is exact near 0."""
+    return 1 + 2 * _sinh(_range(x) / 2) ** 2
+
+
+def _asinh(x: Tensor) -> Tensor:
+    """The inverse of sinh; the older exporter to ONNX has no operator for it either."""
+    if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():  # pyright: ignore
+        return x.sign() * torch.log(x.abs() + torch.sqrt(x * x + 1))
+    return torch.asinh(x)
+
+
 OPERATORS: dict[str, Callable[..., Tensor]] = {
     "+": torch.add, "-": torch.sub, "*": torch.mul, "/": torch.div, "**": torch.pow,
     "max": torch.maximum, "min": torch.minimum, "neg": torch.neg, "abs": torch.abs,
     "sqrt": torch.sqrt, "log": torch.log, "log1p": torch.log1p,
     "exp": lambda x: torch.exp(_range(x)), "expm1": lambda x: expm1(_range(x)),
-    "sinh": lambda x: torch.sinh(_range(x)), "cosh": lambda x: torch.cosh(_range(x)),
+    "sinh": _sinh, "cosh": _cosh,
     "sin": lambda x: torch.sin(inside(x)), "cos": lambda x: torch.cos(inside(x)),
-    "tanh": torch.tanh, "atan": torch.atan, "asinh": torch.asinh, "erf": torch.erf,
+    "tanh": torch.tanh, "atan": torch.atan, "asinh": _asinh, "erf": torch.erf,
     "sigmoid": gate, "softplus": lambda x: F.softplus(x, threshold=50),
     "logsigmoid": F.logsigmoid, "softsign": F.softsign, "relu": torch.relu, "relu6": F.relu6,
     "elu": F.elu, "selu": F.selu, "silu": F.silu, "gelu": F.gelu, "mish": F.mish,

@@ -1,14 +1,17 @@
 """Formulas as text: reading, writing, and the same values as Python's own reading of the text."""
 
 import math
+import warnings
+from pathlib import Path
 
 import hypothesis.strategies as st
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
 
 from activations import EELU, CosLU, Formula
-from activations.functions.formula import TWO, parse, text
+from activations.functions.formula import OPERATORS, TWO, parse, text
 
 X = torch.linspace(-3, 3, 61, dtype=torch.float64)
 KNOWN = {"x": X, "alpha": torch.tensor(0.7), "abs": abs, "max": torch.maximum, "tanh": torch.tanh}
@@ -54,6 +57,31 @@ def test_known_functions_by_their_formula():
         ("x*erf(exp(x))", "-x*erf(exp(-x))", "x*erf(exp(x))**2", "erf(x)*softplus(x)"), start=1
     ):
         torch.testing.assert_close(Formula(written)(X), EELU(variant)(X))
+
+
+@pytest.mark.parametrize(
+    "written", [f"{name}(abs(x) + 0.1)" for name in OPERATORS if name.isidentifier() and name not in TWO]
+    + ["sinh(x) + asinh(x)", "cosh(x) * max(x, min(x**2, 0.3))"],
+)  # fmt: skip
+def test_every_operator_is_exported_by_the_older_exporter(written: str, tmp_path: Path):
+    module, file = Formula(written), str(tmp_path / "formula.onnx")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        torch.onnx.export(module, (torch.randn(3, 4),), file, input_names=["x"], dynamo=False)
+    x = torch.randn(3, 4)
+    y = onnxruntime.InferenceSession(file).run(None, {"x": x.numpy()})[0]
+    torch.testing.assert_close(torch.as_tensor(y), module(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sinh", "cosh", "asinh"])
+def test_hyperbolic_functions_are_exact(name: str):
+    x = torch.logspace(-8, 1.9, 100, dtype=torch.float64)
+    x = torch.cat([-x, x]).float().requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    y, expected = Formula(f"{name}(x)")(x), getattr(torch, name)(exact)
+    torch.testing.assert_close(y.double(), expected, rtol=4e-7 if name == "asinh" else 2e-6, atol=0)
+    slopes = [torch.autograd.grad(each.sum(), at)[0] for each, at in ((y, x), (expected, exact))]
+    torch.testing.assert_close(slopes[0].double(), slopes[1], rtol=2e-6, atol=0)
 
 
 def test_exponentials_stop_where_they_end():
