@@ -81,6 +81,26 @@ class SaveConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, "fit")
 
 
+class CountingTrainer(Trainer):
+    """Lightning's Trainer, for which 1 is one batch and 1.0 are all.
+
+    `typing` may give back `float | int` for `int | float`, by which the parser read 1 as 1.0.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        overfit_batches: int | float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        limits = {name: value for name, value in locals().items() if name.endswith("_batches")}
+        super().__init__(*args, **limits, **kwargs)
+
+
 class CLI(LightningCLI):
     """The model is always Classifier; data, activation, optimizer and callbacks are chosen."""
 
@@ -308,6 +328,7 @@ def main(args: list[str] | None = None, cli: type[CLI] = CLI) -> None:
             Classifier,
             LightningDataModule,
             save_config_callback=SaveConfig,
+            trainer_class=CountingTrainer,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             parser_class=Parser,

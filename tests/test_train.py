@@ -257,6 +257,19 @@ def test_fit_then_test_then_validate_then_predict(
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 31
 
 
+def test_one_batch_is_not_all_of_them(tmp_path: Path, capsys: Any):
+    file = tmp_path / "limits.yaml"
+    file.write_text("trainer: {limit_train_batches: 1, limit_test_batches: 1.0}")
+    with pytest.raises(SystemExit):
+        command(f"fit --data Digits --model.backbone resnet8 -c {file} "
+                "--trainer.limit_val_batches 1 --trainer.overfit_batches 0.5 --print_config")  # fmt: skip
+    read = yaml.safe_load(capsys.readouterr().out)["trainer"]
+    limits = [
+        read[f"{name}_batches"] for name in ("limit_train", "limit_val", "limit_test", "overfit")
+    ]
+    assert list(map(repr, limits)) == ["1", "1", "1.0", "0.5"]
+
+
 def test_runs_without_logger_and_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     command("fit --data Digits --model.backbone resnet8 --model.activation CosLU "
