@@ -132,7 +132,8 @@ class Results(Callback):
         speed = {"images_per_s": self._images / max(seconds, 1e-9)}
         self.epochs = [*kept, {"epoch": trainer.current_epoch, **metrics, **speed}]
         order = getattr(trainer.train_dataloader, "sampler", None)
-        whole = trainer.limit_train_batches == 1.0
+        limit = trainer.limit_train_batches
+        whole = isinstance(limit, float) and limit == 1  # the number 1 is one batch
         # the last batch of an epoch may be left out, of other samples each time
         known = len(order) if whole and isinstance(order, Sized) else 0
         self._trained = max(known, self._images, self._trained)

@@ -125,6 +125,15 @@ def test_an_error_is_a_result_and_a_signal_is_none(tmp_path: Path, error: BaseEx
         assert read(tmp_path / "run")["message"] == "no more memory"
 
 
+@pytest.mark.parametrize(("limit", "samples"), [(1, 6), (1.0, 48), (3, 18)])
+def test_training_samples_of_an_epoch(tmp_path: Path, limit: float, samples: int):
+    results = Results()
+    trainer(tmp_path, results, max_epochs=1, limit_train_batches=limit).fit(
+        Small(), datamodule=Tiny()
+    )
+    assert results.state_dict()["train_samples"] == samples
+
+
 def test_samples_without_positions_and_groups(tmp_path: Path):
     write_records(tmp_path / "data")
     data = MITBIH(str(tmp_path / "data"), protocol="inter_patient", cache_dir=str(tmp_path))
