@@ -72,7 +72,7 @@ def test_the_study_is_on_other_seeds_and_data(found: Search, root: Path):
     adopt(found, "NewLU", 18, root)
     spec = read_spec(root / "configs/study/newlu.yaml")
     assert list(spec["arms"]) == ["ReLU", "SiLU", "EELU-1", "EELU-2", "EELU-3", "EELU-4", "NewLU"]
-    assert [cell["data"] for cell in spec["cells"]] == ["CIFAR10", "CIFAR100"]
+    assert spec["cells"] == [{"data": "CIFAR10", "model.backbone": "resnet20"}]
     seeds = found.spec["finalists"]["seeds"]
     assert spec["seeds"]["first"] > max(*seeds, found.spec["seed"])
 
