@@ -62,6 +62,8 @@ def test_a_search_that_was_killed_goes_on_to_the_same(tmp_path: Path):
         until(lambda n=enough: ended(folder) >= n)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        assert process.stdout
+        process.stdout.close()
     process = start(folder)
     text = process.communicate(timeout=FEW)[0]
     assert process.returncode == 0, text
