@@ -131,12 +131,15 @@ class Results(Callback):
         metrics = _numbers(trainer.callback_metrics)
         speed = {"images_per_s": self._images / max(seconds, 1e-9)}
         self.epochs = [*kept, {"epoch": trainer.current_epoch, **metrics, **speed}]
-        order = getattr(trainer.train_dataloader, "sampler", None)
-        limit = trainer.limit_train_batches
-        whole = isinstance(limit, float) and limit == 1  # the number 1 is one batch
-        # the last batch of an epoch may be left out, of other samples each time
-        known = len(order) if whole and isinstance(order, Sized) else 0
-        self._trained = max(known, self._images, self._trained)
+        loader: Any = trainer.train_dataloader
+        order, size = (getattr(loader, name, None) for name in ("sampler", "batch_size"))
+        known, limit = self._images, trainer.limit_train_batches
+        if isinstance(order, Sized):
+            # the last batch of an epoch may be left out, of other samples each time
+            whole = isinstance(limit, float) and limit == 1  # the number 1 is one batch
+            some = trainer.num_training_batches * size if size else self._images
+            known = len(order) if whole else min(len(order), int(some))
+        self._trained = max(known, self._trained)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the learned values, and stop the clock."""

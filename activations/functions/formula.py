@@ -177,7 +177,7 @@ class Formula(Activation):
         ValueError: the text is no formula of x, a name has no value, or a value has no name.
 
     Reference:
-        none: it is yours. `python -m search` looks for new ones.
+        none: the formula is yours; `python -m search` looks for new ones. Deviation from it: none.
     """
 
     variants = (
