@@ -1,10 +1,9 @@
 """What a search asks: read, checked, and locked before its first run."""
 
-import difflib
 from pathlib import Path
 from typing import Any
 
-from study.spec import SpecError, check, flatten, read_overlaid
+from study.spec import SpecError, check, filled, flatten, read_overlaid
 
 from .space import Space
 
@@ -47,18 +46,7 @@ def check_search(spec: dict[str, Any]) -> dict[str, Any]:
     Raises:
         SpecError: it cannot be searched as it is written; the message names field and remedy.
     """
-    for name in spec:
-        if name not in DEFAULTS:
-            near = difflib.get_close_matches(str(name), DEFAULTS, n=1)
-            hint = f"; the nearest: {near[0]}" if near else f": choose from {', '.join(DEFAULTS)}"
-            raise SpecError(f"unknown field {name!r}{hint}")
-    full = {**DEFAULTS, **spec}
-    for name in ("halving", "finalists"):
-        if not isinstance(full[name], dict) or not full[name].keys() <= DEFAULTS[name].keys():
-            raise SpecError(
-                f"{name} must be a mapping of {' and '.join(DEFAULTS[name])}, got {full[name]!r}"
-            )
-        full[name] = {**DEFAULTS[name], **full[name]}
+    full = filled(spec, DEFAULTS, ("halving", "finalists"))
     _check_numbers(full)
     try:
         Space.of(full["space"])

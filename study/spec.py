@@ -92,18 +92,7 @@ def check(spec: dict[str, Any]) -> dict[str, Any]:
         SpecError: it cannot give a verdict; the message names the field and the remedy.
     """
     _check_plain(spec, "")
-    for name in spec:
-        if name not in DEFAULTS:
-            near = difflib.get_close_matches(name, DEFAULTS, n=1)
-            hint = f"; the nearest: {near[0]}" if near else f": choose from {', '.join(DEFAULTS)}"
-            raise SpecError(f"unknown field {name!r}{hint}")
-    full = {**DEFAULTS, **spec}
-    for name in ("seeds", "metric"):
-        if not isinstance(full[name], dict) or not full[name].keys() <= DEFAULTS[name].keys():
-            raise SpecError(
-                f"{name} must be a mapping of {' and '.join(DEFAULTS[name])}, got {full[name]}"
-            )
-        full[name] = {**DEFAULTS[name], **full[name]}
+    full = filled(spec, DEFAULTS, ("seeds", "metric"))
     for name, default in DEFAULTS.items():
         kind = type(default)
         if kind in (dict, list, str) and not isinstance(full[name], kind):
@@ -113,6 +102,29 @@ def check(spec: dict[str, Any]) -> dict[str, Any]:
     _check_options(full)
     _check_numbers(full)
     _check_tuning(full)
+    return full
+
+
+def filled(
+    spec: dict[str, Any], defaults: dict[str, Any], closed: tuple[str, ...]
+) -> dict[str, Any]:
+    """`spec` with defaults, also inside the mappings `closed`, which have no other names.
+
+    Raises:
+        SpecError: a name is unknown; the message tells the nearest.
+    """
+    for name in spec:
+        if name not in defaults:
+            near = difflib.get_close_matches(str(name), defaults, n=1)
+            hint = f"; the nearest: {near[0]}" if near else f": choose from {', '.join(defaults)}"
+            raise SpecError(f"unknown field {name!r}{hint}")
+    full = {**defaults, **spec}
+    for name in closed:
+        if not isinstance(full[name], dict) or not full[name].keys() <= defaults[name].keys():
+            raise SpecError(
+                f"{name} must be a mapping of {' and '.join(defaults[name])}, got {full[name]!r}"
+            )
+        full[name] = {**defaults[name], **full[name]}
     return full
 
 
