@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from . import board, figures, sites
-from .record import Record, Row, means, read, run_folder, single_channels, thinned
+from .record import Record, Row, means, read, run_folder, single_channels, thinned, write_inputs
 
 _SHAPES = 8  # curves a panel
 _ZEROS = 0.95
@@ -24,6 +24,7 @@ class ActivationMonitor(Callback):
       standard deviation. `<parameter>_1/<site>` is the first term of a parameter that has several,
       such as LSLU's theta. In TensorBoard one chart for each parameter, and a row of HParams.
     - `activations.csv`: all values, and once an epoch the health of each site.
+    - `inputs.csv`, at the end: quantiles of each site's inputs.
     - `activations.png`, at the start, every few epochs and at the end: each site's function over
       its earlier shapes and the histogram of its inputs. At the end `parameters.png`: every value
       over training.
@@ -170,6 +171,8 @@ class ActivationMonitor(Callback):
         """Look for the last time, and draw."""
         self._look(trainer)
         self._draw(trainer, f"epoch {self._epoch + 1}")
+        if self.record and (inputs := self._probe.quantiles()):
+            write_inputs(self.record.path.with_name("inputs.csv"), inputs)
         if self.record and self.figure and self.last:
             path = self.record.path.with_name("parameters.png")
             rows = read(self.record.path)

@@ -3,12 +3,13 @@
 import csv
 import io
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor
 
 from activations.files import append, replacing
 
@@ -73,6 +74,14 @@ def read(path: Path) -> Iterator[Row]:
                 yield Row(int(step), int(epoch), site, param, index, float(value))
             except ValueError:
                 return
+
+
+def write_inputs(path: Path, quantiles: Mapping[str, Tensor]) -> None:
+    """Write `inputs.csv`: a column for each site, its quantiles below each other."""
+    rows = zip(*(values.tolist() for values in quantiles.values()), strict=True)
+    text = _text([tuple(quantiles), *(tuple(f"{value:.5g}" for value in row) for row in rows)])
+    with replacing(path) as unfinished:
+        unfinished.write_text(text)
 
 
 def means(values: Values) -> Iterator[tuple[str, str, float]]:

@@ -15,6 +15,7 @@ Named = TypeVar("Named")
 Values = dict[str, dict[str, Tensor]]  # site -> parameter -> (channels, terms), on the CPU
 
 SAMPLES, ELEMENTS = 16, 2**14  # how much of a batch is looked at
+QUANTILES = 101  # of the inputs of a site, in files
 FLAT = 0.01  # a slope below it counts as saturated
 HEALTH = ("zeros", "saturated", "in_mean", "in_std", "out_mean", "out_std")
 
@@ -130,7 +131,8 @@ class Probe:
     Attributes:
         watching: whether the present step is looked at.
         drawn: name -> module, of the sites that have an elementwise function.
-        inputs: name -> the elements that flowed in at the last step that was watched.
+        inputs: name -> the elements that flowed in at the last step that was watched; after a
+            resume 101 of them.
     """
 
     def __init__(self, sites: dict[str, nn.Module], compiled: Container[nn.Module] = ()) -> None:
@@ -194,12 +196,24 @@ class Probe:
         return {
             "health": {site: torch.stack(rows) for site, rows in self._health.items()},
             "gradients": gradients,
+            "inputs": self.quantiles(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self._health = {site: list(rows) for site, rows in state["health"].items()}
         self._gradients = {(site, n): list(norms) for site, n, norms in state["gradients"]}
+        self.inputs = dict(state.get("inputs", {}))
+
+    def quantiles(self) -> dict[str, Tensor]:
+        """Each site's inputs as 101 of them, each of which stands for an equal share."""
+        found: dict[str, Tensor] = {}
+        for name, x in self.inputs.items():
+            ordered = x[x.isfinite()].cpu().sort().values
+            if len(ordered):  # the same again, if they are 101
+                middle = (2 * torch.arange(QUANTILES) + 1) * len(ordered) // (2 * QUANTILES)
+                found[name] = ordered[middle]
+        return found
 
     def read(self) -> dict[str, dict[str, float]]:
         """Means since the last call: site -> quantity -> value; see `HEALTH`."""

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from activations.picture import new_figure
+from callbacks.figures import grid
 from study.figures import BASE, COLORS, new_panels, save
 
 from .evolution import EVOLVED, RANDOM, Member
@@ -19,24 +20,39 @@ Points = Sequence[tuple[int, float]]
 STYLES: dict[str, str] = {EVOLVED: COLORS[0], RANDOM: BASE}
 
 
-def draw_finalists(
-    path: Path, functions: Mapping[str, tuple[Member, Mapping[str, Sequence[float]]]]
-) -> Path:
-    """Each function over the density of N(0, 1), and with the constants that layers learned."""
+class Finalist(NamedTuple):
+    """What is drawn of a finalist.
+
+    Attributes:
+        member: the function.
+        learned: constant -> its values, one for each site and channel.
+        inputs: of its sites; none if they are not known.
+    """
+
+    member: Member
+    learned: Mapping[str, Sequence[float]]
+    inputs: Array
+
+
+def draw_finalists(path: Path, functions: Mapping[str, Finalist]) -> Path:
+    """Each function over its inputs, and with the constants that layers learned."""
     figure, axes = new_panels(len(functions), 2.6, 2.5)
-    x = torch.linspace(-4, 4, 201, dtype=torch.float64)
-    density = torch.exp(-(x**2) / 2)
-    for axis, (name, (member, learned)) in zip(axes, functions.items(), strict=True):
+    for axis, (name, (member, learned, inputs)) in zip(axes, functions.items(), strict=True):
         layers = min((len(values) for values in learned.values()), default=0)
         curves = [member.candidate.make(dtype=torch.float64)]
         for k in range(min(layers, 64)):
             curves.append(member.candidate.make(dtype=torch.float64))
             for constant, values in learned.items():
                 getattr(curves[-1], constant).data.fill_(values[k])
+        x = grid(torch.from_numpy(inputs).float()).double()
         with torch.no_grad():
             ys = [curve(x) for curve in curves]
         low, high = (float(f(ys[0])) for f in (torch.min, torch.max))
-        axis.fill_between(x, low, low + (high - low) * density, color="0.9", linewidth=0)
+        edges = np.linspace(float(x[0]), float(x[-1]), 41)
+        density = np.exp(-((edges[:-1] + edges[1:]) ** 2) / 8)
+        counts = np.histogram(inputs, edges)[0] if len(inputs) else density
+        heights = low + 0.9 * (high - low) * counts / counts.max()
+        axis.stairs(heights, edges, baseline=low, fill=True, color="0.88", zorder=0)
         for y in ys[1:]:
             axis.plot(x, y, color=COLORS[4], linewidth=0.7)
         axis.plot(x, ys[0], color=COLORS[0], linewidth=1.8)

@@ -32,6 +32,10 @@ _SCOPE = (
     "good by the luck of the choice. What it is worth on other seeds and other data says a study: "
     "python -m search adopt DIR NAME, then python -m study run."
 )
+_NO_INPUTS = (
+    "The inputs of {} of {} are not known, since their runs have written no inputs.csv: these are "
+    "drawn over the standard normal distribution. "
+)
 
 
 def report(search: Search) -> str:
@@ -198,14 +202,17 @@ def _finalists(search: Search) -> list[Block]:
                *(f"seed {each}" for each in search.spec["finalists"]["seeds"])]  # fmt: skip
     blocks: list[Block] = [tabled(columns, body)]
     if members:
-        figures.draw_finalists(
-            search.folder / "figures/finalists.png",
-            {name: (members[name], _learned(search, name)) for name in order if name in members},
-        )
+        shown = {
+            name: figures.Finalist(members[name], _learned(search, name), inputs(search, name))
+            for name in order if name in members
+        }  # fmt: skip
+        figures.draw_finalists(search.folder / "figures/finalists.png", shown)
+        unknown = sum(not len(each.inputs) for each in shown.values())
         blocks.append(picture(search.folder, "figures/finalists.png", (
-            "The finalists over the standard normal distribution (grey), for which the screens "
-            "judge them; the inputs of the trained layers are not at hand here. Thin: what each "
-            "layer has learned, of the first seed, where there are learned constants."
+            "The finalists over the histogram (grey) of what flowed into all their layers in a "
+            "training batch of the last epoch, all seeds together. "
+            f"{_NO_INPUTS.format(unknown, len(shown)) if unknown else ''}Thin: what each layer has "
+            "learned, of the first seed, where there are learned constants."
         )))  # fmt: skip
     return blocks
 
@@ -217,6 +224,15 @@ def _learned(search: Search, name: str) -> dict[str, list[float]]:
     for path, values in (result.get("learned") or {}).items():
         found.setdefault(path.rpartition(".")[2], []).extend(np.ravel(values).tolist())
     return found
+
+
+def inputs(search: Search, name: str) -> np.ndarray:
+    """What flowed into the layers, as many numbers of each layer of each run; none if unknown."""
+    found = []
+    for run in search.final_runs()[name]:
+        files = sorted((search.folder / "runs" / run.id).glob("attempt_*/inputs.csv"))
+        found += [pd.read_csv(file).to_numpy().ravel() for file in files[-1:]]
+    return np.concatenate([*found, np.zeros(0)])
 
 
 def _streams(search: Search) -> list[Block]:

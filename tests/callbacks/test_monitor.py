@@ -26,7 +26,7 @@ from activations import (
 )
 from callbacks import ActivationMonitor, run_results, run_summary
 from callbacks.figures import grid
-from callbacks.record import Record, Row, read, thinned
+from callbacks.record import Record, Row, read, thinned, write_inputs
 from callbacks.sites import (
     Probe,
     activation_sites,
@@ -403,6 +403,28 @@ def test_a_resumed_run_keeps_the_history(tmp_path: Path):
     assert found == expected
     assert [label for label, _ in monitor._shapes] == ["at the start", "epoch 3"]
     assert monitor.table() == watched.table()
+    files = [Path(logger.log_dir) / "inputs.csv" for logger in (whole, resumed)]
+    assert files[0].read_text() == files[1].read_text()
+
+
+def test_quantiles_of_the_inputs(tmp_path: Path):
+    """Each of the 101 has the same share of the inputs around it; they stay after a resume."""
+    import pandas
+
+    probe = Probe({"act1": CosLU(), "act2": CosLU(), "act3": CosLU()})
+    few = torch.tensor([[2.0, -1.0, float("nan")]])
+    large = torch.randn(16, 1000)
+    probe.inputs = {"act1": large, "act2": few, "act3": torch.full((3,), float("inf"))}
+    found = probe.quantiles()
+    assert list(found) == ["act1", "act2"]
+    expected = np.quantile(large.numpy(), (np.arange(101) + 0.5) / 101, method="inverted_cdf")
+    np.testing.assert_allclose(found["act1"], expected, atol=0.02)
+    assert found["act2"].tolist() == [-1.0] * 50 + [2.0] * 51
+    probe.load_state_dict(probe.state_dict())
+    assert all(torch.equal(found[name], again) for name, again in probe.quantiles().items())
+    write_inputs(tmp_path / "inputs.csv", found)
+    table = pandas.read_csv(tmp_path / "inputs.csv")
+    np.testing.assert_allclose(table["act1"], found["act1"], rtol=1e-4)
 
 
 class Own(LightningModule):
@@ -513,7 +535,7 @@ def test_without_a_logger_files_are_kept_apart(tmp_path: Path):
     for version in ("version_0", "version_1"):
         folder = tmp_path / "monitor" / version
         assert {path.name for path in folder.iterdir()} == {
-            "activations.csv", "activations.png", "parameters.png"
+            "activations.csv", "activations.png", "inputs.csv", "parameters.png"
         }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from scipy import stats
 
 import search.__main__
 from search.evolution import EVOLVED, STREAMS, Search
-from search.report import family, front, report
+from search.report import family, front, inputs, report
 from search.status import progress
 from tests.search.made import begun, finish, train
 
@@ -49,13 +49,31 @@ def test_pages_and_table(made: tuple[Search, str]):
                     "Accuracy against cost", "Known functions", "Screens before training",
                     "The surrogate"):  # fmt: skip
         assert f"## {heading}" in page
-    assert "N(0, 1)" not in page.partition("## Finalists")[2].partition("##")[0]
-    assert "standard normal distribution" in page
+    assert "The inputs of 4 of 4 are not known" in page
     html = (search.folder / "report.html").read_text()
     assert html.count("data:image/png;base64,") == 3
     table = pd.read_csv(search.folder / "candidates.csv")
     assert len(table) == sum(len(stream.members) for stream in search.streams.values())
     assert table["number"][table["by"] == EVOLVED].tolist() == list(range(18))
+
+
+def test_finalists_are_drawn_over_their_inputs(tmp_path: Path):
+    search = begun(tmp_path, generations=1, finalists={"number": 1, "seeds": [101, 102]})
+    finish(search)
+    mine = search.final_runs()[search.finalists(EVOLVED)[0].candidate.formula]
+    for number, run in enumerate(mine):
+        for attempt in (1, 2):  # the first one failed
+            folder = tmp_path / "runs" / run.id / f"attempt_{attempt}"
+            folder.mkdir()
+            pd.DataFrame({"act1": [5.0 * attempt + number, 0.0]}).to_csv(
+                folder / "inputs.csv", index=False
+            )
+    found = {name: inputs(search, name).tolist() for name in search.final_runs()}
+    formula = search.finalists(EVOLVED)[0].candidate.formula
+    assert {name for name, each in found.items() if each} == {formula}
+    assert found[formula] == [10, 0, 11, 0]
+    report(search)
+    assert "The inputs of 1 of 2 are not known" in (tmp_path / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
