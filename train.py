@@ -175,6 +175,8 @@ class CLI(LightningCLI):
         for name in ("trainer", "model"):
             if config[name] is None:
                 raise ValueError(f"{name}: null leaves no options: name some, or leave it out")
+        if self.checkpoint:  # the parser read the class names in it as YAML; a fit takes them anew
+            config.model.data = None
         for name, value in config.items():
             if isinstance(value, int) and abs(value) >= 2**63:
                 raise ValueError(f"--{name} {value} is too large: give a number below 2**63")

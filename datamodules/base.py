@@ -17,6 +17,7 @@ from .options import check_part, check_range, check_types
 Part = Literal["train", "test"]
 Split = Literal["train", "val", "test"]
 Data = tuple[Tensor | Images, Tensor]
+RESIZE = "shorter side to size, bilinear; then the square in the middle"  # of read_image
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -96,6 +97,26 @@ class ImageDataModule(LightningDataModule):
         self._test: Data | None = None
         self._train_loader: ImageLoader | None = None
         self._resume: dict[str, int] | None = None
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What a trained network must know of its data, as plain values: checkpoints store it.
+
+        `step` names code of a subclass that changes batches, which no checkpoint can hold.
+        """
+        own = type(self).transform_batch
+        known = own is ImageDataModule.transform_batch
+        return {
+            "name": type(self).__name__,
+            "class_names": list(self.class_names),
+            "dims": self.dims,
+            "channels": self.in_channels,
+            "size": self.image_size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            **({} if known else {"step": own.__qualname__}),
+            **({"resize": RESIZE} if self.dims == 2 else {}),
+        }
 
     def load(self, split: Part) -> Data:
         """Read one part: images (M, C, H, W) in uint8, and labels (M,) in int64."""

@@ -124,6 +124,22 @@ class MITBIH(ImageDataModule):
         self.records = tuple(sorted(DS1 + DS2 + paced))
         self._beats: dict[str, Tensor] = {}
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """What a trained network must know; how beats are cut, unless Kaggle has cut them."""
+        known = super().description | {"representation": self.representation}
+        del known["step"]
+        known.pop("resize", None)
+        if self.protocol == "kaggle":
+            return known
+        return known | {
+            "lead": self.lead,
+            "window": list(self.window),
+            "rate": float(beats.RATE if self.rate is None else self.rate),
+            "baseline": self.baseline,
+            "normalize": self.normalize,
+        }
+
     def prepare_data(self) -> None:
         """Download the records that are missing, if `download` is set."""
         missing = [r for r in self.records if not all(map(Path.is_file, self._files(r)))]

@@ -1,5 +1,6 @@
 """The LightningModule that trains any backbone with any activation."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from inspect import signature
@@ -102,6 +103,8 @@ class Classifier(LightningModule):
             start anew.
         compile: activations fuses each function into one kernel each way; model compiles the whole
             network. Both take half a minute at the start (docs/performance.md).
+        data: what the data set tells of itself, such as class names, mean and deviation; a training
+            takes it from the `description` of its data module, and checkpoints store it.
 
     Attributes:
         lr: learning rate that Lightning's LearningRateFinder has found; None: the optimizer's own.
@@ -143,6 +146,7 @@ class Classifier(LightningModule):
         activation_frozen: bool = False,
         activation_from: str | None = None,
         compile: Literal["off", "activations", "model"] = "off",
+        data: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.activation_lr_scale = positive("activation_lr_scale", activation_lr_scale)
@@ -283,7 +287,8 @@ class Classifier(LightningModule):
         check_complete(content, str(checkpoint_path), changes)
         changes = {"map_location": map_location, "weights_only": True, **changes}
         model = super().load_from_checkpoint(checkpoint_path, **changes)
-        for name in FACTORIES.keys() & stored.keys() - changes.keys():
+        # as they are in the file: the parser reads texts as YAML
+        for name in {*FACTORIES, "data"} & stored.keys() - changes.keys():
             model.hparams[name] = stored[name]
             model._not_stored.pop(name, None)
         return model
@@ -295,7 +300,10 @@ class Classifier(LightningModule):
         return self.backbone(images)
 
     def on_fit_start(self) -> None:
-        """Say what the swap left."""
+        """Keep what the data tell of themselves; say what the swap left."""
+        data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(known := getattr(data, "description", None), dict):
+            self.hparams["data"] = json.loads(json.dumps(known))  # a checkpoint holds data only
         if remarks := self.swapped.remarks():
             more = f"; {len(remarks) - 2} more of this kind" if remarks[2:] else ""
             first = f"swapped {len(self.swapped)} activation calls{more}"

@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 import train
 from activations import CosLU, LinComb
 from models import Classifier, read_weights
 from models.checkpoints import check_given, check_stored
+from tests.data import Tiny
+from tests.trainings import classifier, trainer
 
 DATA = ["--data", "Digits", "--trainer.accelerator", "cpu", "--trainer.logger", "false"]
 TOUCH = {"class_path": "os.system", "init_args": {"command": "touch opened"}}
@@ -127,7 +130,7 @@ WRONG: dict[str, list[Any]] = {  # names of options -> values
     "checkpoint_path activation_from": [3, True, ["x"]],
     "activation lr_scheduler": CLASS,
     "optimizer": [None, *CLASS],
-    "activation_by_site backbone_kwargs": ["x", 3, [1]],
+    "activation_by_site backbone_kwargs data": ["x", 3, [1]],
 }
 
 
@@ -340,3 +343,23 @@ def test_many_damaged_files(whole: Path, tmp_path: Path, capsys: Any):
             with pytest.raises((ValueError, FileNotFoundError), match=file.name):
                 read_weights(file)
     assert not Path("opened").exists()
+
+
+def test_a_checkpoint_knows_its_data(tmp_path: Path):
+    """As they were, whatever the class names look like to YAML; own modules may tell nothing."""
+    names, data = ("null", "1.0", "{a: 1}"), Tiny()
+    data.class_names = names
+    keep = ModelCheckpoint(tmp_path, "a")
+    trainer(tmp_path, keep, enable_checkpointing=True, max_steps=1).fit(classifier(CosLU), data)
+    stored = torch.load(tmp_path / "a.ckpt", weights_only=True)["hyper_parameters"]["data"]
+    assert stored == {
+        "name": "Tiny", "class_names": list(names), "dims": 2, "channels": 1, "size": 8,
+        "mean": [0.5], "std": [0.3],
+        "resize": "shorter side to size, bilinear; then the square in the middle",
+    }  # fmt: skip
+    again = Classifier.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert again.hparams["data"] == stored
+    plain = Tiny()
+    plain.setup("fit")
+    trainer(tmp_path, max_steps=1).fit(again, plain.train_dataloader(), plain.val_dataloader())
+    assert again.hparams["data"] == stored
