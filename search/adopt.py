@@ -16,7 +16,7 @@ from activations.files import replacing
 from activations.functions.formula import OPERATORS, Tree, evaluate, parse
 from callbacks.machine import ROOT
 from study.report import mean_deviation
-from study.spec import SpecError
+from study.spec import SpecError, flatten
 
 from .evolution import EVOLVED, Member, Search
 
@@ -343,6 +343,10 @@ def _study(search: Search, member: Member, name: str) -> str:
             "SiLU": {"model.activation": "torch.nn.SiLU"}}  # fmt: skip
     arms |= {f"EELU-{k}": {"model.activation": "EELU", "model.activation.variant": k}
              for k in range(1, 5)}  # fmt: skip
+    known = [flatten(each).get("model.optimizer.init_args.lr") for each in spec["base"]]
+    rates = [factor * rate for rate in known if rate for factor in (0.5, 1, 2)][-3:]
+    grid = {"model.optimizer.lr": rates}
+    tune = {"grid": grid, "seeds": [1, 2], "metric": "val/acc"} if rates else None
     first = max(1000, *spec["finalists"]["seeds"], spec["seed"]) + 1000
     content = {
         "question": f"Is {name}, found by a search, better than ReLU on data that it was not "
@@ -351,6 +355,7 @@ def _study(search: Search, member: Member, name: str) -> str:
         "cells": [{"data": data, "model.backbone": PLACES[data]}],
         "seeds": {"first": first, "looks": [5, 8, 12, 20]}, "margin": 0.3,
         "budget": {"trainer.max_epochs": 30},
+        "tune": tune,
     }  # fmt: skip
     return (
         f"# {name} = {member.candidate.formula}: written by python -m search adopt, before any "

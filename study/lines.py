@@ -8,6 +8,10 @@ from .runs import Study
 from .verdict import Kind, Verdict
 
 EXPLORATORY = "(exploratory) "
+UNTUNED = (
+    "Not tuned: all arms have the same learning rate, which may suit one better than another. "
+    "`tune` in the spec gives each its own."
+)
 
 
 def verdict_lines(study: Study, verdicts: Sequence[Verdict]) -> list[str]:

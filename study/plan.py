@@ -13,6 +13,7 @@ from callbacks.results import FILE
 from .arms import quiet
 from .budget import compared
 from .cost import alone
+from .lines import UNTUNED
 from .packed import read_packed
 from .power import smallest_difference
 from .runs import Run, Study, arguments
@@ -22,7 +23,7 @@ from .verdict import Runs
 from .words import duration
 from .work import train_run
 
-PILOT = 120.0  # seconds at most
+PILOT = 120.0  # seconds at most, for each cell
 DEVIATIONS = (0.25, 0.5, 1.0)  # of runs, in points
 SHORT = 2.0  # seconds of training steps in a short training of the pilot
 
@@ -31,12 +32,12 @@ def plan(folder: Path, spec: dict[str, Any], seconds: float = PILOT) -> str:
     """Runs of each stage, hours, and the smallest difference that each look can tell.
 
     The time of a run is that of the runs that have ended in `folder`, if there are some, else of a
-    pilot that ends after `seconds`: see :func:`pilot`.
+    pilot that ends in time: see :func:`pilot`.
 
     Args:
         folder: of the study; it need not exist.
         spec: checked.
-        seconds: the most that the pilot takes.
+        seconds: the most that the pilot takes for each cell.
 
     Raises:
         SpecError: `folder` holds another, damaged study; or the data or the network of the spec
@@ -47,7 +48,7 @@ def plan(folder: Path, spec: dict[str, Any], seconds: float = PILOT) -> str:
         study = Study.read(folder, read_packed(folder))
     times, source = run_seconds(study), "runs that have ended"
     if not times:
-        times, source = pilot(study, seconds)
+        times, source = pilot(study, seconds * len(study.cells))
     return "\n".join([*_runs(study, times, source), "", *_power(study)])
 
 
@@ -73,6 +74,7 @@ def _runs(study: Study, times: dict[tuple[str, int], float], source: str) -> lis
             "each arm that is better or worse, for each control"
         )
     lines.append("Arms that are decided at an early look need no later runs.")
+    lines += [] if study.spec["tune"] else [UNTUNED]
     told = f"The time of a run is known from {source}; {START:g} s are for its start and its test."
     return [*lines, told]
 

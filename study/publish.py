@@ -11,7 +11,7 @@ from . import figures, packed
 from .budget import budget_lines, scope
 from .judged import judge_study
 from .levels import critical_value
-from .lines import EXPLORATORY, new_image_lines, published, verdict_lines
+from .lines import EXPLORATORY, UNTUNED, new_image_lines, published, verdict_lines
 from .page import Block, code, folded, heading, listed, markdown, paragraph, tabled
 from .power import pairs_needed
 from .runs import Study
@@ -145,7 +145,8 @@ def _section(study: Study, rows: list[Row]) -> list[Block]:
         f"{study.lock['time'][:10]} at commit {study.lock['commit']}."
     )
     blocks: list[Block] = [heading(study.folder.name), paragraph(about)]
-    blocks.append(listed([*budget_lines(study), *judge_study(study)]))
+    tuning = [] if spec["tune"] else [UNTUNED]
+    blocks.append(listed([*budget_lines(study), *tuning, *judge_study(study)]))
     if undecided := [_outlook(each) for each in verdicts if each.kind is Kind.UNDECIDED]:
         text = "Undecided, and the seeds for a verdict in 80% of studies, if the truth is as seen:"
         blocks += [paragraph(text), listed(undecided)]

@@ -17,7 +17,7 @@ from .cost import about_steps
 from .judged import judge_study
 from .latex import latex
 from .learned import learned_functions
-from .lines import new_image_lines, published, verdict_lines
+from .lines import UNTUNED, new_image_lines, published, verdict_lines
 from .page import (
     Block,
     code,
@@ -127,8 +127,7 @@ def _page(
         page += [heading("Published and here"), *_published(study, verdicts)]
     page += [heading("Figures"), *_pictures(study, verdicts)]
     page += [heading("All values"), _values(study, verdicts)]
-    if spec["tune"]:
-        page += [heading("Tuning"), *_tuning(study)]
+    page += [heading("Tuning"), *(_tuning(study) if spec["tune"] else [paragraph(UNTUNED)])]
     page += [heading("Runs and their cost"), *_cost(study, table)]
     lock_text = yaml.safe_dump({k: v for k, v in lock.items() if k != "spec"}, sort_keys=False)
     return [

@@ -26,7 +26,9 @@ FILES = ("activations/__init__.py", "tests/cases.py", "README.md")
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Search:
-    search = finish(begun(tmp_path_factory.mktemp("search") / "found"))
+    optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.2}}
+    folder = tmp_path_factory.mktemp("search") / "found"
+    search = finish(begun(folder, base=[{"model": {"optimizer": optimizer}}]))
     known = search.streams[EVOLVED].members
     learned = Candidate("x * erf(exp(beta1 * x)) - max(x, 0.5) * tanh(gamma2 * x) + sin(x) / (1 + abs(x + 0.123456789))",
                         {"beta1": 1.0, "gamma2": 1.0})  # fmt: skip
@@ -75,6 +77,7 @@ def test_the_study_is_on_other_seeds_and_data(found: Search, root: Path):
     assert spec["cells"] == [{"data": "CIFAR10", "model.backbone": "resnet20"}]
     seeds = found.spec["finalists"]["seeds"]
     assert spec["seeds"]["first"] > max(*seeds, found.spec["seed"])
+    assert spec["tune"]["grid"] == {"model.optimizer.lr": [0.1, 0.2, 0.4]}  # around the search's
 
 
 @pytest.mark.parametrize(
