@@ -1,5 +1,6 @@
 """What is told of a candidate before any training, and which are not trained at all."""
 
+from bisect import bisect, insort
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -56,6 +57,37 @@ class Candidate:
         return Formula(self.formula, self.constants, **options)
 
 
+class Shapes:
+    """Shapes, of which equal ones are found in about the same time however many there are.
+
+    Attributes:
+        shapes: in the order in which they came.
+    """
+
+    def __init__(self, shapes: Iterable[np.ndarray] = ()) -> None:
+        self.shapes: list[np.ndarray] = []
+        self._keys: dict[int, list[tuple[float, int]]] = {}  # size -> means in order, and numbers
+        for each in shapes:
+            self.add(each)
+
+    def add(self, shape: np.ndarray) -> None:
+        """Put in one more."""
+        insort(self._keys.setdefault(len(shape), []), (_key(shape), len(self.shapes)))
+        self.shapes.append(shape)
+
+    def find(self, shape: np.ndarray) -> int | None:
+        """The number of the first that equals a shape."""
+        keys, key = self._keys.get(len(shape), []), _key(shape)
+        first, last = (bisect(keys, (key + 1.01 * side * SAME, 0)) for side in (-1, 1))
+        near = (number for _, number in keys[first:last])
+        return min((k for k in near if np.abs(self.shapes[k] - shape).max() < SAME), default=None)
+
+
+def _key(shape: np.ndarray) -> float:
+    """A mean of the values, which differs by no more than they do; rising weights tell odd ones."""
+    return float(np.average(shape, weights=np.arange(len(shape))))
+
+
 class Screens:
     """Looks at candidates one after another, and counts.
 
@@ -68,19 +100,16 @@ class Screens:
 
     def __init__(self, earlier: Iterable[Candidate] = ()) -> None:
         self.counts: Counter[str] = Counter()
-        self._shapes: dict[int, list[np.ndarray]] = {}
-        for each in earlier:
-            self._shapes.setdefault(len(each.shape), []).append(each.shape)
+        self._seen = Shapes(each.shape for each in earlier)
 
     def look(self, genome: Genome) -> Candidate:
         """The candidate of a genome, with the reason if it is not worth a training."""
         found = replace(_looked(genome))
         if not found.reason:
-            seen = self._shapes.setdefault(len(found.shape), [])
-            if seen and np.abs(np.asarray(seen) - found.shape).max(1).min() < SAME:
-                found.reason = "equal to an earlier one"
+            if self._seen.find(found.shape) is None:
+                self._seen.add(found.shape)
             else:
-                seen.append(found.shape)
+                found.reason = "equal to an earlier one"
         self.counts[found.reason] += 1
         return found
 
@@ -99,19 +128,19 @@ def _looked(genome: Genome) -> Candidate:
     if "x" not in names(formula):
         found.reason = "constant"
         return found
-    exact = _values(found.make(dtype=torch.float64), GRID)
+    double, single = found.make(dtype=torch.float64), found.make()
+    exact = _values(double, GRID)
     near = GRID.abs() <= 8
     if not all(value.isfinite().all() for value in exact):
         found.reason = "not finite"
     elif max(value[near].abs().max() for value in exact) > LARGEST:
         found.reason = "explosive"
-    elif not all(_finite(found.make(), exact, dtype) for dtype in DTYPES):
+    elif not all(_finite(single, exact, dtype) for dtype in DTYPES):
         found.reason = "not finite in half or single precision"
     else:
-        y, slope = _values(found.make(dtype=torch.float64), NEAR)
-        found.reason = _dull(y, slope)
+        found.reason = _dull(*_values(double, NEAR))
     if not found.reason:
-        found.shape = shape(found.make(dtype=torch.float64))
+        found.shape = shape(double)
         found.known = _named(found)
     return found
 
@@ -164,7 +193,10 @@ def shape(module: nn.Module) -> np.ndarray:
             parameter += 0.37 + 0.11 * k
         if parameters:
             rows.append(module(NEAR))
-    return np.concatenate([_free(row.double().numpy()) for row in rows])
+    # with its parameters moved it may overflow
+    return np.nan_to_num(
+        np.concatenate([_free(row.double().numpy()) for row in rows]), posinf=0, neginf=0
+    )
 
 
 def _free(y: np.ndarray) -> np.ndarray:
@@ -177,8 +209,8 @@ def _free(y: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _known() -> list[tuple[str, np.ndarray]]:
-    """Names and shapes of torch's activations and of this project's."""
+def _known() -> tuple[list[str], Shapes, Shapes]:
+    """Names of torch's activations and of this project's, their shapes, and these at the start."""
     found: list[tuple[str, nn.Module]] = [
         (kind.__name__, kind())
         for kind in (nn.SiLU, nn.GELU, nn.ReLU, nn.Mish, nn.ELU, nn.SELU, nn.Tanh, nn.Sigmoid,
@@ -192,16 +224,15 @@ def _known() -> list[tuple[str, np.ndarray]]:
             for number, arguments in enumerate(kind.variants, start=1):
                 label = f"{name}-{number}" if len(kind.variants) > 1 else name
                 found.append((label, kind(**arguments, dtype=torch.float64)))
-    return [(name, shape(module.double())) for name, module in found]
+    shapes = [shape(module.double()) for _, module in found]
+    starts = Shapes(each[: len(NEAR)] for each in shapes)
+    return [name for name, _ in found], Shapes(shapes), starts
 
 
 def _named(candidate: Candidate) -> str:
     """The known function that a candidate equals, "" for none."""
-    for name, known in _known():
-        if len(known) == len(candidate.shape) and np.abs(known - candidate.shape).max() < SAME:
-            return name
-    first = candidate.shape[: len(NEAR)]
-    for name, known in _known():
-        if np.abs(known[: len(NEAR)] - first).max() < SAME:
-            return f"{name} at the start"
-    return ""
+    known, shapes, starts = _known()
+    if (number := shapes.find(candidate.shape)) is not None:
+        return known[number]
+    number = starts.find(candidate.shape[: len(NEAR)])
+    return "" if number is None else f"{known[number]} at the start"

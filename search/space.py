@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from activations.functions.formula import Tree, names, parse
@@ -199,6 +200,9 @@ def put(genome: Genome, place: tuple[int, ...], new: Genome) -> Genome:
     return (*genome[:k], put(genome[k], tuple(rest), new), *genome[k + 1 :])
 
 
+_parsed = cache(parse)  # of the operators of a space, which are few
+
+
 def tree(genome: Genome) -> tuple[Tree, dict[str, float]]:
     """The formula's tree of a genome, and the first values of its learned constants."""
     constants: dict[str, float] = {}
@@ -206,7 +210,7 @@ def tree(genome: Genome) -> tuple[Tree, dict[str, float]]:
     def built(genome: Genome) -> Tree:
         name, *parts = genome if isinstance(genome, tuple) else (genome,)
         inner: dict[str, Tree] = dict(zip("xy", map(built, parts), strict=False)) or {"x": "x"}
-        template = parse(name)
+        template = _parsed(name)
         for own in dict.fromkeys(names(template)):
             if own not in ("x", "y"):
                 fresh = f"{own}{len(constants) + 1}"

@@ -1,8 +1,9 @@
 """Screens: what is told of a function before any training."""
 
+import numpy as np
 import pytest
 
-from search.screen import Screens
+from search.screen import SAME, Screens, Shapes
 from search.space import Genome
 
 
@@ -63,3 +64,25 @@ def test_equal_functions_are_found_once():
     screens.look("x * tanh(exp(1.2 * x))")
     screens.look("2 * x")
     assert screens.counts == {"": 2, "equal to an earlier one": 2, "affine": 1}
+
+
+def test_equal_shapes_are_those_of_a_comparison_with_each():
+    rng = np.random.default_rng(4)
+    seen = Shapes()
+    for number in range(300):
+        seen.add(rng.normal(size=81 * (1 + number % 2)))
+    for number in range(0, 300, 7):
+        for size, found in ((0.99 * SAME, number), (1.01 * SAME, None)):
+            moved = seen.shapes[number] + size * rng.choice([-1, 1], 81 * (1 + number % 2))
+            assert seen.find(moved) == found
+    first = seen.shapes[4]
+    seen.add(first)
+    assert seen.find(first) == 4  # the first of several
+    assert seen.find(first[::-1]) is None
+
+
+def test_one_that_overflows_with_other_constants_hides_no_equal_ones():
+    screens = Screens()
+    for formula in ("tanh(x) * x / (beta - 1.37)", "x * tanh(beta * x)", "3 * x * tanh(beta * x)"):
+        screens.look((formula, "x"))
+    assert screens.counts == {"": 2, "equal to an earlier one": 1}
