@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from activations.functions.formula import parse
+
 # importing a module runs its code: for a checkpoint only these are imported
 TRUSTED = ("torch.nn", "torch.optim", "activations", "models", "datamodules", "timm", "torchvision",
            "lightning.pytorch.cli.ReduceLROnPlateau")  # fmt: skip
@@ -259,6 +261,12 @@ def _names(value: Any, option: str, source: str, key: str = "") -> Iterator[str]
             yield from _names(inner, option, source, key)
     elif isinstance(value, str):
         factory = option in FACTORIES
+        if factory and key == "formula":
+            try:
+                parse(value)
+            except ValueError as error:
+                raise ValueError(f"{source!r} has in {option}: {error}") from error
+            return
         unclear = not re.fullmatch(r"[\w.+/-]*", value) or os.path.isfile(value)
         if "class_path" in value or (factory and unclear):
             raise ValueError(f"{source!r} has {value[:80]!r} in {option}, which is no class")

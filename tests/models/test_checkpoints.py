@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 import train
-from activations import CosLU, LinComb
+from activations import CosLU, Formula, LinComb
 from models import Classifier, read_weights
 from models.checkpoints import check_given, check_stored
 from tests.data import Tiny
@@ -70,6 +70,8 @@ EVIL: list[Any] = [
     {"class_path": "activations.LinComb", "init_args": {"members": [TOUCH]}},
     {"class_path": "activations.LinComb", "init_args": {"members": "[evil.Module]"}},
     {"class_path": "activations.LinComb", "dict_kwargs": {"members": ["evil.Module"]}},
+    {"class_path": "activations.Formula", "init_args": {"formula": "evil.Module(x)"}},
+    {"class_path": "activations.Formula", "init_args": {"formula": "{class_path: evil.Module}"}},
     {"class_path": "torch.nn.TripletMarginWithDistanceLoss",
      "init_args": {"distance_function": "builtins.eval"}},
     {"class_path": "activations.__main__.main"},
@@ -98,6 +100,13 @@ def test_stored_options_name_trusted_classes_alone(
         check_stored({option: value}, "a.ckpt")
     assert not (tmp_path / "opened").exists()
     assert not {"evil", "torch_evil"} & sys.modules.keys()
+
+
+def test_a_stored_formula_is_a_text(tmp_path: Path):
+    formula = "x * sigmoid(beta * x) + abs(-x) ** 2 / 3.5"
+    made = partial(Formula, formula=formula, constants={"beta": 0.5})
+    x, network = torch.randn(2, 1, 32, 32), save(tmp_path / "x.ckpt", activation=made)
+    assert torch.equal(Classifier.load_from_checkpoint(tmp_path / "x.ckpt").eval()(x), network(x))
 
 
 def test_a_file_of_options_is_no_class(tmp_path: Path, monkeypatch: Any):
