@@ -222,9 +222,13 @@ class Activation(Leaf):
         """The k columns of a `(num_parameters, k)` parameter, each shaped for `x`."""
         return [self.shaped(column, x) for column in parameter.unbind(-1)]
 
-    def clamped(self, name: str) -> Tensor:
-        """The parameter `name` clamped from below by `least`; its gradient is 1 everywhere."""
-        return at_least(getattr(self, name), self.least[name])
+    def used(self, name: str) -> Tensor:
+        """The parameter `name` as the function uses it, clamped from below by `least`.
+
+        Its gradient is 1 everywhere.
+        """
+        value = getattr(self, name)
+        return at_least(value, self.least[name]) if name in self.least else value
 
     def penalty(self) -> Tensor | None:
         """A term for the training loss, or None; see :func:`penalty`."""
@@ -246,8 +250,7 @@ class Activation(Leaf):
         """The formula and what it is called with; None if it cannot be fused."""
         if (formula := type(self).formula) is None:
             return None
-        values = (self.clamped(k) if k in self.least else getattr(self, k) for k in self._starts)
-        return Expression(formula, tuple(values))
+        return Expression(formula, tuple(self.used(name) for name in self._starts))
 
     def function(self, x: Tensor) -> Tensor:
         """The formula with this module's parameters, for `x` in float32 or float64."""
@@ -296,16 +299,15 @@ class Activation(Leaf):
             )
 
     def shape_values(self) -> dict[str, Tensor]:
-        """Each shape parameter and schedule buffer as it is used, clamped: (channels, terms)."""
-        schedule = ((name, b) for name, b in self.named_buffers(recurse=False) if b.dim() == 0)
+        """Each shape parameter and schedule buffer as it is used: (channels, terms)."""
+        learned = [name for name, _ in self.named_parameters(recurse=False)]
         # what torch.nn.utils.parametrize computes
-        computed = ((name, getattr(self, name)) for name in getattr(self, "parametrizations", ()))
-        named = [*self.named_parameters(recurse=False), *computed, *schedule]
+        computed = getattr(self, "parametrizations", ())
+        schedule = [name for name, b in self.named_buffers(recurse=False) if b.dim() == 0]
+        values = {name: self.used(name).detach() for name in (*learned, *computed, *schedule)}
         return {
-            name: value.detach()
-            .clamp(min=self.least.get(name, -math.inf))
-            .reshape(self.num_parameters if value.dim() else 1, -1)
-            for name, value in named
+            name: value.reshape(self.num_parameters if value.dim() else 1, -1)
+            for name, value in values.items()
         }
 
     def extra_repr(self) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .activation import Activation
 
@@ -21,6 +21,17 @@ def shape_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         if isinstance(module, Activation | nn.PReLU)
         for name, parameter in _own(module)
     }
+
+
+def learned_values(model: nn.Module) -> dict[str, Tensor]:
+    """The values of :func:`shape_parameters` as the functions use them, clamped where they are."""
+    return {name: _used(model, name).detach() for name in shape_parameters(model)}
+
+
+def _used(model: nn.Module, name: str) -> Tensor:
+    site, _, own = name.rpartition(".")
+    module = model.get_submodule(site)
+    return module.used(own) if isinstance(module, Activation) else getattr(module, own)
 
 
 def _own(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -18,7 +18,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from activations.files import replacing
-from activations.groups import shape_parameters
+from activations.groups import learned_values
 
 from .checkpoints import BestCheckpoint
 from .lightning_private import callbacks_of
@@ -46,7 +46,8 @@ class Results(Callback):
     Attributes:
         epochs: for each epoch its number, metrics, and trained images for each second.
         tests: last, best -> test metrics.
-        learned: name -> values of what the activations learned, of the last weights.
+        learned: name -> values of what the activations learned, as the functions use them, of the
+            last weights.
     """
 
     def __init__(self) -> None:
@@ -143,8 +144,8 @@ class Results(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the learned values, and stop the clock."""
-        shapes = shape_parameters(getattr(pl_module, "backbone", pl_module))
-        self.learned = {name: value.detach().tolist() for name, value in shapes.items()}
+        learned = learned_values(getattr(pl_module, "backbone", pl_module))
+        self.learned = {name: value.tolist() for name, value in learned.items()}
         self._spent, self._clock = self._time(), 0.0
         self._about["machine"] = machine()
         self._about["peak_memory_mb"] = _peak_memory()

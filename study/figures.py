@@ -247,11 +247,13 @@ def _zoom(axis: Any, arms: Sequence[Array]) -> None:
         axis.set_ylim(low - room, high + room)
 
 
-def draw_learned(path: Path, panels: Mapping[str, tuple[Array, list[Array], list[Array]]]) -> Path:
+def draw_learned(
+    path: Path, panels: Mapping[str, tuple[Array, list[Array], list[Array]]], *, small: bool = False
+) -> Path:
     """What each arm learned: the function of each layer, mean over seeds, and its start.
 
     `panels` maps a name to the inputs, the functions at the start and the learned ones, in the
-    order of the network's layers.
+    order of the network's layers. A small file is one for the repository.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -272,38 +274,73 @@ def draw_learned(path: Path, panels: Mapping[str, tuple[Array, list[Array], list
         axis.set_ylabel("f(x)", fontsize=8)
     bar = figure.colorbar(depth, ax=axes, pad=0.01, ticks=[0, 1], shrink=0.9)
     bar.ax.set_yticklabels(["first layer", "last layer"], fontsize=8)
-    return save(figure, path)
+    if not small:
+        return save(figure, path)
+    figure.set_dpi(66)
+    save_figure(figure, path, 32)
+    return path
 
 
-def draw_values(path: Path, panels: Mapping[str, tuple[Array, Array]]) -> Path:
+def draw_values(path: Path, panels: Mapping[str, tuple[Sequence[int], Array, Array]]) -> Path:
     """The learned values of each parameter, mean over seeds, and its start as a dashed line.
 
-    `panels` maps a name to the values at the start (terms,) and at the end (seeds, layers, terms).
-    One number a layer: against the layer, with the deviation over seeds. Several: against their
-    number, a line a layer from the first (dark) to the last (yellow).
+    `panels` maps a name to the numbers of its layers, the values at the start (layers, terms) and
+    at the end (seeds, layers, terms). One number a layer: against the layer, with the deviation
+    over seeds. Several: against their number, a line a layer from the first (dark) to the last
+    (yellow).
     """
     from matplotlib import colormaps
 
     viridis = colormaps["viridis"]
     figure, axes = new_panels(len(panels), 2.4, 1.9)
     figure.set_dpi(75)
-    for axis, (name, (start, end)) in zip(axes, panels.items(), strict=True):
-        mean, layers, terms = end.mean(0), end.shape[1], end.shape[2]
+    for axis, (name, (layers, start, end)) in zip(axes, panels.items(), strict=True):
+        mean, terms, places = end.mean(0), end.shape[2], [layer + 1 for layer in layers]
         if terms == 1:
             spread = end.std(0, ddof=1)[:, 0] if len(end) > 1 else None
-            axis.errorbar(range(1, layers + 1), mean[:, 0], spread, fmt="-o", color=UP,
+            axis.errorbar(places, mean[:, 0], spread, fmt="-o", color=UP,
                           markersize=3.5, linewidth=1.2, capsize=2)  # fmt: skip
-            axis.axhline(start[0], color="0.4", linestyle="--", linewidth=1)
+            axis.axhline(start[0, 0], color="0.4", linestyle="--", linewidth=1)
         else:
-            for layer, values in enumerate(mean):
-                color = viridis(0.9 * layer / max(layers - 1, 1))
+            for place, values in enumerate(mean):
+                color = viridis(0.9 * place / max(len(mean) - 1, 1))
                 axis.plot(range(1, terms + 1), values, "-o", color=color, markersize=2.5,
                           linewidth=1)  # fmt: skip
-            axis.plot(range(1, terms + 1), start, "--", color="black", linewidth=1.2)
+            axis.plot(range(1, terms + 1), start[0], "--", color="black", linewidth=1.2)
         axis.set_title(name, fontsize=8)
         axis.set_xlabel("layer" if terms == 1 else "term, a line a layer", fontsize=7)
         axis.tick_params(labelsize=7)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.25)
-    save_figure(figure, path)
+    save_figure(figure, path, 64)
+    return path
+
+
+def draw_changes(path: Path, rows: Mapping[str, tuple[Sequence[int], Array, Array]]) -> Path:
+    """A number for each function and layer, mean over seeds, as a table with colours.
+
+    `rows` maps a function to the numbers of its layers and the values, as in :func:`draw_values`.
+    The function with the largest one is at the top.
+    """
+    known = {name: end.mean(0)[:, 0] for name, (_, _, end) in rows.items()}
+    known = {name: each for name, each in known.items() if np.isfinite(each).all()}
+    order = sorted(known, key=lambda name: -known[name].max())
+    table = np.full((len(order), 1 + max(max(rows[name][0]) for name in order)), np.nan)
+    for row, name in zip(table, order, strict=True):
+        row[list(rows[name][0])] = known[name]
+    figure = new_figure(1.9 + 0.62 * table.shape[1], 0.9 + 0.24 * len(order), dpi=100,
+                        layout="constrained")  # fmt: skip
+    axis = figure.subplots()
+    axis.imshow(table, cmap="Blues", vmin=0, vmax=np.nanquantile(table, 0.97), aspect="auto")
+    dark = 0.6 * np.nanquantile(table, 0.97)
+    for (row, column), value in np.ndenumerate(table):
+        if np.isfinite(value):
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7.5,
+                      color="white" if value > dark else "black")  # fmt: skip
+    axis.set_yticks(range(len(order)), order, fontsize=8)
+    axis.set_xticks(range(table.shape[1]), range(1, table.shape[1] + 1), fontsize=8)
+    axis.set_xlabel("layer", fontsize=8)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    save_figure(figure, path, 64)
     return path

@@ -1,104 +1,130 @@
-"""What the functions learned: their values after training, from the packed studies alone."""
+"""The page of what the functions learned, from the packed studies alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from numpy.typing import NDArray
-from torch import nn
 
-import activations
 from activations.files import replacing
 from callbacks.machine import ROOT
 
 from . import figures
+from .page import Block, folded, replaced, tabled
 from .publish import read_studies
 from .runs import Study
+from .shapes import CHANGE, RELU, Learned, Values, curves, learned, natural, parameters, properties
 
-Array = NDArray[np.float64]
-
-
-class Learned(NamedTuple):
-    """One parameter of an arm; the mean over channels where each has its own."""
-
-    start: Array
-    """(terms,), before training; NaN where it is drawn at random."""
-    end: Array
-    """(seeds, layers, terms), after training, in the order of the network's layers."""
+Place = tuple[str, int]  # arm and cell
+GROUPS = ("elsewhere", "inside a block", "last")
+PAGE = "findings.md"
 
 
-def findings(pages: Path = ROOT / "docs", tables: Path = ROOT / "results") -> str:
-    """Draw `findings_<study>.png` for each packed study, write `learned.csv`; the line to print.
+def findings(pages: Path = ROOT / "docs", results: Path = ROOT / "results") -> str:
+    """Draw what was learned in each packed study, write `learned.csv` and the tables of the page.
 
     Raises:
         SpecError: a packed study is damaged.
     """
-    rows, drawn = list[dict[str, Any]](), list[str]()
+    rows, drawn, blocks = list[dict[str, Any]](), list[Path](), list[Block]()
     for study in read_studies():
-        panels = {}
-        for cell in study.cells:
-            for arm in study.spec["arms"]:
-                for name, found in learned(study, arm, cell).items():
-                    panels[f"{study.label(arm, cell)}: {name}"] = found
-                    rows += _rows(study, arm, cell, name, found)
-        if panels:
-            path = pages / f"findings_{study.folder.name}.png"
-            figures.draw_values(path, panels)
-            drawn.append(path.name)
-    with replacing(tables / "learned.csv") as unfinished:
+        known = {
+            (arm, cell): found
+            for cell in study.cells
+            for arm in study.spec["arms"]
+            if (found := learned(study, arm, cell)).last
+        }
+        values, changes = dict[str, Values](), dict[str, Values]()
+        for (arm, cell), found in known.items():
+            mine, shape = parameters(found), properties(found)
+            for name, each in (mine | shape).items():
+                rows += _rows(study, arm, cell, name, found.sites, each)
+            values |= {f"{study.label(arm, cell)}: {name}": each for name, each in mine.items()}
+            if CHANGE in shape:
+                changes[study.label(arm, cell)] = shape[CHANGE]
+        if known:
+            blocks += tables(study, known)
+            path = pages / f"findings_{study.folder.name}"
+            shown = {study.label(*place): found for place, each in known.items()
+                            if (found := curves(each))}  # fmt: skip
+            drawn += [
+                figures.draw_values(path.with_name(f"{path.name}_values.png"), values),
+                figures.draw_learned(
+                    path.with_name(f"{path.name}_functions.png"), shown, small=True
+                ),
+                figures.draw_changes(path.with_name(f"{path.name}_changes.png"), changes),
+            ]
+    with replacing(results / "learned.csv") as unfinished:
         pd.DataFrame(rows).to_csv(unfinished, index=False)
-    return f"{tables / 'learned.csv'}: {len(rows)} rows; {pages}: {', '.join(drawn) or 'no figure'}"
+    if (page := pages / PAGE).is_file():
+        text = replaced(page.read_text(), "findings", blocks)
+        with replacing(page) as unfinished:
+            unfinished.write_text(text)
+    names = ", ".join(path.name for path in drawn) or "no figure"
+    return f"{results / 'learned.csv'}: {len(rows)} rows; {pages}: {names}"
 
 
-def learned(study: Study, arm: str, cell: int) -> dict[str, Learned]:
-    """Parameter -> its values, over the runs that ended well."""
-    runs = [study.verdict_run(arm, cell, seed) for seed in study.seeds]
-    ended = [study.results[run.id]["learned"] for run in runs if study.status(run) == "ok"]
-    begin = starts(study.spec["arms"][arm]) if any(ended) else {}
-    found = {}
-    for name, start in begin.items():
-        sites = [site for site in ended[0] if site.rpartition(".")[2] == name]
-        end = [[_terms(values[site], start) for site in sites] for values in ended]
-        found[name] = Learned(_terms(start.tolist(), start), np.array(end))
+def tables(study: Study, known: Mapping[Place, Learned]) -> list[Block]:
+    """How far each function moved and how much of ReLU is in it; all values, on request.
+
+    Layers are together by what follows: the last one goes to the linear layer, those inside a block
+    to a convolution and its batch normalisation, the others to a sum or a block.
+    """
+    shapes, numbers = list[list[Any]](), list[list[Any]]()
+    for place, found in known.items():
+        same = [each.sites for (_, cell), each in known.items() if cell == place[1]]
+        final = max((site for sites in same for site in sites), key=natural)
+        groups = [list[int](), list[int](), list[int]()]
+        for layer, site in enumerate(found.sites):
+            groups[2 if site == final else int(site.endswith(".act1"))].append(layer)
+        label, own = study.label(*place), properties(found)
+        if own:
+            cells = [_grouped(own[name], groups) for name in (CHANGE, RELU)]
+            start = _number(own[RELU].start.mean(), 2)
+            shapes.append([label, *cells[0], start, *cells[1], len(found.last)])
+        for name, each in parameters(found).items():
+            for term in range(each.end.shape[2]):
+                one = Values(each.layers, each.start[:, [term]], each.end[:, :, [term]])
+                numbered = f"{name} {term + 1}" if each.end.shape[2] > 1 else name
+                start = _number(each.start[0, term], 3)
+                numbers.append([label, numbered, start, *_grouped(one, groups), len(found.last)])
+    columns = [*(f"{CHANGE}: {each}" for each in GROUPS), f"{RELU}: start", *GROUPS, "seeds"]
+    shapes.sort(key=lambda row: -float(row[3].partition(" ")[0] or 0))
+    values = tabled(["function", "parameter", "start", *GROUPS, "seeds"], numbers)
+    return [
+        Block(f"### {study.folder.name}", ""),
+        tabled(["function", *columns], shapes),
+        folded("All values", [values]),
+    ]
+
+
+def _grouped(values: Values, groups: Sequence[Sequence[int]]) -> list[str]:
+    """Mean over the layers of each group and over the seeds, and the deviation over the seeds."""
+    found = []
+    for group in groups:
+        mine = values.end[:, [k for k, layer in enumerate(values.layers) if layer in group], 0]
+        each = mine.mean(1) if mine.size else np.array([np.nan])
+        spread = f" ± {_number(float(each.std(ddof=1)), 2)}" if len(each) > 1 else ""
+        found.append("" if np.isnan(each).any() else f"{each.mean():.3g}{spread}")
     return found
 
 
-def starts(options: dict[str, Any]) -> dict[str, Array]:
-    """Parameter of an arm's activation -> its values before training; NaN if they are random."""
-    name, prefix = options["model.activation"], "model.activation."
-    kind = getattr(activations, name.rpartition(".")[2], None) or getattr(
-        nn, name.rpartition(".")[2]
-    )
-    given = {n.removeprefix(prefix): v for n, v in options.items() if n.startswith(prefix)}
-    given |= {"channels": 1} if "channels" in getattr(kind, "size_arguments", ()) else {}
-    drawn = []
-    for seed in (0, 1):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            made = activations.shape_parameters(kind(**given))
-        drawn.append({n: value.detach().double().numpy() for n, value in made.items()})
-    first, second = drawn
-    return {n: np.where(first[n] == second[n], first[n], np.nan) for n in first}
-
-
-def _terms(values: Any, start: Array) -> Array:
-    """(terms,) of one layer: values that are not one for each channel."""
-    found = np.array(values, float)
-    channels = found.ndim > 1 or found.shape != start.shape
-    return found.mean(0).reshape(-1) if channels else found
-
-
-def _rows(study: Study, arm: str, cell: int, name: str, found: Learned) -> Iterator[dict[str, Any]]:
+def _rows(
+    study: Study, arm: str, cell: int, name: str, sites: list[str], found: Values
+) -> Iterator[dict[str, Any]]:
     options, seeds = study.spec["cells"][cell], len(found.end)
-    for layer, term in np.ndindex(found.end.shape[1:]):
-        values = found.end[:, layer, term]
+    for place, term in np.ndindex(found.end.shape[1:]):
+        values, start = found.end[:, place, term], found.start[place, term]
         yield {
             "study": study.folder.name, "function": arm, "data": options.get("data"),
-            "network": options.get("model.backbone"), "parameter": name, "layer": layer + 1,
-            "term": term + 1, "seeds": seeds, "start": f"{found.start[term]:.4g}",
-            "mean": f"{values.mean():.4g}",
-            "deviation": f"{values.std(ddof=1):.2g}" if seeds > 1 else "",
+            "network": options.get("model.backbone"), "parameter": name,
+            "layer": found.layers[place] + 1, "site": sites[found.layers[place]],
+            "term": term + 1, "seeds": seeds, "start": _number(start, 4),
+            "mean": _number(values.mean(), 4),
+            "deviation": _number(float(np.std(values, ddof=1)), 2) if seeds > 1 else "",
         }  # fmt: skip
+
+
+def _number(value: float, digits: int) -> str:
+    return "" if np.isnan(value) else f"{value:.{digits}g}"

@@ -119,6 +119,16 @@ def html(title: str, blocks: Sequence[Block]) -> str:
     )
 
 
+def replaced(page: str, name: str, blocks: Sequence[Block]) -> str:
+    """A page of which `python -m study NAME` writes the part between two marks."""
+    start, end = f"<!-- written by python -m study {name} -->\n", f"<!-- end of {name} -->\n"
+    before, found, rest = page.partition(start)
+    if not found or end not in rest:
+        raise ValueError(f"the page lacks a line {start.strip()!r}, or {end.strip()!r} after it")
+    inner = "\n\n".join(block.markdown for block in blocks)
+    return f"{before}{start}\n{inner}\n\n{end}{rest.partition(end)[2]}"
+
+
 def _bold(text: str) -> str:
     return _WORD.sub(r"<b>\1</b>", escape(text))
 

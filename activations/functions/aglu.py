@@ -89,7 +89,7 @@ class APA(Activation):
 
     def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        lambd = precise(self.clamped("lambd"))
+        lambd = precise(self.used("lambd"))
         return Expression(_apa, (lambd.log(), 1 / lambd, self.kappa))
 
 

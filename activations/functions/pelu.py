@@ -59,4 +59,4 @@ class PELU(Activation):
 
     def expression(self) -> Expression:
         """The formula with this module's parameters."""
-        return Expression(_pelu, (self.clamped("a"), 1 / precise(self.clamped("b"))))
+        return Expression(_pelu, (self.used("a"), 1 / precise(self.used("b"))))

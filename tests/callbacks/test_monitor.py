@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from activations import (
     LSLU,
+    PELU,
     CosLU,
     DSReLU,
     DynamicReLU,
@@ -27,6 +28,7 @@ from activations import (
 from callbacks import ActivationMonitor, run_results, run_summary
 from callbacks.figures import grid
 from callbacks.record import Record, Row, read, thinned, write_inputs
+from callbacks.results import Results
 from callbacks.sites import (
     Probe,
     activation_sites,
@@ -88,6 +90,25 @@ def test_scalars_table_and_pictures(tmp_path: Path):
     assert "macro-F1" in summary
     assert "activations.png" in summary
     assert f"tensorboard.main --logdir {tmp_path / 'board'}" in summary
+
+
+def test_boards_and_results_show_the_values_that_the_function_uses(tmp_path: Path):
+    logger, results = TensorBoardLogger(tmp_path, "board", default_hp_metric=False), Results()
+    model = classifier(PELU)
+    act = model.backbone.act1
+    assert isinstance(act, PELU)
+    with torch.no_grad():
+        act.b.fill_(-0.5)
+    model.activation_lr_scale = 0.0  # it stays there
+    trainer(tmp_path, ActivationMonitor(figure=False), results, logger=logger).fit(
+        model, datamodule=Tiny()
+    )
+    width = 1 / act(torch.ones(1, 1)).item() * act.a.item()  # f(1) = a / b
+    assert act.b.item() == -0.5
+    assert width == pytest.approx(0.1)
+    assert results.learned["act1.b"] == pytest.approx([width])
+    for scalar in board(logger).Scalars("b/act1"):
+        assert scalar.value == pytest.approx(width)
 
 
 def test_one_chart_a_parameter_and_one_row_a_run(tmp_path: Path):

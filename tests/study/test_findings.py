@@ -1,16 +1,23 @@
 """What was learned, as the packed studies say it."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from scipy.integrate import quad
+from scipy.stats import norm
+from torch import nn
 
+from activations import APA
 from study import packed
-from study.findings import findings, starts
+from study.findings import findings
 from study.packed import pack
 from study.runs import Study
+from study.shapes import CHANGE, RELU, Learned, made, natural, parameters, properties
 from study.spec import check, lock
 
 from .made import result, small, write
@@ -20,17 +27,63 @@ ARMS: dict[str, dict[str, Any]] = {
     "CosLU": {"model.activation": "CosLU", "model.activation.alpha": 0.5},
     "FReLU": {"model.activation": "FReLU", "model.share": "channel"},
     "LSLU": {"model.activation": "LSLU"},
+    "PELU": {"model.activation": "PELU"},
+    "PReLU": {"model.activation": "torch.nn.PReLU"},
+    "AGLU": {"model.activation": "AGLU"},
 }
 
 
+def start(arm: str, **numbers: list[float]) -> dict[str, Any]:
+    """Each parameter of an arm's activation before training, from learned `numbers`."""
+    known = [made(ARMS[arm], "act1", numbers, seed) for seed in (0, 1)]
+    found = Learned(["act1"], [known[0]], [known[1]], [[known[0]]])
+    return {name: each.start[0].tolist() for name, each in parameters(found).items()}
+
+
 def test_the_values_before_training_are_those_of_the_class():
-    assert starts(ARMS["ReLU"]) == {}
-    assert starts(ARMS["CosLU"]) == {"alpha": [0.5], "beta": [1.0]}
-    assert {n: each.tolist() for n, each in starts(ARMS["LSLU"]).items()} == {
-        "theta": [1, 1, 1], "omega": [0, 0, 0],
-    }  # fmt: skip
-    assert np.isnan(starts({"model.activation": "AGLU"})["kappa"]).all()  # drawn
-    assert starts({"model.activation": "torch.nn.PReLU"}) == {"weight": [0.25]}
+    assert start("CosLU", alpha=[7.0], beta=[7.0]) == {"alpha": [0.5], "beta": [1.0]}
+    assert start("LSLU", theta=[7.0] * 3) == {"theta": [1, 1, 1], "omega": [0, 0, 0]}
+    assert np.isnan(start("AGLU", kappa=[7.0])["kappa"]).all()  # drawn
+    assert start("PReLU", weight=[7.0, 7.0]) == {"weight": [0.25]}
+
+
+def test_each_site_has_the_class_that_its_name_chooses():
+    chosen = {"model.activation_by_site": {"*.gate": "APA", "*": "torch.nn.PReLU"}}
+    assert isinstance(made(chosen, "layer1.se.gate", {"lambd": [1.0]}), APA)
+    assert isinstance(made(chosen, "layer1.act", {"weight": [1.0]}), nn.PReLU)
+    assert sorted(["layer10.act", "act1", "layer2.act"], key=natural) == [
+        "act1",
+        "layer2.act",
+        "layer10.act",
+    ]
+
+
+def test_how_far_a_function_moved_and_how_much_of_relu_is_in_it():
+    """Against integrals over the standard normal distribution, by quadrature."""
+    numbers = [{"a": [2.0], "b": [-1.0]}, {"a": [1.0], "b": [1.0]}]
+    last = [[made(ARMS["FReLU"], "act1", each)] for each in numbers]
+    for (module,), each in zip(last, numbers, strict=True):
+        module.load_state_dict({name: torch.tensor(value) for name, value in each.items()})
+    begin = [made(ARMS["FReLU"], "act1", numbers[0])]
+    found = properties(Learned(["act1"], begin, begin, last))
+
+    def mean(f: Callable[[float], float]) -> float:
+        left, right = (quad(lambda x: f(x) * norm.pdf(x), *ends)[0] for ends in ((-9, 0), (0, 9)))
+        return left + right
+
+    def correlation(f: Callable[[float], float], g: Callable[[float], float]) -> float:
+        a, b = mean(f), mean(g)
+        both = mean(lambda x: (f(x) - a) * (g(x) - b))
+        return both / (mean(lambda x: (f(x) - a) ** 2) * mean(lambda x: (g(x) - b) ** 2)) ** 0.5
+
+    def line(a: float, b: float) -> Callable[[float], float]:
+        return lambda x: (a if x > 0 else b) * x
+
+    for place, after in enumerate((line(2.0, -1.0), line(1.0, 1.0))):
+        change = mean(lambda x, f=after: (f(x) - line(1.0, 0.01)(x)) ** 2) ** 0.5
+        share = correlation(after, line(1.0, 0.0)) ** 2
+        assert found[CHANGE].end[place].item() == pytest.approx(change, rel=5e-3)
+        assert found[RELU].end[place].item() == pytest.approx(share, rel=5e-3)
 
 
 def test_means_over_seeds_and_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -44,14 +97,25 @@ def test_means_over_seeds_and_channels(tmp_path: Path, monkeypatch: pytest.Monke
         "FReLU": lambda s: {"act1.a": [s, s + 2], "act1.b": [0.0, 1.0]},
         "LSLU": lambda s: {"act1.theta": [s, 1.0, 7.0], "act1.omega": [0.0, 0.0, 0.5]},
         "ReLU": lambda s: {},
+        "PELU": lambda s: {"act1.a": [2.0], "act1.b": [0.6 - s]},  # used as 0.1 at least
+        "PReLU": lambda s: {"act1.weight": [s]},
+        "AGLU": lambda s: {"act1.lambd": [-s], "act1.kappa": [1.0]},
     }  # fmt: skip
     for run in runs:
         learned = values[run.arm](float(run.seed % 1000))
         write(study, run, result(90, run.seed, learned=learned))
     pack(study.folder)
+    marks = "<!-- written by python -m study findings -->\n", "<!-- end of findings -->\n"
+    (tmp_path / "findings.md").write_text(f"# Findings\n\n{marks[0]}old\n{marks[1]}\nBy hand.\n")
     text = findings(tmp_path, tmp_path)
-    assert text == f"{tmp_path}/learned.csv: 12 rows; {tmp_path}: findings_mine.png"
-    assert (tmp_path / "findings_mine.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "findings.md").read_text()
+    assert "old" not in page
+    assert page.endswith("\nBy hand.\n")
+    assert "| PELU | b | 1 | 0.2 ± 0.22 |  |  | 5 |" in page
+    names = [f"findings_mine_{name}.png" for name in ("values", "functions", "changes")]
+    assert text == f"{tmp_path}/learned.csv: 31 rows; {tmp_path}: {', '.join(names)}"
+    for name in names:
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     with (tmp_path / "learned.csv").open() as file:
         rows = {tuple(row[n] for n in ("function", "parameter", "layer", "term")): row
                 for row in csv.DictReader(file)}  # fmt: skip
@@ -59,4 +123,7 @@ def test_means_over_seeds_and_channels(tmp_path: Path, monkeypatch: pytest.Monke
     assert rows["CosLU", "alpha", "2", "1"]["deviation"] == "3.2"
     assert rows["CosLU", "alpha", "1", "1"]["start"] == "0.5"
     assert rows["FReLU", "a", "1", "1"]["mean"] == "3"
+    assert rows["PELU", "b", "1", "1"]["mean"] == "0.2"  # 0.6, and four times the bound
+    assert rows["AGLU", "lambd", "1", "1"]["mean"] == "0.0001"
+    assert rows["AGLU", "lambd", "1", "1"]["start"] == ""
     assert [rows["LSLU", "theta", "1", term]["mean"] for term in "123"] == ["2", "1", "7"]

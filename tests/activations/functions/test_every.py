@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import activations as A
+from activations.groups import learned_values
 from tests.cases import CASES, Case, variants_later
 
 each = pytest.mark.parametrize("case", CASES, ids=str)
@@ -243,6 +244,21 @@ def test_repr_shows_the_current_values(case: Case):
     for values in module.shape_values().values():
         for value in values.mean(0).tolist():
             assert any(abs(value - number) <= 1e-3 * abs(value) for number in shown)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.kind.least], ids=str)
+def test_values_below_a_bound_are_read_as_the_function_uses_them(case: Case):
+    module, x = case.make(), sample(case)
+    with torch.no_grad():
+        for name, bound in case.kind.least.items():
+            getattr(module, name).fill_(bound - 0.7)
+    read, plain = learned_values(module), case.make()
+    for name, bound in case.kind.least.items():
+        torch.testing.assert_close(read[name], torch.full_like(read[name], bound))
+        assert f"{name}={bound:g}" in module.extra_repr()
+    plain.load_state_dict({**plain.state_dict(), **read})  # another one, made with what is read
+    torch.testing.assert_close(plain(x), module(x))
+    assert module(x).isfinite().all()
 
 
 @each
