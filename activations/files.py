@@ -67,11 +67,20 @@ def remove_unfinished(folder: Path) -> None:
         file.unlink(missing_ok=True)
 
 
+class _NamedError(OSError):
+    """Its message has the file already."""
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name `path`, the reason and the remedy in an error of the operating system."""
+    """Name `path`, the reason and the remedy in an error of the operating system.
+
+    One that names a file already, by an inner `naming`, stays as it is.
+    """
     try:
         yield
+    except _NamedError:
+        raise
     except (OSError, RuntimeError) as error:  # torch.save turns the first into the second
         cause = system_error(error)
         if cause is None:
@@ -80,7 +89,7 @@ def naming(path: Path) -> Iterator[None]:
         free = shutil.disk_usage(where).free / 1e6
         why = cause.strerror or str(cause)
         why += f" ({free:.1f} MB are free)" if is_full(cause) else ""
-        raise OSError(
+        raise _NamedError(
             f"cannot write {path}: {why}; make room there or choose another folder"
             + ("; the earlier file is whole" if path.is_file() else "")
         ) from error

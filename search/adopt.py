@@ -4,6 +4,7 @@ import keyword
 import re
 import textwrap
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -41,19 +42,20 @@ def adopt(search: Search, name: str, number: int | None = None, root: Path = ROO
     if (known := member.candidate.known) and not known.endswith("at the start"):
         raise SpecError(f"#{member.number}, {member.candidate.formula}, is {known}, which is there")
     file = root / f"activations/functions/{name.lower()}.py"
-    _check_name(name, file)
+    spec = root / f"configs/study/{name.lower()}.yaml"
+    _check_name(name, file, spec)
     rows = _rows(member)
     texts = {
         file: _class(search, member, name),
         (init := root / "activations/__init__.py"): _named(init.read_text(), name),
         (cases := root / "tests/cases.py"): _row(cases.read_text(), name, member, rows),
         (readme := root / "README.md"): _listed(readme.read_text(), name, member),
-        root / f"configs/study/{name.lower()}.yaml": _study(search, member, name),
+        spec: _study(search, member, name),
     }
-    for path, text in texts.items():
-        with replacing(path) as unfinished:
-            unfinished.write_text(text)
-    study = f"configs/study/{name.lower()}.yaml --set data.root=DIR"
+    with ExitStack() as all_or_none:
+        for path, text in texts.items():
+            all_or_none.enter_context(replacing(path)).write_text(text)
+    study = f"{spec.relative_to(root)} --set data.root=DIR"
     return "\n".join([
         f"{name}: #{member.number}, {member.candidate.formula}",
         *(f"written: {path.relative_to(root)}" for path in texts),
@@ -81,12 +83,17 @@ def _chosen(search: Search, number: int | None) -> Member:
     return winner
 
 
-def _check_name(name: str, file: Path) -> None:
+def _check_name(name: str, *files: Path) -> None:
     if not re.fullmatch(r"[A-Z][A-Za-z0-9]*", name) or keyword.iskeyword(name):
-        raise SpecError(f"{name!r} is no name of a class: letters and digits, such as MyLU")
-    known = {each.lower() for each in [*activations.__all__, *dir(torch.nn), *OPERATORS]}
-    if name.lower() in known or file.exists():
+        raise SpecError(
+            f"{name!r} is no name of a class: a capital, then letters and digits, such as MyLU"
+        )
+    if name.lower() in {
+        each.lower() for each in [*activations.__all__, *dir(torch.nn), *OPERATORS]
+    }:
         raise SpecError(f"the name {name} is taken: choose another")
+    if there := [file for file in files if file.exists()]:
+        raise SpecError(f"the name {name} is taken, by {there[0]}: choose another")
 
 
 # ---- the class
@@ -178,12 +185,12 @@ def found(search: Search, member: Member) -> str:
         shown = -values if spec["metric"].endswith("loss") else 100 * values
         tested = (
             f", {spec['metric']} {mean_deviation(shown)} over {len(values)} seeds after "
-            f"{spec['halving']['epochs'][-1]} epochs"
+            f"{spec['halving']['epochs'][-1]} epochs, by which it was chosen"
         )
     return (
         f"Candidate {member.number} of the search {search.folder.resolve().name} in {space} "
         f"({cells}; seed {spec['seed']}): {member.how} in generation {member.generation + 1}"
-        f"{tested}. That value chose it; what it is worth tells a study with other seeds and data."
+        f"{tested}. What it is worth tells a study with other seeds and data."
     )
 
 
@@ -206,7 +213,10 @@ def latex(tree: Tree, outside: int = 0) -> str:
     if isinstance(tree, str):
         return re.sub(r"^([a-z]{2,})(\d*)$", r"\\\1_{\2}", tree).replace("_{}", "")
     if not isinstance(tree, tuple):
-        return f"{tree:g}" if tree >= 0 or not outside else f"({tree:g})"
+        number, _, power = f"{tree:g}".partition("e")
+        number += rf" \cdot 10^{{{int(power)}}}" if power else ""
+        number = number.removeprefix(r"1 \cdot ")
+        return number if tree >= 0 or not outside else f"({number})"
     name, *parts = tree
     match name:
         case "/":

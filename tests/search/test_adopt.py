@@ -84,19 +84,54 @@ def test_the_study_is_on_other_seeds_and_data(found: Search, root: Path):
     ("name", "number", "message"),
     [
         ("CosLU", 18, "the name CosLU is taken"),
+        ("Quick", 18, "the name Quick is taken, by .*quick.yaml: choose another"),
         ("coslu", 18, "'coslu' is no name of a class"),
         ("Gelu", 18, "the name Gelu is taken"),
-        ("New-LU", 18, "'New-LU' is no name of a class: letters and digits, such as MyLU"),
+        (
+            "New-LU",
+            18,
+            "'New-LU' is no name of a class: a capital, then letters and digits, such as MyLU",
+        ),
         ("None", 18, "'None' is no name"),
         ("NewLU", 99, "--number 99: the search has the candidates 0 to 20"),
         ("NewLU", 20, r"#20, silu\(x\), is SiLU, which is there"),
     ],
 )
 def test_what_cannot_be_adopted_is_named(found: Search, root: Path, name, number, message):
+    (root / "configs/study").mkdir(parents=True)
+    (root / "configs/study/quick.yaml").touch()
     before = [(root / each).read_text() for each in FILES]
     with pytest.raises(SpecError, match=message):
         adopt(found, name, number, root)
     assert [(root / each).read_text() for each in FILES] == before
+
+
+def test_a_name_is_adopted_once(found: Search, root: Path):
+    adopt(found, "NewLU", 18, root)
+    before = tree(root)
+    with pytest.raises(SpecError, match=r"the name NewLU is taken, by .*newlu.py: choose another"):
+        adopt(found, "NewLU", 19, root)
+    assert tree(root) == before
+
+
+@pytest.mark.parametrize("lost", [*FILES, "configs/study", "activations/functions"])
+def test_nothing_is_half_written(found: Search, root: Path, lost: str):
+    """One of the five files cannot be written: no other is, and the next try does it all."""
+    for folder in ("configs/study", "activations/functions"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    name = {"configs/study": "/newlu.yaml", "activations/functions": "/newlu.py"}.get(lost, "")
+    obstacle = root / f"{lost}{name}.part"
+    before = tree(root)
+    obstacle.mkdir()
+    with pytest.raises(OSError, match=rf"cannot write {root / lost}{name}: "):
+        adopt(found, "NewLU", 18, root)
+    obstacle.rmdir()
+    assert tree(root) == before
+    assert "written" in adopt(found, "NewLU", 18, root)
+
+
+def tree(root: Path) -> dict[Path, str]:
+    return {path: path.read_text() for path in root.rglob("*") if path.is_file()}
 
 
 def test_a_search_without_a_winner_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -133,6 +168,7 @@ def test_how_far_a_formula_is_finite():
         ("-(x + 1)**2 / abs(x - 0.5)", r"\frac{-{(x + 1)}^{2}}{\left|x - 0.5\right|}"),
         ("x - (alpha2 - x)", r"x - (\alpha_{2} - x)"),
         ("max(x, sqrt(2))", r"\mathrm{max}(x, \sqrt{2})"),
+        ("abs(x) + 1e-6 - 2.5e8", r"\left|x\right| + 10^{-6} - 2.5 \cdot 10^{8}"),
     ],
 )
 def test_formulas_in_latex(formula: str, expected: str):
