@@ -280,10 +280,13 @@ def _rows(member: Member) -> str:
     if bends := kinks(formula, moved):
         parts.append(f"kinks=({', '.join(f'{each:.6g}' for each in bends)},)")
     dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-    largest = {str(dtype): finite_up_to(formula, moved, dtype) for dtype in dtypes}
-    if any(largest[str(dtype)] < torch.finfo(dtype).max / 16 for dtype in dtypes):
-        table = ", ".join(f"{dtype}: {value:g}" for dtype, value in largest.items())
-        parts.append(f"largest=lambda dtype: 16 * {{{table}}}[dtype]")
+    found = {dtype: finite_up_to(formula, moved, dtype) for dtype in dtypes}
+    table = ", ".join(f"{dtype}: {16 * largest:g}" for dtype, largest in found.items()
+                      if largest < torch.finfo(dtype).max / 16)  # fmt: skip
+    if table:
+        parts.append(f"largest=lambda dtype: {{{table}}}.get(dtype, torch.finfo(dtype).max)")
+    if not all(finite_at_the_end(formula, moved, dtype) for dtype in dtypes[1:]):
+        parts.append("to_the_end=False")
     return f"Case({', '.join(parts)}),"
 
 
@@ -320,18 +323,30 @@ def finite_up_to(formula: str, constants: dict[str, float], dtype: torch.dtype) 
     limit = torch.finfo(dtype).max / 16
     steps = 2.0 ** torch.arange(-8, int(np.log2(limit)) + 1, dtype=torch.float64)
     steps = torch.cat([steps, torch.tensor([limit], dtype=torch.float64)])
-    module = Formula(formula, constants, dtype=torch.float64 if dtype == torch.float64 else None)
+    bad = (~_finite(formula, constants, steps.to(dtype))).nonzero().flatten()
+    return float(steps[bad[0] - 1] / 2 if len(bad) else limit)
+
+
+def finite_at_the_end(formula: str, constants: dict[str, float], dtype: torch.dtype) -> bool:
+    """Whether values and gradients are finite at the largest number, if it can hold the value."""
+    end = torch.tensor([torch.finfo(dtype).max], dtype=torch.float64)
+    true = Formula(formula, constants, dtype=torch.float64)(torch.cat([end, -end])).abs()
+    return not (true <= end).all() or bool(_finite(formula, constants, end.to(dtype)).all())
+
+
+def _finite(formula: str, constants: dict[str, float], steps: torch.Tensor) -> torch.Tensor:
+    """Whether values and gradients are finite at each of `steps` and at its negative."""
+    module = Formula(formula, constants).to(steps.dtype)
     good = torch.ones(len(steps), dtype=torch.bool)
     for sign in (1, -1):
-        x = (sign * steps).to(dtype).requires_grad_()
+        x = (sign * steps).requires_grad_()
         y = module(x)
         (slope,) = torch.autograd.grad(y.sum() / 64, x, retain_graph=True)
         good &= y.isfinite() & slope.isfinite()
         for k in range(len(steps) if constants else 0):
             grads = torch.autograd.grad(y[k] / 64, list(module.parameters()), retain_graph=True)
             good[k] &= all(bool(grad.isfinite().all()) for grad in grads)
-    bad = (~good).nonzero().flatten()
-    return float(steps[bad[0] - 1] / 2 if len(bad) else limit)
+    return good
 
 
 def _listed(text: str, name: str, member: Member) -> str:

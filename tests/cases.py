@@ -28,6 +28,7 @@ class Case:
         per_channel: whether the family takes num_parameters and channel_dim.
         kinks: x where the derivative jumps.
         largest: |x| up to which the function is finite, where that is not the dtype's maximum.
+        to_the_end: whether it is finite at the dtype's largest number too, where the true value is.
         scalar: whether each output depends on its own input alone.
         oracle_error: of the reference itself, absolute.
     """
@@ -39,6 +40,7 @@ class Case:
     per_channel: bool = True
     kinks: tuple[float, ...] = ()
     largest: Callable[[torch.dtype], float] | None = None
+    to_the_end: bool = True
     scalar: bool = True
     oracle_error: float = 0.0
 

@@ -49,8 +49,10 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "sin": lambda x: torch.sin(inside(x)), "cos": lambda x: torch.cos(inside(x)),
     "tanh": torch.tanh, "atan": torch.atan, "asinh": _asinh, "erf": torch.erf,
     "sigmoid": gate, "softplus": lambda x: F.softplus(x, threshold=50),
-    "logsigmoid": F.logsigmoid, "softsign": F.softsign, "relu": torch.relu, "relu6": F.relu6,
-    "elu": F.elu, "selu": F.selu, "silu": F.silu, "gelu": F.gelu, "mish": F.mish,
+    # F.logsigmoid loses the memory format
+    "logsigmoid": lambda x: -F.softplus(-x, threshold=50), "softsign": F.softsign,
+    "relu": torch.relu, "relu6": F.relu6, "elu": F.elu, "selu": F.selu,
+    "silu": F.silu, "gelu": F.gelu, "mish": F.mish,
     "hardsigmoid": F.hardsigmoid, "hardtanh": F.hardtanh,
 }  # fmt: skip
 _BINARY = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}

@@ -14,7 +14,7 @@ import search.__main__
 from activations import Formula
 from activations.functions.formula import parse
 from callbacks.machine import ROOT
-from search.adopt import adopt, finite_up_to, kinks, latex
+from search.adopt import adopt, finite_at_the_end, finite_up_to, kinks, latex
 from search.evolution import EVOLVED, Search
 from search.screen import Candidate
 from study.spec import SpecError, read_spec
@@ -159,6 +159,16 @@ def test_how_far_a_formula_is_finite():
         assert x.grad is not None
         assert x.grad.isfinite().all()
         assert not (Formula("x**2")(4.0 * x)).isfinite().all() or dtype == torch.float64
+
+
+def test_whether_a_formula_is_finite_at_the_largest_number():
+    """`x**2` overflows as its true value does; the last two overflow on the way to a small one."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for formula in ("x * sigmoid(x)", "x**2", "tanh(x)"):
+            assert finite_at_the_end(formula, {}, dtype)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert not finite_at_the_end("x**2 / (1 + x**2)", {}, dtype)
+        assert not finite_at_the_end("tanh(x / beta)", {"beta": 1e-3}, dtype)
 
 
 @pytest.mark.parametrize(
