@@ -3,22 +3,27 @@
 import math
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     StochasticWeightAveraging,
     Timer,
 )
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import nn
 
-from activations import Scheduled, set_progress
+from activations import Activation, Scheduled, set_progress
 
 from .lightning_private import averaged_models, callbacks_of
+from .sites import curve, detached
 
 _UNPLANNABLE = {
     GradientAccumulationScheduler: "changes an epoch's steps: use trainer.accumulate_grad_batches",
     StochasticWeightAveraging: "adds an epoch: use WeightAveraging or EMAWeightAveraging",
 }
+
+_LINE = 0.99  # of the variance is that of a line; of ReLU it is 0.73
 
 
 class ActivationSchedule(Callback):
@@ -36,10 +41,14 @@ class ActivationSchedule(Callback):
             uses the function of the epoch before it.
         start: the share u of the training up to which the activations stay at t = 0.
         end: the share u from which they are at t = 1; between, t = (u - start) / (end - start).
+            None is 1 with `epoch`, as in the papers, and halfway from `start` to 1 with `step`:
+            weights follow a function only while the learning rate is large.
 
     The planned length is trainer.max_epochs or trainer.max_steps, whichever ends first. With
     trainer.max_time u is the larger share, of the steps or of the time; `epoch` needs a number of
     epochs.
+
+    A warning is given when a scheduled activation ends as nearly a straight line.
 
     Raises:
         ValueError: an argument is out of range, the planned length is unknown, or there are two
@@ -47,10 +56,15 @@ class ActivationSchedule(Callback):
     """
 
     def __init__(
-        self, interval: Literal["epoch", "step"] = "step", start: float = 0.0, end: float = 1.0
+        self,
+        interval: Literal["epoch", "step"] = "step",
+        start: float = 0.0,
+        end: float | None = None,
     ) -> None:
         if interval not in ("epoch", "step"):
             raise ValueError(f"interval must be 'epoch' or 'step', got {interval!r}")
+        if end is None:
+            end = 1.0 if interval == "epoch" else (1 + start) / 2
         if not 0 <= start < end <= 1:
             raise ValueError(
                 f"the schedule needs 0 <= start < end <= 1, got start {start} and end {end}"
@@ -82,6 +96,12 @@ class ActivationSchedule(Callback):
             raise ValueError(
                 "ActivationSchedule cannot plan manual optimization, where every optimizer's steps "
                 "count: set trainer.max_steps, and trainer.max_epochs to -1"
+            )
+        for name in _lines(pl_module):
+            rank_zero_warn(
+                f"{name} is nearly a straight line at the end of its schedule, and a network of "
+                "lines is linear: give it another end, such as --model.activation.normalized true "
+                "for DSReLU"
             )
         self._move(trainer, self.progress(trainer))
 
@@ -146,3 +166,17 @@ class ActivationSchedule(Callback):
         if progress is not None:
             for model in (trainer.lightning_module, *averaged_models(trainer)):
                 set_progress(model, progress)
+
+
+@torch.no_grad()
+def _lines(model: nn.Module) -> list[str]:
+    """The kinds of scheduled activations that end as a line, for standard normal inputs."""
+    found, grid = dict[str, bool](), torch.special.ndtri((torch.arange(99) + 0.5) / 99)
+    for module in model.modules():
+        name = type(module).__name__
+        if isinstance(module, Activation) and isinstance(module, Scheduled) and name not in found:
+            twin: Any = detached(module)
+            twin.set_progress(1.0)
+            x, y = grid.double(), curve("", twin, grid, {}).double().mean(1)
+            found[name] = float(torch.corrcoef(torch.stack([x, y]))[0, 1] ** 2) > _LINE
+    return [name for name, line in found.items() if line]

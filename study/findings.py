@@ -11,7 +11,7 @@ from activations.files import replacing
 from callbacks.machine import ROOT
 
 from . import figures
-from .page import Block, folded, replaced, tabled
+from .page import Block, folded, paragraph, replaced, tabled
 from .publish import read_studies
 from .runs import Study
 from .shapes import CHANGE, RELU, Learned, Values, curves, learned, natural, parameters, properties
@@ -94,6 +94,13 @@ def tables(study: Study, known: Mapping[Place, Learned]) -> list[Block]:
     values = tabled(["function", "parameter", "start", *GROUPS, "seeds"], numbers)
     return [
         Block(f"### {study.folder.name}", ""),
+        paragraph(
+            "Figures: "
+            + ", ".join(
+                f"[{each}](findings_{study.folder.name}_{each}.png)"
+                for each in ("changes", "functions", "values")
+            )
+        ),
         tabled(["function", *columns], shapes),
         folded("All values", [values]),
     ]
@@ -120,7 +127,7 @@ def _rows(
             "study": study.folder.name, "function": arm, "data": options.get("data"),
             "network": options.get("model.backbone"), "parameter": name,
             "layer": found.layers[place] + 1, "site": sites[found.layers[place]],
-            "term": term + 1, "seeds": seeds, "start": _number(start, 4),
+            "term": term + 1, "seeds": seeds, "start": _number(float(start), 4),
             "mean": _number(values.mean(), 4),
             "deviation": _number(float(np.std(values, ddof=1)), 2) if seeds > 1 else "",
         }  # fmt: skip

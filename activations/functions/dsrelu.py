@@ -22,7 +22,11 @@ class DSReLU(Activation):
         f(x; t) = \begin{cases} s(t)\, x & x > 0 \\ x & x \le 0 \end{cases}
         \qquad s(t) = a + \frac{b - a}{1 + e^{-k (t - 0.5)}}
 
-    with t the training progress from 0 to 1, set through :meth:`set_progress`.
+    with t the training progress from 0 to 1, set through :meth:`set_progress`. Where the slope
+    still falls while the learning rate goes to 0, the network loses all that it learned; and at
+    a slope of 1 it is linear. Let the slope arrive early and away from 1: `normalized=True` and
+    `train.py --schedule.end 0.3` were the best of the schedules tried, a constant slope
+    (`a = b = 3.49`, as the authors ran it) was better.
 
     Attributes:
         slope: (), the current s(t), a persistent buffer.

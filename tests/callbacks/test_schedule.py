@@ -65,6 +65,43 @@ def test_progress_by_step(tmp_path: Path, start: float, end: float):
     assert slopes(model) == [slope(1)]
 
 
+def test_by_default_steps_end_halfway_and_epochs_with_the_training(tmp_path: Path):
+    for start in (0.0, 0.4):
+        seen = Slopes()
+        trainer(tmp_path, ActivationSchedule(start=start), seen).fit(Small(), datamodule=Tiny())
+        expected = [window(step / 24, start, start + (1 - start) / 2) for step in range(24)]
+        assert seen.steps == [slope(progress) for progress in expected]
+    seen = Slopes()
+    trainer(tmp_path, ActivationSchedule("epoch"), seen).fit(Small(), datamodule=Tiny())
+    assert seen.steps == [slope(epoch / 2) for epoch in range(3) for _ in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("ends", "warns"),
+    [
+        (DSReLU(), True),  # at a slope of 1.03
+        (DSReLU(normalized=True), False),
+        (DSReLU(a=2.0, b=1.2, normalized=True), True),
+        (DSReLU(a=2.0, b=1.2, normalized=True, negative_slope=0.0), False),
+        (Fade(nn.ReLU(), nn.Identity()), False),  # not a function of ours; the user names its end
+        (Polynomial(degree=1, progressive=True), True),
+        (Polynomial(degree=3, progressive=True), False),
+    ],
+)
+def test_a_schedule_that_ends_as_a_line_is_told(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, ends: nn.Module, warns: bool
+):
+    model = Small()
+    model.backbone.act1 = ends
+    trainer(tmp_path, ActivationSchedule(), max_epochs=1, limit_train_batches=1).fit(
+        model, datamodule=Tiny()
+    )
+    told = [str(each.message) for each in recwarn if "straight line" in str(each.message)]
+    assert len(told) == warns
+    for text in told:
+        assert text.startswith(f"{type(ends).__name__} is nearly a straight line at the end of its")
+
+
 @pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (0.25, 0.75)])
 def test_progress_by_epoch(tmp_path: Path, start: float, end: float):
     seen, schedule = Slopes(), ActivationSchedule("epoch", start, end)
@@ -87,7 +124,7 @@ def test_progress_by_epoch(tmp_path: Path, start: float, end: float):
 )  # fmt: skip
 def test_planned_length(tmp_path: Path, limits: dict[str, Any], expected: list[float]):
     seen = Slopes()
-    trainer(tmp_path, ActivationSchedule(), seen, **limits).fit(Small(), datamodule=Tiny())
+    trainer(tmp_path, ActivationSchedule(end=1.0), seen, **limits).fit(Small(), datamodule=Tiny())
     assert seen.steps == [slope(progress) for progress in expected]
 
 
@@ -135,7 +172,7 @@ def test_a_time_limit_counts_as_what_ends_first(
     tmp_path: Path, seconds: int, limits: dict[str, Any], planned: int
 ):
     seen, model = Slopes(), Small()
-    run = trainer(tmp_path, ActivationSchedule(), seen, Clock(seconds), **limits)
+    run = trainer(tmp_path, ActivationSchedule(end=1.0), seen, Clock(seconds), **limits)
     run.fit(model, datamodule=Tiny())
     assert seen.steps == [slope(step / planned) for step in range(planned)]
     assert slopes(model) == [slope(1)]
@@ -156,7 +193,7 @@ def test_data_without_a_length(tmp_path: Path):
         run.fit(model, DataLoader(Stream(), batch_size=6))
         return seen
 
-    seen = fit(ActivationSchedule(), max_steps=10)
+    seen = fit(ActivationSchedule(end=1.0), max_steps=10)
     assert seen.steps == [slope(step / 10) for step in range(10)]
     with pytest.raises(ValueError, match=r"needs a planned length.*data without a length"):
         fit(ActivationSchedule())
@@ -249,7 +286,7 @@ def test_averaged_weights_keep_the_present_slope(
     tmp_path: Path, kind: int, use_buffers: bool, first: bool, interval: Any
 ):
     seen, model = Slopes(), Small()
-    callbacks = [ActivationSchedule(interval), averagings(use_buffers)[kind]]
+    callbacks = [ActivationSchedule(interval, end=1.0), averagings(use_buffers)[kind]]
     save = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=3, save_top_k=-1)
     each = ModelCheckpoint(tmp_path, "end-{epoch}", save_top_k=-1)
     callbacks = callbacks if first else callbacks[::-1]
@@ -367,7 +404,7 @@ def test_a_run_that_stops_early_says_where(tmp_path: Path, caplog: pytest.LogCap
     model = Small()
     stop = EarlyStopping("val/loss", stopping_threshold=1e9)
     with caplog.at_level("INFO"):
-        trainer(tmp_path, ActivationSchedule(), stop).fit(model, datamodule=Tiny())
+        trainer(tmp_path, ActivationSchedule(end=1.0), stop).fit(model, datamodule=Tiny())
     assert "ended with the scheduled activations at t = 0.333 of 1" in caplog.text
     assert slopes(model) == [slope(1 / 3)]
 

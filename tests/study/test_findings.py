@@ -1,6 +1,7 @@
 """What was learned, as the packed studies say it."""
 
 import csv
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from scipy.stats import norm
 from torch import nn
 
 from activations import APA
+from callbacks.machine import ROOT
 from study import packed
 from study.findings import findings
 from study.packed import pack
+from study.publish import read_studies
 from study.runs import Study
-from study.shapes import CHANGE, RELU, Learned, made, natural, parameters, properties
+from study.shapes import CHANGE, RELU, Learned, learned, made, natural, parameters, properties
 from study.spec import check, lock
 
 from .made import result, small, write
@@ -102,8 +105,8 @@ def test_means_over_seeds_and_channels(tmp_path: Path, monkeypatch: pytest.Monke
         "AGLU": lambda s: {"act1.lambd": [-s], "act1.kappa": [1.0]},
     }  # fmt: skip
     for run in runs:
-        learned = values[run.arm](float(run.seed % 1000))
-        write(study, run, result(90, run.seed, learned=learned))
+        ends = values[run.arm](float(run.seed % 1000))
+        write(study, run, result(90, run.seed, learned=ends))
     pack(study.folder)
     marks = "<!-- written by python -m study findings -->\n", "<!-- end of findings -->\n"
     (tmp_path / "findings.md").write_text(f"# Findings\n\n{marks[0]}old\n{marks[1]}\nBy hand.\n")
@@ -127,3 +130,28 @@ def test_means_over_seeds_and_channels(tmp_path: Path, monkeypatch: pytest.Monke
     assert rows["AGLU", "lambd", "1", "1"]["mean"] == "0.0001"
     assert rows["AGLU", "lambd", "1", "1"]["start"] == ""
     assert [rows["LSLU", "theta", "1", term]["mean"] for term in "123"] == ["2", "1", "7"]
+
+
+def test_the_numbers_of_the_page_are_those_of_its_tables():
+    text, _, tables = (ROOT / "docs/findings.md").read_text().partition("## Tables")
+    tables = tables.partition("### quick")[0]
+    heads = ["start", "elsewhere", "inside a block", "last"]
+    quoted = re.findall(r"(-?[\d.]+) \((\w+) ([\w ]+), ([a-z ]+)\)", " ".join(text.split()))
+    assert len(quoted) > 20
+    for number, function, parameter, group in quoted:
+        (row,) = re.findall(rf"^\| {function} \| {parameter} \| (.*) \|$", tables, re.M)
+        value = float(row.split(" | ")[heads.index(group)].partition(" ")[0])
+        decimals = len(number.partition(".")[2])
+        assert float(number) == pytest.approx(value, abs=0.6 * 10**-decimals), (function, parameter)
+
+
+def test_the_tables_in_the_repository_are_those_of_the_packed_studies():
+    """One function for all: `python -m study findings` takes half a minute."""
+    study = next(each for each in read_studies() if each.folder.name == "digits_elementwise")
+    found = parameters(learned(study, "PReLU", 0))["weight"].end
+    with (ROOT / "results/learned.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["study"] == study.folder.name]
+    means = [
+        row["mean"] for row in rows if (row["function"], row["parameter"]) == ("PReLU", "weight")
+    ]
+    assert means == [f"{each:.4g}" for each in found.mean(0)[:, 0]], "run: python -m study findings"
