@@ -23,7 +23,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import distributed
 
-import datamodules  # noqa: F401 - so that its classes have short names
 from activations.files import check_writable, is_full, naming, replacing, system_error
 from callbacks import (
     ActivationMonitor,
@@ -40,6 +39,7 @@ from callbacks import (
     run_summary,
 )
 from callbacks.lightning_private import callbacks_of
+from datamodules import *  # noqa: F403 - so that its classes have short names
 from models import Classifier, DivergedError
 from models.checkpoints import check_complete, check_fits, check_given, read_checkpoint
 from options import SLIP, Parser, explain, full_names

@@ -1,12 +1,16 @@
-"""Data sets as LightningDataModules."""
+"""Data sets as LightningDataModules, each imported when it is first asked for."""
 
-from .base import ImageDataModule
-from .cifar import CIFAR10, CIFAR100
-from .digits import Digits
-from .imagefolder import ImageFolder, Silkworm
-from .miniimagenet import MiniImageNet
-from .mitbih import MITBIH
-from .mnist import MNIST
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .base import ImageDataModule
+    from .cifar import CIFAR10, CIFAR100
+    from .digits import Digits
+    from .imagefolder import ImageFolder, Silkworm
+    from .miniimagenet import MiniImageNet
+    from .mitbih import MITBIH
+    from .mnist import MNIST
 
 __all__ = [
     "CIFAR10",
@@ -19,3 +23,17 @@ __all__ = [
     "MiniImageNet",
     "Silkworm",
 ]
+# whoever prepares one sample (preprocess.py) needs no Lightning, which these import
+_FILES = {
+    "CIFAR100": "cifar",
+    "CIFAR10": "cifar",
+    "ImageDataModule": "base",
+    "Silkworm": "imagefolder",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    file = import_module(f".{_FILES.get(name, name.lower())}", __name__)
+    return globals().setdefault(name, getattr(file, name))

@@ -1,24 +1,23 @@
 """Heart beats cut out of WFDB records or read from CSV files, and their spectrograms."""
 
-import hashlib
 import warnings
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .images import damaged, require
+from .images import damaged
+from .records import lead_of, read_notes, read_record
 
 RATE = 360  # samples per second of every record
 FLAT = 1e-3  # millivolt; one step of the converter is 5e-3, so a lead with less is not connected
 SYMBOLS = "NLRejAaJSVEF/fQ"  # the annotations that AAMI EC57 counts as beats
 AAMI = {"N": "NLRej", "S": "AaJS", "V": "VE", "F": "F", "Q": "/fQ"}
 Normalize = Literal["zscore", "minmax", "none"]
-_damaged = partial(damaged, remedy="delete it and fetch it again with --data.download true")
+Representation = Literal["signal", "image", "spectrogram"]
 
 
 class Window(NamedTuple):
@@ -65,59 +64,67 @@ def read_beats(path: Path, window: Window, sums: dict[str, str]) -> Beats | None
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged.
     """
-    import wfdb
-
-    header = _read(path, ".hea", sums, lambda: wfdb.rdheader(str(path)))
-    names, length = header.sig_name, header.sig_len
-    if header.fs != RATE or not names or not length:
-        why = f"signals {names}, {length} samples, {header.fs} a second instead of {RATE}"
-        raise _damaged(path.with_suffix(".hea"), why)
-    _check_size(path, header, length)
-    record = _read(path, ".dat", sums, lambda: wfdb.rdrecord(str(path), physical=False))
-    checksums = zip(record.calc_checksum(), record.checksum or [], strict=False)
-    if any(known is not None and (found - known) % 65536 for found, known in checksums):
-        raise _damaged(path.with_suffix(".dat"), "its checksum is not the one in the header")
-    notes = _read(path, ".atr", sums, lambda: wfdb.rdann(str(path), "atr"))
-    peaks, symbols = np.asarray(notes.sample), list(notes.symbol)
-    whole = path.with_suffix(".atr").read_bytes().endswith(b"\0\0")
-    if not whole or (len(peaks) and (peaks.min() < 0 or peaks.max() >= length)):
-        raise _damaged(path.with_suffix(".atr"), "cut off, or with times outside of the record")
-    if window.lead not in names:
+    record = read_record(path, sums, RATE)
+    peaks, symbols = read_notes(path, sums, record.sig_len)
+    if window.lead not in record.sig_name:
         return None
-    lead = names.index(window.lead)
-    gain, zero = record.adc_gain[lead], record.baseline[lead]
     beat = np.array([symbol in SYMBOLS for symbol in symbols], dtype=bool)
     kinds = np.array([SYMBOLS.index(s) for s in symbols if s in SYMBOLS], dtype=np.int64)
-    signal = (record.d_signal[:, lead] - zero) / gain
-    signals, inside = cut(signal, peaks[beat], window)
+    signals, inside = cut(lead_of(record, window.lead), peaks[beat], window)
     return Beats(signals, kinds, peaks[beat], inside)
 
 
-def cut(signal: np.ndarray, peaks: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """The windows (K, samples) that lie inside the signal, and the mask (M,) of their peaks."""
-    from scipy import ndimage
+def cut(
+    signal: np.ndarray, peaks: np.ndarray, window: Window, rate: float = RATE
+) -> tuple[np.ndarray, np.ndarray]:
+    """The windows (K, samples) that lie inside the signal, and the mask (M,) of their peaks.
+
+    Args:
+        signal: in millivolt, with `rate` samples per second.
+        peaks: (M,), the R peaks in samples of the signal.
+        window: how beats are cut out; the signal is resampled to its rate.
+        rate: see above.
+    """
     from scipy.signal import resample_poly
 
-    rate = window.rate or RATE
-    if rate != RATE:
-        ratio = Fraction(rate / RATE).limit_denominator(1000)
+    wanted = window.rate or RATE
+    if wanted != rate:
+        ratio = Fraction(wanted / rate).limit_denominator(1000)
         signal = resample_poly(signal, ratio.numerator, ratio.denominator, padtype="line")
-        peaks = np.round(peaks * rate / RATE).astype(np.int64)
+        peaks = np.round(peaks * wanted / rate).astype(np.int64)
     if window.baseline:
-        slow = signal
-        for seconds in (0.2, 0.6):
-            slow = ndimage.median_filter(slow, 2 * round(seconds * rate / 2) + 1, mode="nearest")
-        signal = signal - slow
-    first = peaks - round(window.before * rate)
+        signal = signal - baseline_of(signal, wanted)
+    first = peaks - round(window.before * wanted)
     inside = (first >= 0) & (first + window.samples <= len(signal))
     beats = signal[first[inside, None] + np.arange(window.samples)]
-    if window.normalize == "zscore":
-        beats -= beats.mean(1, keepdims=True)
-        beats /= np.maximum(beats.std(1, keepdims=True), FLAT)
-    elif window.normalize == "minmax":
-        beats -= beats.min(1, keepdims=True)
-        beats /= np.maximum(beats.max(1, keepdims=True), FLAT)
-    return beats.astype(np.float32), inside
+    return normalised(beats, window.normalize).astype(np.float32), inside
+
+
+def baseline_of(signal: np.ndarray, rate: float) -> np.ndarray:
+    """Two running medians, of 0.2 s and of 0.6 s."""
+    from scipy import ndimage
+
+    for seconds in (0.2, 0.6):
+        signal = ndimage.median_filter(signal, 2 * round(seconds * rate / 2) + 1, mode="nearest")
+    return signal
+
+
+def normalised(beats: np.ndarray, how: Normalize) -> np.ndarray:
+    """Beats (K, samples), each scaled as `how` says."""
+    if how == "zscore":
+        beats = beats - beats.mean(1, keepdims=True)
+        return beats / np.maximum(beats.std(1, keepdims=True), FLAT)
+    if how == "minmax":
+        beats = beats - beats.min(1, keepdims=True)
+        return beats / np.maximum(beats.max(1, keepdims=True), FLAT)
+    return beats
+
+
+def represented(beats: Tensor, representation: Representation) -> Tensor:
+    """Beats (N, 1, L) as they are (`signal`), as (N, 1, 1, L), or as spectrograms."""
+    if representation == "image":
+        return beats.unsqueeze(2)
+    return spectrogram(beats) if representation == "spectrogram" else beats
 
 
 def spectrogram(beats: Tensor) -> Tensor:
@@ -154,42 +161,3 @@ def read_rows(file: Path) -> np.ndarray:
         why = f"row {row + 1} has the class {rows[row, 187]:g}, not 0 to 4, or an invalid sample"
         raise damaged(file, why)
     return rows
-
-
-def known_sums(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file, from PhysioNet's SHA256SUMS.txt; empty without that file."""
-    file = folder / "SHA256SUMS.txt"
-    if not file.is_file():
-        return {}
-    lines = (line.split(maxsplit=1) for line in file.read_text(errors="replace").splitlines())
-    return {line[1].strip(): line[0] for line in lines if len(line) == 2}
-
-
-def _read(path: Path, suffix: str, sums: dict[str, str], read: Any) -> Any:
-    file = path.with_suffix(suffix)
-    require([file], "Put it there, or fetch it with --data.download true")
-    if suffix == ".hea" and (size := file.stat().st_size) > 2**14:  # thousands of signals
-        raise _damaged(file, f"{size} bytes are too many for a header")
-    known = sums.get(file.name)
-    if known and hashlib.sha256(file.read_bytes()).hexdigest() != known:
-        raise _damaged(file, "its SHA-256 is not the one in SHA256SUMS.txt")
-    try:
-        return read()
-    except Exception as error:
-        raise _damaged(file, f"{type(error).__name__}: {error}") from error
-
-
-def _check_size(path: Path, header: Any, length: int) -> None:
-    """Compare sizes before wfdb allocates memory, as a damaged header can give any length."""
-    width = {"212": 1.5, "16": 2, "80": 1}
-    if any(header.skew) or any(header.byte_offset):  # wfdb allocates as much memory
-        raise _damaged(path.with_suffix(".hea"), "its signals are shifted")
-    for name, kind in set(zip(header.file_name, header.fmt, strict=False)):
-        file = path.parent / str(name)
-        if file.name != name:  # a file of another folder
-            raise _damaged(path.with_suffix(".hea"), f"it names the file {name!r}")
-        if kind not in width or not file.is_file():
-            raise _damaged(path.with_suffix(".hea"), f"no file {name} in format {kind}")
-        expected = length * header.file_name.count(name) * width[kind]
-        if not expected <= (size := file.stat().st_size) < expected + 2:
-            raise _damaged(file, f"{size} bytes, but {path.name}.hea says {expected:.0f}")

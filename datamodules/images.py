@@ -7,10 +7,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp", ".tif", ".tiff", ".gif"}
 
@@ -74,7 +78,7 @@ def read_image(file: Path, side: int, *, resize: bool = True) -> np.ndarray:
     Raises:
         ValueError: the file is not a readable image, or has a size that is refused.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         _check_pnm(file)
@@ -85,15 +89,22 @@ def read_image(file: Path, side: int, *, resize: bool = True) -> np.ndarray:
                 raise ValueError(f"{width} x {height} pixels are too many")
             if not resize and (width, height) != (side, side):
                 raise ValueError(f"it has {width} x {height} pixels, not {side} x {side}")
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits, which convert("RGB") would clip at 255
-                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-            if "transparency" in image.info:
-                image = image.convert("RGBA")
-            image = image.convert("RGB")
+            pixels = rgb(image)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise damaged(file, error, "replace or delete it") from error
-    return square(np.asarray(image), side)
+    return square(pixels, side)
+
+
+def rgb(image: "Image") -> np.ndarray:
+    """Pixels (H, W, 3) of an image of any mode, as :func:`read_image` reads them."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits, which convert("RGB") would clip at 255
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.asarray(image.convert("RGB"))
 
 
 def _check_pnm(file: Path) -> None:
@@ -117,6 +128,19 @@ def square(pixels: np.ndarray, side: int) -> np.ndarray:
         image = ImageOps.fit(Image.fromarray(pixels), (side, side), Image.Resampling.BILINEAR)
         pixels = np.asarray(image)
     return pixels.transpose(2, 0, 1)
+
+
+def normalisation(
+    mean: Sequence[float], std: Sequence[float], images: "Tensor | Images"
+) -> tuple[Tensor, Tensor]:
+    """Shift and scale, (C, 1, *), of (N, C, *) images: a batch becomes (batch - shift) * scale.
+
+    The mean and the deviation are those of values in [0, 1], which uint8 stores as 0 to 255.
+    """
+    whole = 255 if images.dtype == torch.uint8 else 1
+    each = (-1, *[1] * (2 if isinstance(images, Images) else images.ndim - 2))
+    shift, deviation = (whole * torch.tensor(list(values)).view(each) for values in (mean, std))
+    return shift, 1 / deviation
 
 
 class Images:

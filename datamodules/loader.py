@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Sampler
 
-from .images import Images
+from .images import Images, normalisation
 
 if TYPE_CHECKING:
     from .base import ImageDataModule
@@ -117,10 +117,8 @@ class ImageLoader:
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if data.seed is None else data.seed
         eighth = data.image_size // 8
         self.crop_padding = eighth if data.crop_padding is None else data.crop_padding
-        whole = 255 if images.dtype == torch.uint8 else 1
-        each = (-1, *[1] * (2 if isinstance(images, Images) else images.ndim - 2))
-        self.shift = whole * torch.tensor(data.mean, device=self.device).view(each)
-        self.scale = 1 / (whole * torch.tensor(data.std, device=self.device).view(each))
+        shift, scale = normalisation(data.mean, data.std, images)
+        self.shift, self.scale = shift.to(self.device), scale.to(self.device)
         served = labels[indices]
         weights = 1 / served.bincount()[served].float() if data.balance == "sampling" else None
         self.sampler = EpochOrder(indices, self.seed, weights, fixed=fixed)

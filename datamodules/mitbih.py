@@ -17,6 +17,7 @@ from .beats import AAMI, SYMBOLS
 from .cache import Create, prepare, stamp
 from .images import require, some
 from .options import check_part, check_range
+from .records import known_sums
 
 # de Chazal, O'Dwyer and Reilly 2004; the paced records 102, 104, 107 and 217 are in neither
 DS1 = (101, 106, 108, 109, 112, 114, 115, 116, 118, 119, 122,
@@ -79,7 +80,7 @@ class MITBIH(ImageDataModule):
     download: bool = False
     _: KW_ONLY
     protocol: Literal["inter_patient", "intra_patient", "kaggle"] = "inter_patient"
-    representation: Literal["signal", "image", "spectrogram"] = "signal"
+    representation: beats.Representation = "signal"
     classes: Literal["aami", "symbols"] = "aami"
     lead: str = "MLII"
     window: tuple[float, float] = (0.5, 0.996)
@@ -202,9 +203,7 @@ class MITBIH(ImageDataModule):
 
     def transform_batch(self, images: Tensor) -> Tensor:
         """Bring beats (N, 1, L) into the form that `representation` names."""
-        if self.representation == "image":
-            return images.unsqueeze(2)
-        return beats.spectrogram(images) if self.representation == "spectrogram" else images
+        return beats.represented(images, self.representation)
 
     def _files(self, record: int) -> list[Path]:
         return [self.folder / f"{record}{suffix}" for suffix in (".hea", ".dat", ".atr")]
@@ -215,7 +214,7 @@ class MITBIH(ImageDataModule):
         require(files, "Give their folder with --data.root DIR, or add --data.download true")
 
         def build(create: Create) -> None:
-            sums = beats.known_sums(self.folder)
+            sums = known_sums(self.folder)
             columns = defaultdict(list)
             for record in self.records:
                 if found := beats.read_beats(self.folder / str(record), self.cut, sums):

@@ -45,7 +45,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, str) and value in inner
     if isinstance(value, bool):  # an integer to Python
         return kind is bool
-    if not isinstance(value, _KINDS.get(kind, kind)):
+    if not isinstance(value, _KINDS.get(kind, kind)) or (inner and isinstance(value, str)):
         return False
     if not inner:
         return True

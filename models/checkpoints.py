@@ -36,6 +36,7 @@ FUNCTIONS = ("torchvision.transforms", "models.classifier",
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # by which Lightning makes factories
 SMALLEST = {"num_classes": 1, "in_channels": 1, "image_size": 1, "dims": 1,
             "activation_weight_decay": 0}  # fmt: skip
+LARGEST, LONGEST = 2**13, 2**22  # pixels of a side, samples of a signal
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -93,7 +94,7 @@ def read_checkpoint(
         ValueError: the file is damaged or of another program, names code that is not trusted, or
             stores an option of the wrong type.
     """
-    content, name = read_file(path), str(path)
+    content, name, replaced = read_file(path), str(path), set(replaced)
     if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
         raise ValueError(
             f"{name!r} is no checkpoint of this program, which would name its network: if it holds "
@@ -104,9 +105,9 @@ def read_checkpoint(
     ours = (
         isinstance(state, dict)
         and isinstance(stored, dict)
-        and all(isinstance(value, Tensor) for value in state.values())
+        and all(isinstance(value, Tensor) and _is_whole(value) for value in state.values())
         and any(str(key).startswith("backbone.") for key in state)
-        and {*options, "_instantiator"}.issuperset(stored)
+        and {*options, *replaced, "_instantiator"}.issuperset(stored)
         and stored.get("_instantiator", INSTANTIATOR) == INSTANTIATOR
         and content.get("hparams_name", "kwargs") == "kwargs"
         # as Lightning before 0.8 and OmegaConf store options
@@ -117,21 +118,46 @@ def read_checkpoint(
             f"{name!r} is a checkpoint of another program, not of this classifier: give one of "
             "this program with --ckpt_path, or start from its weights with --model.checkpoint_path"
         )
-    kept = {key: stored[key] for key in stored.keys() - set(replaced)}
-    check_stored(kept, name, trust)
-    for option, value in kept.items():
+    kept = {key: stored[key] for key in stored.keys() - replaced}
+    check_options(kept, state, name, options, trust)
+    return content
+
+
+def check_options(
+    stored: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    source: str,
+    options: Mapping[str, Parameter],
+    trust: Sequence[str] = (),
+) -> None:
+    """Raise ValueError if stored options name untrusted code or have a wrong type or size.
+
+    Args:
+        stored: the options by name.
+        state: the weights that are stored with them, none of which a network exceeds.
+        source: the file, for messages.
+        options: the arguments that they are, with their types.
+        trust: packages from which they may name classes, too.
+    """
+    check_stored(stored, source, trust)
+    sizes = [side for value in state.values() for side in value.shape]
+    widest = max(sizes, default=0)
+    side = LONGEST if stored.get("dims") == 1 else LARGEST
+    most = {"num_classes": widest, "in_channels": widest, "dims": 2, "image_size": side}
+    for option, value in stored.items():
         hint = options[option].annotation if option in options else Any
         least, why = SMALLEST.get(option, -math.inf), ""
         if not _fits(value, hint):
             why = f"a value of another type, {str(value)[:80]!r}"
         elif isinstance(value, int | float) and not value >= least:
             why = f"{value}, not at least {least}"
+        elif isinstance(value, int | float) and value > most.get(option, math.inf):
+            why = f"{value}, more than {most[option]}"
         if why:
             raise ValueError(
-                f"{name!r} stores as {option} {why}: it is damaged, give another checkpoint, such "
-                "as an earlier one"
+                f"{source!r} stores as {option} {why}: it is damaged, give another checkpoint, "
+                "such as an earlier one"
             )
-    return content
 
 
 def check_stored(stored: Mapping[str, Any], source: str, trust: Sequence[str] = ()) -> None:
@@ -215,6 +241,18 @@ def describe(factory: Any) -> Any:
     return {"class_path": path, "init_args": describe(given)}
 
 
+def factory(stored: Any) -> Any:
+    """What :func:`describe` has described, whose names :func:`check_stored` has found trusted."""
+    if isinstance(stored, list | tuple):
+        return [factory(each) for each in stored]
+    if not isinstance(stored, Mapping):
+        return stored
+    if "class_path" not in stored:
+        return {key: factory(each) for key, each in stored.items()}
+    given = {**(stored.get("init_args") or {}), **(stored.get("dict_kwargs") or {})}
+    return partial(pkgutil.resolve_name(stored["class_path"]), **factory(given))
+
+
 def check_complete(content: Mapping[str, Any], source: str, given: Iterable[str]) -> None:
     """Raise ValueError if a checkpoint lacks an argument that is not `given` either."""
     for name, reason in content.get("not_stored", {}).items():
@@ -275,6 +313,11 @@ def _names(value: Any, option: str, source: str, key: str = "") -> Iterator[str]
             yield value
     elif not isinstance(value, PLAIN) or key == "class_path":
         raise ValueError(f"{source!r} has a {type(value).__name__} in {option}")
+
+
+def _is_whole(value: Tensor) -> bool:
+    """Whether a tensor has as many numbers in the file as its shape says."""
+    return value.numel() * value.itemsize <= value.untyped_storage().nbytes()
 
 
 def _fits(value: Any, hint: Any) -> bool:

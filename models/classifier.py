@@ -19,12 +19,13 @@ from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, OneCycleLR
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from activations import SwapReport, fuse, gain, parameter_groups, penalty, replace_activations
+from activations import fuse, parameter_groups, penalty
 from activations.activation import positive
 from activations.functions.coslu import CosLU
 from activations.torch_private import is_compiled
 
-from .backbones import Stem, build_backbone, check_input
+from .backbones import Stem
+from .build import build_network
 from .checkpoints import (
     FACTORIES,
     INSTANTIATOR,
@@ -34,7 +35,7 @@ from .checkpoints import (
     read_checkpoint,
 )
 from .metrics import classification_metrics, log_chosen, log_classes, warn_of_absent
-from .weights import freeze_shapes, kaiming_, load_shapes, load_weights, read_weights
+from .weights import freeze_shapes, load_shapes, load_weights, read_weights
 
 # the short name ReduceLROnPlateau means the first: Lightning's, which knows its `monitor`
 SchedulerCallable = (
@@ -169,28 +170,25 @@ class Classifier(LightningModule):
                 if value is not _sgd:
                     self._not_stored[name] = str(error)
         self.stem: Stem = "imagenet" if stem == "auto" and pretrained else stem
-        options = {"image_size": image_size, **(backbone_kwargs or {})}
-        network = build_backbone(
-            backbone, num_classes, in_channels, dims, self.stem, pretrained, **options
+        self.match, self.compile_mode = match, compile
+        self.backbone, self.swapped = build_network(
+            backbone,
+            num_classes,
+            in_channels,
+            image_size,
+            activation,
+            activation_by_site,
+            share,
+            match,
+            include,
+            exclude,
+            include_kinds,
+            dims,
+            self.stem,
+            backbone_kwargs,
+            pretrained=pretrained,
+            init=init,
         )
-        self.backbone = network.to(memory_format=torch.channels_last)  # pyright: ignore
-        example = torch.zeros(2, in_channels, *[image_size] * dims)
-        check_input(self.backbone, example)
-        factories = dict(activation_by_site or {}) | ({"*": activation} if activation else {})
-        self.match, self.compile_mode, self.swapped = match, compile, SwapReport()
-        if init == "kaiming":
-            kaiming_(self.backbone, gain(activation() if activation else nn.ReLU()))
-        if factories:
-            self.swapped = replace_activations(
-                self.backbone,
-                factories,
-                example_input=example,
-                include=include,
-                exclude=exclude or (),
-                include_kinds=include_kinds or (),
-                share=share,
-                match="fade" if match == "fade" else False,
-            )
         if checkpoint_path:
             state, new = read_weights(checkpoint_path), tuple(f"{c.name}." for c in self.swapped)
             load_weights(self.backbone, state, source=checkpoint_path, fresh=new)

@@ -29,6 +29,7 @@ ALLOWED = {
     "callbacks": {"activations"},
     "datamodules": set(),
     "models": {"activations"},
+    "models/network": {"activations", "datamodules", "models"},
     "options": {"activations", "models"},
     "search": {"activations", "callbacks", "study"},
     "study": {"activations", "bench", "callbacks", "options", "train"},

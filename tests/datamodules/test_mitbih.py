@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from datamodules import MITBIH
-from datamodules.beats import AAMI, SYMBOLS, Window, cut, known_sums, read_beats, spectrogram
+from datamodules.beats import AAMI, SYMBOLS, Window, cut, read_beats, spectrogram
 from datamodules.mitbih import DS1, DS2, PACED, VALIDATION
+from datamodules.records import known_sums
 from tests.data import part_of, write_kaggle, write_records
 
 CLASS = {symbol: name for name, symbols in AAMI.items() for symbol in symbols}

@@ -1,0 +1,271 @@
+"""A sample of one's own, prepared as the data set of a trained network prepares its samples."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .beats import SYMBOLS, Normalize, Representation, Window, cut, normalised, represented
+from .images import normalisation, read_image, rgb, square
+from .options import check_range, check_types
+from .records import Own, detect, read_own
+
+LARGEST = 2**27  # numbers in a sample
+
+
+class Beats(NamedTuple):
+    """The beats of a record whose window lies inside it.
+
+    Attributes:
+        batch: (K, ...), ready for the network.
+        times: (K,), of the R peaks in seconds.
+        symbols: the K annotations; None where the R peaks were detected.
+        outside: beats whose window leaves the record.
+        missing: samples that the record lacks; they lie on a line between their neighbours.
+    """
+
+    batch: Tensor
+    times: np.ndarray
+    symbols: list[str] | None
+    outside: int
+    missing: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How a data set prepares its samples: what the `description` of its data module tells.
+
+    Args:
+        name: of the data set.
+        class_names: in the order of the network's outputs.
+        dims: 2 for images, 1 for signals.
+        channels: of the samples.
+        size: side of the images, or length of the signals.
+        mean: of each channel.
+        std: of each channel.
+        step: code of the data module that changes its batches, which is not stored.
+        representation: of heart beats; None for others.
+        lead: of heart beats that are cut out of records; None where they come cut out.
+        window: seconds before and after the R peak.
+        rate: samples per second.
+        baseline: subtract the baseline.
+        normalize: how each beat is scaled.
+
+    Raises:
+        ValueError: a value has another type, or is out of its range.
+    """
+
+    name: str
+    class_names: list[str]
+    dims: int
+    channels: int
+    size: int
+    mean: list[float]
+    std: list[float]
+    step: str | None = None
+    representation: Representation | None = None
+    lead: str | None = None
+    window: list[float] | None = None
+    rate: float | None = None
+    baseline: bool = False
+    normalize: Normalize = "none"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_range(1, 2, dims=self.dims)
+        check_range(1, LARGEST, channels=self.channels, size=self.size)
+        check_range(1, LARGEST, **{"channels * size ** dims": math.prod(self.shape)})
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            right = len(values) in (1, self.channels) and all(map(math.isfinite, values))
+            if not right or (name == "std" and min(values) <= 0):
+                raise ValueError(f"{name} must hold {self.channels} numbers, got {values}")
+        if self.representation is None or self.lead is None:
+            return
+        if self.window is None or len(self.window) != 2 or self.rate is None:
+            raise ValueError(
+                f"beats need a window of two times and a rate, got {self.window}, {self.rate}"
+            )
+        check_range(0, 600, **{"window[0]": self.window[0], "window[1]": self.window[1]})
+        check_range(10, 3600, rate=self.rate)
+        if self.representation != "spectrogram" and self.cut.samples != self.size:
+            raise ValueError(f"size must be {self.cut.samples} for this window, got {self.size}")
+
+    @classmethod
+    def of(cls, description: Mapping[str, Any], source: str) -> Self:
+        """The preparation that a checkpoint describes; the file `source` is named in errors."""
+        known = {
+            each.name: description[each.name] for each in fields(cls) if each.name in description
+        }
+        try:
+            return cls(**known)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{source!r} stores a description of its data that cannot be right ({error}): it "
+                "is damaged, give another checkpoint, such as an earlier one"
+            ) from error
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample as the network takes it."""
+        if self.representation == "image":
+            return (self.channels, 1, self.size)
+        return (self.channels, *[self.size] * self.dims)
+
+    @property
+    def cut(self) -> Window:
+        """How beats are cut out of a record."""
+        assert self.window is not None, "of heart beats alone"
+        before, after = self.window
+        return Window(self.lead or "", before, after, self.rate, self.baseline, self.normalize)
+
+    def __call__(
+        self, sample: Any, *, rate: float | None = None, peaks: Sequence[int] | None = None
+    ) -> Tensor:
+        """Prepare one sample, as a batch.
+
+        Args:
+            sample: an image: its file, an image of PIL, an array (H, W) or (H, W, C), or a tensor
+                (C, H, W); uint8 or floats in [0, 1], and only uint8 is resized. Or a signal: a
+                WFDB record, or the numbers (L,), in millivolt, from which beats are cut. A signal
+                as long as a beat is one.
+            rate: samples per second of a signal.
+            peaks: R peaks of a signal, in samples; by default XQRS, wfdb's detector, finds them.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the sample does not fit the network, or cannot be read.
+        """
+        if self.representation is None:
+            return self.finish(self._numbers(sample))
+        if isinstance(sample, str | os.PathLike):
+            return self.beats(Path(sample)).batch
+        signal = np.asarray(sample, dtype=np.float64)
+        if signal.ndim == 2 and len(signal) == 1:
+            signal = signal[0]
+        if signal.ndim != 1 or not np.isfinite(signal).all():
+            raise ValueError(
+                f"a signal must be finite numbers of one lead, (L,), got shape {signal.shape}"
+            )
+        if peaks is None and self._is_beat(len(signal)) and rate in (None, self.rate):
+            beat = normalised(signal[None], self.normalize).astype(np.float32)
+            return self.finish(torch.from_numpy(beat).unsqueeze(1))
+        if self.lead is None:
+            raise ValueError(
+                f"a signal of {len(signal)} samples is no beat of {self.name}, which has "
+                f"{self.size} and came cut out"
+            )
+        if rate is None or not 30 <= rate <= 10_000:
+            raise ValueError(
+                f"a signal of {len(signal)} samples needs its rate, from 30 to 10,000 a second, "
+                f"got {rate}: rate=360; a single beat has {self.cut.samples} samples at "
+                f"{self.rate:g} a second"
+            )
+        found = detect(signal, rate) if peaks is None else np.asarray(peaks, dtype=np.int64)
+        own = Own(signal, rate, found, None, 0)
+        return self._cut(own, "the signal").batch
+
+    def beats(self, path: Path) -> Beats:
+        """The beats of a WFDB record, annotated or detected.
+
+        Raises:
+            FileNotFoundError: a file of it is missing.
+            ValueError: it is damaged, lacks the lead, or has no beat.
+        """
+        if self.lead is None:
+            raise ValueError(
+                f"no beats can be cut out of {str(path)!r}, since those of {self.name} came cut "
+                "out: give beats of that kind"
+            )
+        return self._cut(read_own(path, self.lead, SYMBOLS), f"record {str(path)!r}")
+
+    def finish(self, raw: Tensor) -> Tensor:
+        """Normalise a batch, and bring heart beats into their form."""
+        if self.step:
+            raise ValueError(
+                f"{self.name} changes its batches by {self.step}, which no checkpoint holds: "
+                "prepare the batch by your own code, and call the network"
+            )
+        shift, scale = normalisation(self.mean, self.std, raw)
+        batch = (raw.float() - shift) * scale
+        return represented(batch, self.representation) if self.representation else batch
+
+    def _cut(self, own: Own, source: str) -> Beats:
+        beats, inside = cut(own.signal, own.peaks, self.cut, own.rate)
+        if not len(beats):
+            raise ValueError(
+                f"{source} has no beat with {self.window} seconds around its R peak, among "
+                f"{len(own.peaks)} peaks"
+            )
+        batch = self.finish(torch.from_numpy(beats).unsqueeze(1))
+        symbols = own.symbols and [s for s, kept in zip(own.symbols, inside, strict=True) if kept]
+        outside = int((~inside).sum())
+        return Beats(batch, own.peaks[inside] / own.rate, symbols, outside, own.missing)
+
+    def _is_beat(self, length: int) -> bool:
+        return length == (self.size if self.lead is None else self.cut.samples)
+
+    def _numbers(self, sample: Any) -> Tensor:
+        """An image, or a sample of another kind, as a batch of one that is not normalised."""
+        if isinstance(sample, str | os.PathLike):
+            if not Path(sample).is_file():
+                raise FileNotFoundError(f"no image at {str(sample)!r}")
+            return self._of_photo(read_image(Path(sample), self.size))
+        if hasattr(sample, "getexif"):  # an image of PIL
+            return self._of_photo(square(rgb(sample), self.size))
+        numbers = sample if isinstance(sample, Tensor) else torch.from_numpy(np.array(sample))
+        if numbers is not sample and numbers.ndim == 3 and self.dims == 2:
+            numbers = numbers.permute(2, 0, 1)
+        if numbers.ndim == self.dims:
+            numbers = numbers.unsqueeze(0)
+        shape, pixels = tuple(numbers.shape), numbers.dtype == torch.uint8
+        if not (pixels or numbers.is_floating_point()):
+            raise ValueError(f"a sample must be uint8 or floats, got {numbers.dtype}")
+        if self.dims == 2 and pixels and len(shape) == 3 and shape != self.shape and min(shape) > 0:
+            return self._of_array(numbers)
+        if shape != self.shape:
+            raise ValueError(
+                f"a sample of shape {shape} does not fit: this network takes {self.shape}, one "
+                "sample at a time" + ("; only uint8 is resized" if self.dims == 2 else "")
+            )
+        if not pixels and self._is_unit and (numbers.min() < 0 or numbers.max() > 1):
+            raise ValueError(
+                f"an image of floats must lie in [0, 1], got {numbers.min():.3g} to "
+                f"{numbers.max():.3g}: divide it, or give uint8"
+            )
+        return numbers.unsqueeze(0)
+
+    @property
+    def _is_unit(self) -> bool:
+        """Whether mean and deviation are those of values in [0, 1], as images have them."""
+        return self.dims == 2 and all(0 <= m <= 1 for m in self.mean) and max(self.std) <= 0.5
+
+    def _of_array(self, numbers: Tensor) -> Tensor:
+        from PIL import Image
+
+        if len(numbers) not in (1, 3, 4):
+            raise ValueError(
+                f"an image of shape {tuple(numbers.shape)} has {len(numbers)} channels, not 1, 3 "
+                "or 4: give a tensor (C, H, W) or an array (H, W, C)"
+            )
+        array = np.ascontiguousarray(numbers.permute(1, 2, 0).numpy(force=True))
+        image = Image.fromarray(array[..., 0] if len(numbers) == 1 else array)
+        return self._of_photo(square(rgb(image), self.size))
+
+    def _of_photo(self, pixels: np.ndarray) -> Tensor:
+        """RGB (3, side, side) with the channels of the network."""
+        from PIL import Image
+
+        if self.dims != 2 or self.channels not in (1, 3):
+            raise ValueError(
+                f"an image does not fit: this network takes {self.shape}; give such a tensor"
+            )
+        if self.channels == 1:  # for a grey one these are the numbers of each channel
+            grey = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).convert("L")
+            pixels = np.asarray(grey)[None]
+        return torch.from_numpy(np.array(pixels, order="C")).unsqueeze(0)

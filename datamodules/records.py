@@ -1,0 +1,176 @@
+"""WFDB records: reading them safely, and the beats of a record that belongs to no data set."""
+
+import hashlib
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .images import damaged, require, some
+
+SUFFIXES = (".hea", ".dat", ".atr")
+MILLIVOLT = {"mV": 1, "uV": 1e-3, "V": 1e3}
+_damaged = partial(damaged, remedy="replace it; MIT-BIH comes anew with --data.download true")
+
+
+class Own(NamedTuple):
+    """One lead of a record, and its R peaks.
+
+    Attributes:
+        signal: in millivolt.
+        rate: samples per second.
+        peaks: (M,), in samples.
+        symbols: the M annotations; None where the peaks were detected.
+        missing: samples that the record lacks; they lie on a line between their neighbours.
+    """
+
+    signal: np.ndarray
+    rate: float
+    peaks: np.ndarray
+    symbols: list[str] | None
+    missing: int
+
+
+def read_own(path: Path, lead: str, beats: str) -> Own:
+    """Read a record of any rate: its annotated beats, or without annotations those detected.
+
+    Args:
+        path: path of the record, with or without suffix.
+        lead: name of the signal.
+        beats: the annotations that are beats.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, or the record lacks the lead.
+    """
+    path = path.with_suffix("") if path.suffix in SUFFIXES else path
+    record = read_record(path, {})
+    if lead not in record.sig_name:
+        raise ValueError(
+            f"record {str(path)!r} has the leads {some(record.sig_name)}, not {lead}, by which the "
+            "network was trained"
+        )
+    position = record.sig_name.index(lead)
+    unit = record.units[position]
+    if unit not in MILLIVOLT:
+        raise ValueError(f"record {str(path)!r} has {lead} in {unit!r}, not in mV, uV or V")
+    signal = record.dac()[:, position]
+    if MILLIVOLT[unit] != 1:
+        signal *= MILLIVOLT[unit]
+    known = np.isfinite(signal)
+    if not known.any():
+        raise ValueError(f"record {str(path)!r} has no sample of {lead}")
+    if not known.all():
+        every = np.arange(len(signal))
+        signal = np.interp(every, every[known], signal[known])
+    missing = int((~known).sum())
+    if not path.with_suffix(".atr").is_file():
+        return Own(signal, record.fs, detect(signal, record.fs), None, missing)
+    peaks, symbols = read_notes(path, {}, record.sig_len)
+    beat = [symbol in beats for symbol in symbols]
+    named = [symbol for symbol in symbols if symbol in beats]
+    return Own(signal, record.fs, peaks[np.array(beat, dtype=bool)], named, missing)
+
+
+def detect(signal: np.ndarray, rate: float) -> np.ndarray:
+    """The R peaks that XQRS, the detector of wfdb, finds in a signal in millivolt."""
+    from wfdb.processing import xqrs_detect
+
+    try:
+        return np.asarray(xqrs_detect(signal, rate, verbose=False), dtype=np.int64)
+    except Exception as error:  # such as a signal that is shorter than its filters
+        raise ValueError(f"wfdb cannot look for R peaks in this signal: {error}") from error
+
+
+def read_record(path: Path, sums: dict[str, str], rate: float | None = None) -> Any:
+    """A record of `wfdb`, with the numbers of its file.
+
+    Args:
+        path: path of the record, without suffix.
+        sums: SHA-256 of files by name, as far as they are known.
+        rate: samples per second that it must have; None accepts 30 to 10,000.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged.
+    """
+    import wfdb
+
+    header = _read(path, ".hea", sums, lambda: wfdb.rdheader(str(path)))
+    names, length = getattr(header, "sig_name", None), header.sig_len
+    right = header.fs == rate if rate else header.fs and 30 <= header.fs <= 10_000
+    if not right or not names or not length:
+        wanted = f"{rate}" if rate else "30 to 10,000"
+        why = f"signals {names}, {length} samples, {header.fs} a second instead of {wanted}"
+        raise _damaged(path.with_suffix(".hea"), why)
+    _check_size(path, header, length)
+    record = _read(path, ".dat", sums, lambda: wfdb.rdrecord(str(path), physical=False))
+    checksums = zip(record.calc_checksum(), record.checksum or [], strict=False)
+    if any(known is not None and (found - known) % 65536 for found, known in checksums):
+        raise _damaged(path.with_suffix(".dat"), "its checksum is not the one in the header")
+    return record
+
+
+def read_notes(path: Path, sums: dict[str, str], length: int) -> tuple[np.ndarray, list[str]]:
+    """The samples and the symbols of a record's annotations.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it is damaged.
+    """
+    import wfdb
+
+    notes = _read(path, ".atr", sums, lambda: wfdb.rdann(str(path), "atr"))
+    peaks, symbols = np.asarray(notes.sample), list(notes.symbol)
+    whole = path.with_suffix(".atr").read_bytes().endswith(b"\0\0")
+    if not whole or (len(peaks) and (peaks.min() < 0 or peaks.max() >= length)):
+        raise _damaged(path.with_suffix(".atr"), "cut off, or with times outside of the record")
+    return peaks, symbols
+
+
+def lead_of(record: Any, name: str) -> np.ndarray:
+    """A signal of a record, in the unit that its header names."""
+    lead = record.sig_name.index(name)
+    return (record.d_signal[:, lead] - record.baseline[lead]) / record.adc_gain[lead]
+
+
+def known_sums(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file, from PhysioNet's SHA256SUMS.txt; empty without that file."""
+    file = folder / "SHA256SUMS.txt"
+    if not file.is_file():
+        return {}
+    lines = (line.split(maxsplit=1) for line in file.read_text(errors="replace").splitlines())
+    return {line[1].strip(): line[0] for line in lines if len(line) == 2}
+
+
+def _read(path: Path, suffix: str, sums: dict[str, str], read: Any) -> Any:
+    file = path.with_suffix(suffix)
+    require([file], "Put it there, or fetch it with --data.download true")
+    if suffix == ".hea" and (size := file.stat().st_size) > 2**14:  # thousands of signals
+        raise _damaged(file, f"{size} bytes are too many for a header")
+    known = sums.get(file.name)
+    if known and hashlib.sha256(file.read_bytes()).hexdigest() != known:
+        raise _damaged(file, "its SHA-256 is not the one in SHA256SUMS.txt")
+    try:
+        return read()
+    except Exception as error:
+        raise _damaged(file, f"{type(error).__name__}: {error}") from error
+
+
+def _check_size(path: Path, header: Any, length: int) -> None:
+    """Compare sizes before wfdb allocates memory, as a damaged header can give any length."""
+    width = {"212": 1.5, "16": 2, "80": 1, "24": 3, "32": 4, "61": 2, "160": 2}
+    if any(header.skew) or any(header.byte_offset):  # wfdb allocates as much memory
+        raise _damaged(path.with_suffix(".hea"), "its signals are shifted")
+    if set(header.samps_per_frame) != {1}:
+        raise _damaged(path.with_suffix(".hea"), "its signals have several rates")
+    for name, kind in set(zip(header.file_name, header.fmt, strict=False)):
+        file = path.parent / str(name)
+        if file.name != name:  # a file of another folder
+            raise _damaged(path.with_suffix(".hea"), f"it names the file {name!r}")
+        if kind not in width or not file.is_file():
+            raise _damaged(path.with_suffix(".hea"), f"no file {name} in format {kind}")
+        expected = length * header.file_name.count(name) * width[kind]
+        if not expected <= (size := file.stat().st_size) < expected + 2:
+            raise _damaged(file, f"{size} bytes, but {path.name}.hea says {expected:.0f}")

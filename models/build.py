@@ -1,0 +1,63 @@
+"""The network that a classifier's options describe, without Lightning."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from activations import SwapReport, gain, replace_activations
+
+from .backbones import Stem, build_backbone, check_input
+from .weights import kaiming_
+
+
+def build_network(
+    backbone: str = "resnet20",
+    num_classes: int = 10,
+    in_channels: int = 3,
+    image_size: int = 32,
+    activation: Callable[[], nn.Module] | None = None,
+    activation_by_site: dict[str, Callable[[], nn.Module]] | None = None,
+    share: Literal["channel", "site", "stage", "model"] = "site",
+    match: bool | Literal["fade"] = False,
+    include: list[str] | str = "*",
+    exclude: list[str] | str | None = None,
+    include_kinds: list[str] | str | None = None,
+    dims: int = 2,
+    stem: Stem = "auto",
+    backbone_kwargs: dict[str, Any] | None = None,
+    *,
+    pretrained: bool = False,
+    init: Literal["library", "kaiming"] = "library",
+) -> tuple[nn.Module, SwapReport]:
+    """Build a network in channels-last format, and swap its activations.
+
+    Args: those of :class:`models.Classifier` that a network has in common with its checkpoints;
+        `pretrained` and `init` choose the weights with which a training starts.
+
+    Raises:
+        ValueError: the backbone is unknown, or its activations cannot be swapped.
+    """
+    options = {"image_size": image_size, **(backbone_kwargs or {})}
+    network = build_backbone(
+        backbone, num_classes, in_channels, dims, stem, pretrained, **options
+    ).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    example = torch.zeros(2, in_channels, *[image_size] * dims)
+    check_input(network, example)
+    if init == "kaiming":
+        kaiming_(network, gain(activation() if activation else nn.ReLU()))
+    factories = dict(activation_by_site or {}) | ({"*": activation} if activation else {})
+    if not factories:
+        return network, SwapReport()
+    report = replace_activations(
+        network,
+        factories,
+        example_input=example,
+        include=include,
+        exclude=exclude or (),
+        include_kinds=include_kinds or (),
+        share=share,
+        match="fade" if match == "fade" else False,
+    )
+    return network, report

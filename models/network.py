@@ -1,0 +1,243 @@
+"""A trained network, ready to use: a plain module that knows its data, without Lightning."""
+
+import json
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.preprocess import Preparation
+
+from .build import build_network
+from .checkpoints import (
+    FACTORIES,
+    check_complete,
+    check_fits,
+    check_options,
+    factory,
+    read_checkpoint,
+)
+from .weights import read_weights
+
+OPTIONS = {
+    name: option  # of a network; the others are those of a training
+    for name, option in signature(build_network).parameters.items()
+    if name not in ("pretrained", "init")
+}
+TRAINING = {"pretrained", "init", "checkpoint_path", "optimizer", "lr_scheduler",
+            "lr_scheduler_interval", "loss", "label_smoothing", "class_weights",
+            "activation_weight_decay", "activation_lr_scale", "activation_frozen",
+            "activation_from", "compile"}  # fmt: skip
+CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of an exported folder
+
+
+class Network(nn.Module):
+    """A trained network in evaluation mode, with what it knows of its data.
+
+    Args:
+        backbone: the network itself.
+        dims: 2 for images, 1 for signals.
+        channels: of the input.
+        class_names: of the outputs.
+        data: the description of the data, as the data module gave it; None if it gave none.
+        source: where the network was read, for messages.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        dims: int,
+        channels: int,
+        class_names: Sequence[str],
+        data: Mapping[str, Any] | None = None,
+        source: str = "the network",
+    ) -> None:
+        super().__init__()
+        self.backbone, self.dims, self.channels = backbone, dims, channels
+        self.class_names, self.data, self.source = tuple(class_names), data, source
+        self._preparation = Preparation.of(data, source) if data else None
+        self.eval()
+
+    @property
+    def input_shape(self) -> tuple[int, ...] | None:
+        """Of one sample; None if the network knows nothing of its data."""
+        return self._preparation.shape if self._preparation else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores (logits) of a batch, as `preprocess` gives it.
+
+        Raises:
+            ValueError: the batch has another dtype, size or number of channels.
+        """
+        shape = self.input_shape
+        own = (self.channels, *x.shape[2:]) if shape is None else shape
+        if x.dim() != self.dims + 2 or tuple(x.shape[1:]) != own:
+            sides = ", ".join(map(str, shape or (self.channels, *("L", "HW")[self.dims - 1])))
+            raise ValueError(
+                f"a batch of shape {tuple(x.shape)} does not fit: this network takes (N, {sides}), "
+                "as network.preprocess(sample) gives it"
+            )
+        if not x.is_floating_point():
+            raise ValueError(
+                f"a batch must be floats, got {x.dtype}: raw data become those by "
+                "network.preprocess(sample)"
+            )
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return self.backbone(x)
+
+    def preprocess(
+        self, sample: Any, *, rate: float | None = None, peaks: Sequence[int] | None = None
+    ) -> Tensor:
+        """A batch of one image, or of the beats of a signal, to the bit as the data set gives it.
+
+        Args:
+            sample: an image: its file, an image of PIL, an array (H, W) or (H, W, C), or a tensor
+                (C, H, W); uint8 or floats in [0, 1], and only uint8 is resized. Or a signal: a WFDB
+                record, or its numbers (L,) in millivolt; one as long as a beat is a beat.
+            rate: samples per second of a signal.
+            peaks: R peaks of a signal, in samples; by default XQRS, wfdb's detector, finds them.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the sample does not fit or cannot be read, or the network does not know how
+                its data were prepared.
+        """
+        return self.preparation(sample, rate=rate, peaks=peaks)
+
+    @property
+    def preparation(self) -> Preparation:
+        """How the data were prepared; ValueError if that is unknown."""
+        if self._preparation is None:
+            raise ValueError(
+                f"{self.source!r} does not know how its data were prepared, since it is of an "
+                "earlier version, or its data module has no description: prepare the batch by "
+                "your own code, and call the network"
+            )
+        return self._preparation
+
+
+def load(path: str | Path, trust: Sequence[str] = (), **changes: Any) -> Network:
+    """A trained network, ready to use; opening it runs no code of its files.
+
+    Scheduled activations are at the progress that was stored: this is the network that was tested.
+
+    Args:
+        path: the folder of a run (its best checkpoint, else the last), a checkpoint, or a folder
+            that was exported with its weights.
+        trust: packages, besides torch's own and this project's, from which it may name classes.
+        changes: options of :class:`models.Classifier` that replace those that are stored, such as
+            an `activation` that could not be stored.
+
+    Raises:
+        FileNotFoundError: there is no such file, or no checkpoint in the folder.
+        ValueError: a file is damaged or of another program, or names code that is not trusted.
+    """
+    file = find(path)
+    options = {**OPTIONS, "data": signature(Network).parameters["data"]}
+    if file.name == CONFIG:
+        stored, state = _read_exported(file)
+        if strange := stored.keys() - options:
+            raise ValueError(
+                f"{str(file)!r} has the option {min(strange)!r}, which this version does not know: "
+                "it is damaged or of a later version"
+            )
+        stored = {name: stored[name] for name in stored.keys() - changes}
+        check_options(stored, state, str(file), options, trust)
+    else:
+        content = read_checkpoint(file, options, trust, {*TRAINING, *changes})
+        check_complete(content, str(file), {*TRAINING, *changes})
+        stored, state = content.get("hyper_parameters", {}), content["state_dict"]
+        stored = {name: stored[name] for name in stored.keys() & options - changes.keys()}
+    known = {name: _made(value, name, str(file)) for name, value in stored.items()} | changes
+    data = known.pop("data", None)
+    try:
+        with torch.random.fork_rng([]):  # the caller's random numbers stay as they are
+            backbone, _ = build_network(**known)
+    except Exception as error:
+        why = " ".join(str(error).split())[:300]
+        raise ValueError(f"{str(file)!r} describes no network that can be built: {why}") from error
+    arguments = signature(build_network).bind(**known)
+    arguments.apply_defaults()
+    dims, channels, classes = (
+        arguments.arguments[name] for name in ("dims", "in_channels", "num_classes")
+    )
+    names = _class_names(data, dims, channels, classes, str(file))
+    network = Network(backbone, dims, channels, names, data, str(file))
+    state = {name: value for name, value in state.items() if name.startswith("backbone.")}
+    check_fits(network, {"state_dict": state}, str(file))
+    network.load_state_dict(state)
+    return network
+
+
+def find(path: str | Path) -> Path:
+    """The file that `path` means: of a run the best checkpoint, else the last.
+
+    Raises:
+        FileNotFoundError: the folder holds no checkpoint and no exported network.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    if (path / CONFIG).is_file():
+        return path / CONFIG
+    for folder in (path / "checkpoints", path):
+        for name in ("best.ckpt", "last.ckpt"):
+            if (folder / name).is_file():
+                return folder / name
+    raise FileNotFoundError(
+        f"{str(path)!r} holds no checkpoint (best.ckpt or last.ckpt) and no exported network: give "
+        "the folder of a run that has finished an epoch"
+    )
+
+
+def _read_exported(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The stored options and weights of an exported folder."""
+    try:
+        if (size := file.stat().st_size) > 2**26:
+            raise ValueError(f"{size} bytes are too many")
+        content = json.loads(file.read_bytes())
+        stored = {**content["options"], "data": content.get("data")}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{str(file)!r} describes no network of this program ({type(error).__name__}: "
+            f"{error}): export it again, or give the run"
+        ) from error
+    weights = file.with_name(WEIGHTS)
+    if not weights.is_file():
+        raise FileNotFoundError(
+            f"{str(file.parent)!r} holds no {WEIGHTS}, from which a network is loaded: export it "
+            "with --format safetensors, too"
+        )
+    return stored, {f"backbone.{name}": value for name, value in read_weights(weights).items()}
+
+
+def _made(value: Any, option: str, source: str) -> Any:
+    """An option as `build_network` takes it; a class is stored by its description or its name."""
+    if option not in FACTORIES or value is None:
+        return value
+    if option == "activation_by_site":
+        return {site: _made(each, "activation", source) for site, each in value.items()}
+    if isinstance(value, str):
+        if "." not in value:  # may be any module: only full names have been compared
+            raise ValueError(f"{source!r} names {value!r} as {option}, which is no class")
+        value = {"class_path": value}
+    return factory(value)
+
+
+def _class_names(data: Any, dims: int, channels: int, classes: int, source: str) -> list[str]:
+    """The classes by name, and by number where the data name fewer than there are outputs."""
+    numbers = [str(number) for number in range(classes)]
+    if not data:
+        return numbers
+    known = Preparation.of(data, source)
+    if (known.dims, known.channels) != (dims, channels) or len(known.class_names) > classes:
+        raise ValueError(
+            f"{source!r} stores data with {known.dims} dimensions, {known.channels} channels and "
+            f"{len(known.class_names)} classes for a network of {dims}, {channels} and {classes}: "
+            "it is damaged, give another checkpoint, such as an earlier one"
+        )
+    return [*known.class_names, *numbers[len(known.class_names) :]]
