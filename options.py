@@ -130,7 +130,8 @@ class Parser(LightningArgumentParser):
         text = explain(message, _inner(ex) or self)
         if self.source:
             raise ValueError(f"{self.source!r} stores an option that does not fit here: {text}")
-        sys.stderr.write(f"train.py: error: {text}\nOptions: python train.py fit --help\n")
+        command = "export" if self.prog.endswith("export") else "fit"
+        sys.stderr.write(f"train.py: error: {text}\nOptions: python train.py {command} --help\n")
         sys.exit(SLIP)
 
 

@@ -46,6 +46,10 @@ from options import SLIP, Parser, explain, full_names
 
 ROOT = Path(__file__).resolve().parent
 BASE = {"default_config_files": [str(ROOT / "configs/base.yaml")]}
+ABOUT = (
+    "Train, validate and test networks and predict with them. A trained network becomes files for "
+    "other programs by one more command: python train.py export --help"
+)
 CRASH, DIVERGED = 1, 3  # exit codes; Python's own for a crash is 1, too
 MISTAKES = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError)
 MISTAKES += (MisconfigurationException,)
@@ -326,6 +330,11 @@ def main(args: list[str] | None = None, cli: type[CLI] = CLI) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             handlers[number] = signal.signal(number, _leave)
     try:
+        if sys.argv[1:2] == ["export"]:
+            import export  # only here: the copy of the code that a study runs has no such file
+
+            export.main(sys.argv[2:])
+            return
         cli(
             Classifier,
             LightningDataModule,
@@ -334,7 +343,7 @@ def main(args: list[str] | None = None, cli: type[CLI] = CLI) -> None:
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             parser_class=Parser,
-            parser_kwargs=dict.fromkeys(CLI.subcommands(), BASE),
+            parser_kwargs={"description": ABOUT, **dict.fromkeys(CLI.subcommands(), BASE)},
         )
     except MISTAKES as error:
         # before the first batch, a library that refuses its arguments refuses the user's options

@@ -1,6 +1,7 @@
 """Activation functions that change while a network trains, and how to put them into one."""
 
 from .activation import Activation, Channels, Options, Scheduled, fuse, penalty, set_progress
+from .folding import fold
 from .functions.aconc import ACONC, aconc
 from .functions.aglu import AGLU, APA, aglu, apa
 from .functions.bspline import BSpline, linear_spline
@@ -78,6 +79,7 @@ __all__ = [
     "dynamic_relu",
     "eelu",
     "even_cubic_relu",
+    "fold",
     "fourier",
     "frelu",
     "fuse",

@@ -18,7 +18,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     It is on the disk before it replaces `path`, so that a kill or a power cut leaves the old file
     or the new one. On an error the unfinished file is deleted and `path` is as before. Folders are
-    made.
+    made. `path` may become a folder, too, where there is none yet, or an empty one.
 
     Raises:
         OSError: the file cannot be written; the message has the reason and the remedy.
@@ -28,11 +28,14 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield unfinished
-            _to_disk(unfinished)
+            for each in (*unfinished.rglob("*"), unfinished):
+                _to_disk(each)
             unfinished.replace(path)
             if os.name == "posix":  # elsewhere a folder cannot be opened
                 _to_disk(path.parent)
         finally:
+            if unfinished.is_dir():
+                shutil.rmtree(unfinished)
             unfinished.unlink(missing_ok=True)
 
 

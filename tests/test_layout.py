@@ -28,12 +28,13 @@ ALLOWED = {
     "bench": {"activations", "callbacks", "datamodules", "models"},
     "callbacks": {"activations"},
     "datamodules": set(),
+    "export": {"activations", "datamodules", "models", "options"},
     "models": {"activations"},
     "models/network": {"activations", "datamodules", "models"},
     "options": {"activations", "models"},
     "search": {"activations", "callbacks", "study"},
     "study": {"activations", "bench", "callbacks", "options", "train"},
-    "train": {"activations", "callbacks", "datamodules", "models", "options"},
+    "train": {"activations", "callbacks", "datamodules", "export", "models", "options"},
 }
 NAMES = sorted({part.split("/")[0] for part in ALLOWED})
 FILES = [
@@ -102,6 +103,8 @@ WHERE = {
     "Where is the ResNet for CIFAR?": ("models/resnet.py", "class CifarResNet("),
     "Which metrics are computed?": ("models/metrics.py", "def classification_metrics("),
     "How are MIT-BIH beats split by patient?": ("datamodules/mitbih.py", "DS1 = ("),
+    "What is computed once for deployment?": ("activations/folding.py", "def fold("),
+    "Who writes an ONNX file?": ("models/export.py", "def _write_onnx("),
     "When is a function better than another?": ("study/verdict.py", "def decide("),
     "Which function does a search train next?": ("search/evolution.py", "def children("),
     "Who moves scheduled functions during training?": (

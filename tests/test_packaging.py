@@ -23,6 +23,7 @@ OWN = {
     "bench",
     "callbacks",
     "datamodules",
+    "export",
     "models",
     "options",
     "search",
@@ -103,7 +104,7 @@ def test_the_readme_of_the_wheel_runs_and_has_no_dead_link(wheel: Path):
 
 def test_the_source_distribution_holds_every_source(sdist: Path):
     kinds = ("*.py", "*.yaml", "*.json", "*.md", "*.png", "*.css", "*.js", "*.csv", "run")
-    for folder in (*(OWN - {"options", "train"}), "configs", "docs", "results", ".ci"):
+    for folder in (*(OWN - {"export", "options", "train"}), "configs", "docs", "results", ".ci"):
         for kind in kinds:
             for path in (ROOT / folder).rglob(kind):
                 assert (sdist / path.relative_to(ROOT)).exists(), path
@@ -143,7 +144,7 @@ def named(requirements: list[str]) -> set[str]:
 
 @pytest.mark.parametrize("part", ["product", "tests"])
 def test_every_import_is_named_with_its_lowest_version(part: str):
-    allowed = named(PROJECT["dependencies"] + EXTRAS["train"])
+    allowed = named(PROJECT["dependencies"] + EXTRAS["train"] + EXTRAS["export"])
     files = FILES
     if part == "tests":
         allowed |= named(EXTRAS["dev"])

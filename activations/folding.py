@@ -1,0 +1,95 @@
+"""A network for deployment: what follows from its parameters alone is computed once."""
+
+import copy
+from typing import Any, TypeGuard, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from .activation import Activation, set_progress
+from .functions.seriesrelu import SeriesReLU
+from .fusion.kernel import Expression
+from .swap.fade import Fade
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Folded(Activation):
+    """An activation whose formula is called with fixed numbers: clamps and tables are computed.
+
+    Args:
+        whole: an activation with an expression; it is not changed.
+
+    Attributes:
+        kind: the class of `whole`.
+    """
+
+    def __init__(self, whole: Activation) -> None:
+        super().__init__(whole.num_parameters, whole.channel_dim)
+        expression = whole.expression()
+        assert expression is not None, "only what has an expression can be folded"
+        self.kind = type(whole).__name__
+        self.rule, self.constants = expression.formula, expression.constants
+        self.sizes = len(expression.values), len(expression.tables)
+        rows = self.num_parameters  # of a mixture a part may have one value for all channels
+        values = (
+            each.expand(rows, *each.shape[1:]) if each.dim() else each for each in expression.values
+        )
+        for k, tensor in enumerate((*values, *expression.tables)):
+            self.register_buffer(f"number{k}", tensor.detach().clone())
+
+    def expression(self) -> Expression:
+        """The formula with the numbers."""
+        numbers: list[Any] = [getattr(self, f"number{k}") for k in range(sum(self.sizes))]
+        values, tables = numbers[: self.sizes[0]], numbers[self.sizes[0] :]
+        return Expression(self.rule, tuple(values), self.constants, tuple(tables))
+
+    def shape_values(self) -> dict[str, Tensor]:
+        """None has a name any more."""
+        return {}
+
+    def extra_repr(self) -> str:
+        """The class that it was."""
+        return self.kind
+
+
+@torch.no_grad()
+def fold(network: Network) -> Network:
+    """A copy for deployment, in evaluation mode, with the progress of all schedules at its end.
+
+    Clamped parameters, exponentials of parameters and tables, such as DiTAC's, are computed once
+    instead of at each call; of a :class:`Fade` the new function is left; the normalisation of
+    LSLU and SeriesReLU becomes part of their convolution. What is left has no parameters of
+    activations to train.
+
+    Args:
+        network: is not changed.
+    """
+    network = copy.deepcopy(network).eval()
+    set_progress(network, 1.0)
+    return _folded(network, {})  # pyright: ignore[reportReturnType]
+
+
+def _folded(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
+    """What stands for `module`, often itself with its parts folded; `made` are those so far."""
+    if module in made:  # one module may be at several places
+        return made[module]
+    if isinstance(module, Fade):
+        result = _folded(module.new, made)
+    elif isinstance(module, SeriesReLU):
+        fused = module.fuse()
+        result = nn.Sequential(Folded(fused), fused.conv)
+    elif _is_foldable(module):
+        result = Folded(module)
+    else:
+        result = module
+        for name, part in [*module.named_modules(remove_duplicate=False)]:
+            if name and "." not in name:
+                setattr(module, name, _folded(part, made))
+    return made.setdefault(module, result)
+
+
+def _is_foldable(module: nn.Module) -> TypeGuard[Activation]:
+    """Whether a module does nothing but call a formula with what follows from its parameters."""
+    plain = isinstance(module, Activation) and type(module).forward is Activation.forward
+    return plain and cast(Activation, module).expression() is not None

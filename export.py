@@ -1,0 +1,312 @@
+"""`python train.py export`: a trained network as files that other programs run."""
+
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from lightning.pytorch import LightningDataModule
+from torch import Tensor, nn
+
+import datamodules
+from activations import set_progress
+from activations.files import check_writable, replacing
+from models import Classifier
+from models.deployed import Raw, deployed, takes_pixels
+from models.export import (
+    CONFIG,
+    FILES,
+    TOLERANCE,
+    Format,
+    check_formats,
+    compare,
+    read,
+    write,
+    write_weights,
+)
+from models.hub import about, card, push
+from options import Parser
+
+SIZES = ("num_classes", "in_channels", "image_size", "dims")
+RANDOM = 128  # inputs, where there are no data
+CALIBRATION = 512  # at most so many samples give the ranges of int8
+NONE = torch.empty(0)
+PLAIN = (bool, int, float, str, list, type(None))
+
+
+def options() -> Parser:
+    """The options of the command."""
+    parser = Parser(prog="train.py export", description="Write a trained network as files.")
+    parser.add_argument(
+        "--ckpt_path", required=True, type=str, help="The folder of a run, or a checkpoint."
+    )
+    parser.add_argument(
+        "--format",
+        nargs="+",
+        type=Format,
+        default=["onnx"],
+        help="onnx, pt2 (torch.export), openvino, safetensors, hub (safetensors, model card).",
+    )
+    parser.add_argument(
+        "--output", type=str | None, help="New folder; by default `export` in that of the run."
+    )
+    parser.add_argument(
+        "--include_preprocessing",
+        type=bool,
+        default=False,
+        help="The files take raw data: images in uint8, in the network's size; beats in millivolt.",
+    )
+    parser.add_argument(
+        "--int8",
+        type=bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help="Write model_int8.onnx too; its ranges are those of validation samples.",
+    )
+    parser.add_argument(
+        "--license", type=str | None, help="Of the weights, for the model card, such as mit."
+    )
+    parser.add_argument(
+        "--push", type=str | None, help="Upload the folder to this repository, USER/NAME."
+    )
+    parser.add_argument(
+        "--trust",
+        action="extend",
+        nargs="+",
+        type=str,
+        default=[],
+        help="Packages whose classes the checkpoint may name.",
+    )
+    parser.add_lightning_class_args(LightningDataModule, "data", required=False, subclass_mode=True)
+    return parser
+
+
+def main(args: list[str]) -> None:
+    """Export what `args` name, the words after `train.py export`."""
+    parser = options()
+    config = parser.parse_args(args)
+    formats = list(dict.fromkeys(config.format))
+    formats += ["safetensors"] if "hub" in formats and "safetensors" not in formats else []
+    if config.int8 and "onnx" not in formats:
+        raise ValueError("--int8 makes an ONNX file smaller: add onnx to --format")
+    if config.push and "hub" not in formats:
+        raise ValueError("--push uploads a folder with a model card: add hub to --format")
+    check_formats(formats)
+    path = checkpoint_of(config.ckpt_path)
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    output = Path(config.output or run / "export")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{str(output)!r} is there already: name a new folder with --output")
+    check_writable(output)
+    model = Classifier.load_from_checkpoint(path, "cpu", trust=config.trust).eval()
+    if config.data is None and (spec := data_of(run / "config.yaml")):
+        config = parser.parse_args([*args, "--data", json.dumps(spec)])
+    data: Any = parser.instantiate_classes(config)["data"]
+    if config.int8 and data is None:
+        raise ValueError("--int8 needs validation samples: name the data with --data")
+    if data is not None:
+        check_data(model, data)
+    content = about(model, path, getattr(data, "description", None))
+    raw, network = config.include_preprocessing, model.backbone
+    if raw and not content["data"]:
+        raise ValueError(f"{str(path)!r} does not know how its data were normalised: train anew")
+    stored = copy.deepcopy(network)
+    set_progress(network, 1.0)
+    samples = Samples(data, content, raw)
+    shown = "x".join(map(str, content["input"]))
+    print(
+        f"{path}\n{content['options']['backbone']} with {content['activation'] or 'its own'} "
+        f"activations; input (N, {shown}); compared on {samples}"
+    )
+    with replacing(output) as folder, torch.no_grad():
+        folder.mkdir()
+        expected = [network(each) for _, each, _ in samples]
+        if differs(stored, network):
+            changed = compare((stored(each) for _, each, _ in samples), expected)
+            print(
+                "the checkpoint is of the middle of a schedule, the files are of its end: the "
+                f"class changes for {changed.samples - changed.same} of {changed.samples}"
+            )
+        made = deployed(network)
+        made = Raw(made, content["data"]) if raw else made
+        write(made, samples.example(), formats, folder, content)
+        if "safetensors" in formats:
+            write_weights(network, folder / FILES["safetensors"], content)
+        for name in formats:
+            if file := FILES.get(name):
+                print(check(folder / file, network, samples, expected))
+        if config.int8:
+            text, content["int8"] = reduce(folder, Samples(data, content, raw, "val"))
+            print(text)
+        (folder / CONFIG).write_text(json.dumps(content, indent=1))
+        if "hub" in formats:
+            names = [each.name for each in folder.iterdir()]
+            (folder / "README.md").write_text(card(content, names, config.license))
+    print(f"written to {output}")
+    if config.push:
+        print(f"pushed to {push(output, config.push)}")
+
+
+def reduce(folder: Path, samples: "Samples") -> tuple[str, dict[str, Any]]:
+    """Write model_int8.onnx; a line, and plain data, with the accuracy before and after."""
+    from models.quantise import quantise
+
+    whole, small = folder / FILES["onnx"], folder / "model_int8.onnx"
+    labels = torch.cat([each for _, _, each in samples])
+    step = -(-len(labels) // CALIBRATION)
+    quantise(whole, small, (raw[::step] for raw, *_ in samples))
+    accuracy = []
+    for file in (whole, small):
+        run = read(file)
+        found = torch.cat([run(raw).argmax(1) for raw, *_ in samples])
+        accuracy.append((found == labels).double().mean().item())
+    before, after = (f"{100 * each:.2f}%" for each in accuracy)
+    size = small.stat().st_size / 1e6
+    text = (
+        f"{small.name:<20} {size:6.2f} MB; accuracy on {len(labels)} validation samples "
+        f"{before} before, {after} after; the test samples were not used"
+    )
+    return text, {"samples": len(labels), "val/acc before": accuracy[0], "after": accuracy[1]}
+
+
+class Samples:
+    """The test or validation samples, or random ones where there are no data.
+
+    Iterating gives batches: as the file takes them, as the network takes them, and labels.
+    """
+
+    def __init__(
+        self, data: Any, about: dict[str, Any], raw: bool, part: Literal["test", "val"] = "test"
+    ) -> None:
+        self.data, self.about, self.raw, self.part = data, about, raw, part
+        self.unread = None  # the data as they are read, where the files take these
+        if data is None:
+            return
+        data.prepare_data()
+        data.setup("test" if part == "test" else "validate")
+        if raw:
+            unit = {"normalize": "none", "representation": "signal"}
+            known = {each.name for each in fields(data)}
+            plain = replace(data, **{n: v for n, v in unit.items() if n in known})
+            self.unread, _ = plain.load("test" if part == "test" else "train")
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        if self.data is None:
+            yield from self._random()
+            return
+        test = self.part == "test"
+        loader = self.data.test_dataloader() if test else self.data.val_dataloader()
+        for images, labels, *index in loader:
+            yield images if self.unread is None else self.unread[index[0]], images, labels
+
+    def _random(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(RANDOM // 32):
+            if not self.raw:
+                x = torch.randn(32, *self.about["input"], generator=generator)
+                yield x, x, NONE
+                continue
+            size = self._raw_size()
+            if takes_pixels(self.about["data"]):
+                x = torch.randint(256, (32, *size), generator=generator, dtype=torch.uint8)
+            else:
+                x = torch.randn(32, *size, generator=generator)
+            yield x, Raw(nn.Identity(), self.about["data"])(x), NONE
+
+    def example(self) -> Tensor:
+        """A batch of two as the files take it."""
+        return next(self._random())[0][:2]
+
+    def _raw_size(self) -> list[int]:
+        data = self.about["data"]
+        if takes_pixels(data):
+            return self.about["input"]
+        seconds = sum(data["window"]) if "window" in data else 187 / 125  # Kaggle's files
+        return [data["channels"], round(seconds * data.get("rate", 125))]
+
+    def __str__(self) -> str:
+        if self.data is None:
+            return f"{RANDOM} random inputs, since no data were given (--data)"
+        return f"the test set of {type(self.data).__name__}"
+
+
+def differs(first: nn.Module, second: nn.Module) -> bool:
+    """Whether the buffers of two copies of a network differ."""
+    pairs = zip(first.buffers(), second.buffers(), strict=True)
+    return any(not torch.equal(one, other) for one, other in pairs)
+
+
+def check(file: Path, network: nn.Module, samples: Samples, expected: list[Tensor]) -> str:
+    """A line for a file that agrees with the network; ValueError for one that does not."""
+    weights = file.suffix == ".safetensors"
+    if weights:  # of the network itself, which takes what the data module gives
+        from safetensors.torch import load_file
+
+        run = copy.deepcopy(network)
+        run.load_state_dict(load_file(file))
+    else:
+        run = read(file)
+    first = next(iter(samples))[weights]
+    parities = [compare([expected[0][:count]], [run(first[:count])]) for count in (1, 7)]
+    parities.append(compare(expected, (run(each[weights]) for each in samples)))
+    *small, whole = parities
+    if any(each.fails for each in parities):
+        raise ValueError(
+            f"{file.name} does not compute what the checkpoint does: the same class for "
+            f"{whole.same} of {whole.samples}, relative difference {whole.difference:.1e}, at most "
+            f"{TOLERANCE:.0e}; nothing was written, choose another format"
+        )
+    files = file.parent.iterdir() if file.suffix == ".xml" else [file]
+    size = sum(each.stat().st_size for each in files)
+    one, seven = (f"{each.difference:.0e}" for each in small)
+    return (
+        f"{file.name:<20} {size / 1e6:6.2f} MB; same class {whole.same} of {whole.samples}; "
+        f"relative difference {whole.difference:.0e}, batch of 1: {one}, of 7: {seven}"
+    )
+
+
+def check_data(model: Classifier, data: Any) -> None:
+    """Raise ValueError if a checkpoint is not of such data."""
+    for name in SIZES:
+        stored, given = model.hparams.get(name), getattr(data, name, None)
+        if given is not None and stored != given:
+            raise ValueError(
+                f"the checkpoint is of data with {name} {stored}, {type(data).__name__} has "
+                f"{given}: give the data that it was trained on"
+            )
+
+
+def checkpoint_of(given: str) -> Path:
+    """The checkpoint that is meant by a file or the folder of a run: the best, else the last."""
+    path = Path(given)
+    if not path.is_dir():
+        return path
+    for folder in (path / "checkpoints", path):
+        for name in ("best.ckpt", "last.ckpt"):
+            if (folder / name).is_file():
+                return folder / name
+    raise FileNotFoundError(
+        f"{given!r} holds no checkpoint, best.ckpt or last.ckpt: name the folder of a run that has "
+        "ended an epoch"
+    )
+
+
+def data_of(file: Path) -> dict[str, Any] | None:
+    """The data set of a run, if it is one of this project: a file may not name other code."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        spec = yaml.load(file.read_text(), loader)["data"]
+        kind = spec if isinstance(spec, str) else spec["class_path"]
+        given = {} if isinstance(spec, str) else spec.get("init_args") or {}
+        known = getattr(datamodules, kind.rpartition(".")[2])
+        if kind not in (known.__name__, f"datamodules.{known.__name__}"):
+            return None
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return None
+    kept = {n: v for n, v in given.items() if isinstance(v, PLAIN) and n not in ("augment", "mix")}
+    return {"class_path": f"datamodules.{known.__name__}", "init_args": kept}

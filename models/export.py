@@ -1,0 +1,177 @@
+"""A trained network as files for other programs, each of them compared with the network."""
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+Format = Literal["onnx", "pt2", "safetensors", "openvino", "hub"]
+FILES = {
+    "onnx": "model.onnx",
+    "pt2": "model.pt2",
+    "openvino": "openvino/model.xml",
+    "safetensors": "model.safetensors",
+}
+CONFIG = "config.json"
+TOLERANCE = 1e-5
+Run = Callable[[Tensor], Tensor]
+_PACKAGES = {
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "openvino": ("onnx", "onnxscript", "openvino"),
+    "safetensors": ("safetensors",),
+    "hub": ("safetensors", "huggingface_hub"),
+}
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Raise ValueError if a format is unknown, or ImportError if it lacks its package."""
+    for name in formats:
+        if name not in get_args(Format):
+            raise ValueError(f"no format {name!r}: choose of {', '.join(get_args(Format))}")
+        for package in _PACKAGES.get(name, ()):
+            if find_spec(package) is None:
+                raise ImportError(
+                    f"the format {name} needs the package {package}: pip install '.[export]'"
+                )
+
+
+def write(
+    network: nn.Module,
+    example: Tensor,
+    formats: Sequence[str],
+    folder: Path,
+    about: Mapping[str, Any],
+) -> None:
+    """Write `network` into `folder`, in each format that holds a program.
+
+    The batch is of any size, all other sizes are those of `example`.
+
+    Args:
+        network: in evaluation mode.
+        example: a batch of 2.
+        formats: some of onnx, pt2 and openvino.
+        folder: is there already.
+        about: plain data that each file holds, too.
+
+    Raises:
+        ValueError: torch cannot export the network.
+    """
+    texts = {name: json.dumps(value) for name, value in about.items()}
+    batch = ({0: torch.export.Dim("batch", min=1)},)
+    with _quiet():
+        try:
+            program = torch.export.export(network, (example,), dynamic_shapes=batch)
+        except Exception as error:
+            why = str(error).strip().partition("\n")[0]
+            raise ValueError(f"torch.export cannot trace this network: {why}") from error
+        if "pt2" in formats:
+            torch.export.save(
+                program, folder / FILES["pt2"], extra_files={CONFIG: json.dumps(about)}
+            )
+        if {"onnx", "openvino"}.isdisjoint(formats):
+            return
+        _write_onnx(program, folder / FILES["onnx"], texts)
+        if "openvino" in formats:
+            _write_openvino(folder / FILES["onnx"], folder / FILES["openvino"], texts)
+        if "onnx" not in formats:
+            (folder / FILES["onnx"]).unlink()
+
+
+def write_weights(network: nn.Module, file: Path, about: Mapping[str, Any]) -> None:
+    """Write the state of `network` as safetensors, a copy for each of its names."""
+    from safetensors.torch import save
+
+    texts = {name: json.dumps(value) for name, value in about.items()}
+    state = {name: value.clone().contiguous() for name, value in network.state_dict().items()}
+    file.write_bytes(save(state, {"format": "pt"} | texts))
+
+
+def _write_onnx(program: Any, file: Path, texts: Mapping[str, str]) -> None:
+    import onnx
+
+    names: Any = {"input_names": ["input"], "output_names": ["logits"]}
+    made: Any = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+    model = made.model_proto
+    onnx.helper.set_model_props(model, dict(texts))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, file)
+
+
+def _write_openvino(source: Path, file: Path, texts: Mapping[str, str]) -> None:
+    import openvino
+
+    file.parent.mkdir(exist_ok=True)
+    model = openvino.convert_model(source)
+    for name, text in texts.items():
+        model.set_rt_info(text, ["supple", name])
+    openvino.save_model(model, file, compress_to_fp16=False)
+
+
+def read(file: Path) -> Run:
+    """What an exported file computes, by the program that it is made for."""
+    if file.suffix == ".pt2":
+        return torch.export.load(file).module()
+    if file.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        return lambda x: torch.as_tensor(session.run(None, {"input": x.numpy()})[0])
+    import openvino
+
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}  # some processors would use bfloat16
+    compiled = openvino.compile_model(file, "CPU", exact)
+    return lambda x: torch.as_tensor(compiled(x.numpy())[0])
+
+
+@dataclass
+class Parity:
+    """How well a file agrees with the network.
+
+    Attributes:
+        samples: how many were compared.
+        same: how many of them have the same class.
+        difference: the largest difference of two scores, divided by the largest score.
+    """
+
+    samples: int = 0
+    same: int = 0
+    difference: float = 0.0
+
+    @property
+    def fails(self) -> bool:
+        """Whether the file may not stand for the network."""
+        return self.same < self.samples or not self.difference <= TOLERANCE
+
+
+def compare(expected: Iterable[Tensor], found: Iterable[Tensor]) -> Parity:
+    """Compare the scores of all samples, batch by batch."""
+    samples = same = 0
+    apart = largest = torch.zeros(())
+    for want, got in zip(expected, found, strict=True):
+        samples += len(want)
+        same += int((want.argmax(1) == got.argmax(1)).sum())
+        apart = torch.maximum(apart, (want - got).abs().max())  # a NaN stays
+        largest = torch.maximum(largest, want.abs().max())
+    return Parity(samples, same, (apart / largest.clamp(min=1e-30)).item())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters' own remarks, which no user can act on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)

@@ -1,0 +1,291 @@
+"""`python train.py export`: files that agree with the checkpoint, or none at all."""
+
+import json
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+import train
+from activations import CosLU, DiTAC, DSReLU, Rational, set_progress
+from datamodules import MITBIH, Digits
+from export import checkpoint_of, data_of
+from models import Classifier, read_weights
+from models.deployed import Raw, deployed
+from models.export import FILES, TOLERANCE, compare, read, write
+from models.hub import push
+from tests.cases import CASES, Case
+from tests.data import Tiny, write_records
+from tests.models.test_checkpoints import refused
+
+DATA = ["--data", "tests.data.Tiny"]
+PROGRAM = re.search(
+    r'```python\n("""Usage: python classify.*?)```',
+    (Path(__file__).parents[1] / "docs/deploy.md").read_text(),
+    re.DOTALL,
+)
+
+
+def save(file: Path, activation: Any = CosLU, **options: Any) -> Classifier:
+    """A checkpoint of an untrained network that knows its data, as after a training."""
+    torch.manual_seed(1)
+    model = Classifier("resnet8", 3, 1, 8, activation, data=Tiny().description, **options)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                module.running_mean += torch.randn_like(module.running_mean)
+            if type(module).__module__.startswith("activations."):
+                for parameter in module.parameters(recurse=False):
+                    parameter += 0.2 * torch.randn_like(parameter)
+    trainer = Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(file)
+    return model.eval()
+
+
+def export(file: Path, output: Path, *more: str) -> None:
+    train.main(["export", "--ckpt_path", str(file), "--output", str(output), *more])
+
+
+def test_the_files_hold_the_network_and_what_it_knows(tmp_path: Path, capsys: Any):
+    """All formats and int8 at once, of raw images; a program without torch names the classes."""
+    pytest.importorskip("openvino")
+    file, output = tmp_path / "best.ckpt", tmp_path / "made"
+    model = save(file)
+    formats = ["onnx", "pt2", "openvino", "hub"]
+    more = ["--include_preprocessing", "true", "--int8", "--license", "mit"]
+    export(file, output, *DATA, *more, "--format", *formats)
+    said = capsys.readouterr().out
+    assert said.count("same class 23 of 23") == 4
+    assert "validation samples" in said
+    assert sorted(each.name for each in output.iterdir()) == [
+        "README.md", "config.json", "model.onnx", "model.pt2", "model.safetensors",
+        "model_int8.onnx", "openvino",
+    ]  # fmt: skip
+
+    pixels, _ = Tiny().load("test")
+    expected = model((pixels / 255 - 0.5) / 0.3).detach()
+    for name in ("onnx", "pt2", "openvino"):
+        torch.testing.assert_close(read(output / FILES[name])(pixels), expected)
+    state = read_weights(output / "model.safetensors")
+    assert all(torch.equal(state[k], v) for k, v in model.backbone.state_dict().items())
+
+    content = json.loads((output / "config.json").read_text())
+    assert content["class_names"] == ["dark", "grey", "light"]
+    assert content["data"] == Tiny().description
+    assert content["options"]["activation"]["class_path"].endswith("CosLU")
+    assert content["learned"]["act1.alpha"] == model.backbone.get_parameter("act1.alpha").tolist()
+    import onnx
+    import openvino
+
+    kept = {
+        each.key: json.loads(each.value) for each in onnx.load(output / "model.onnx").metadata_props
+    }
+    assert kept == {name: value for name, value in content.items() if name != "int8"}
+    extra = {"config.json": ""}
+    torch.export.load(output / "model.pt2", extra_files=extra)
+    assert json.loads(extra["config.json"]) == kept
+    made = openvino.Core().read_model(output / "openvino/model.xml")
+    assert json.loads(made.get_rt_info(["supple", "class_names"]).value) == kept["class_names"]
+
+    card = (output / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: supple\nlicense: mit\n")
+    assert "# resnet8 with CosLU activations on Tiny" in card
+    assert "| `alpha` | 7 |" in card
+
+    assert PROGRAM is not None
+    np.save(tmp_path / "samples.npy", pixels.numpy())
+    code = PROGRAM[1] + "\nassert not {'torch', 'activations', 'models'} & set(sys.modules)\n"
+    (tmp_path / "classify.py").write_text(code)
+    call = [sys.executable, "classify.py", "made/model.onnx", "samples.npy"]
+    names = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert names.split() == [Tiny.class_names[k] for k in expected.argmax(1).tolist()]
+
+
+@pytest.mark.parametrize("kind", [DiTAC, Rational, partial(DSReLU, a=1.5, b=0.5)], ids=str)
+def test_three_functions_agree_in_all_formats(kind: Any, tmp_path: Path, capsys: Any):
+    """Without data, on random inputs; a schedule that was in its middle is moved, and said so."""
+    pytest.importorskip("openvino")
+    file = tmp_path / "best.ckpt"
+    save(file, kind, include=["act1", "layer3*"])  # two kinds of sizes; seven calls take longer
+    export(file, tmp_path / "made", "--format", "onnx", "pt2", "openvino")
+    said = capsys.readouterr().out
+    assert said.count("same class 128 of 128") == 3
+    assert ("middle of a schedule" in said) == isinstance(kind, partial)
+    assert "128 random inputs, since no data were given (--data)" in said
+
+
+class Tricky(nn.Module):
+    """Computes something else when it is exported, as code does that looks at its surroundings."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu() * (1.001 if torch.compiler.is_compiling() else 1.0)
+
+
+def test_a_file_that_does_not_agree_is_refused(tmp_path: Path, capsys: Any):
+    save(tmp_path / "best.ckpt", Tricky)
+    more = ["--trust", "tests", "--output", str(tmp_path / "made"), "--format", "onnx", "hub"]
+    said = refused(["export", "--ckpt_path", str(tmp_path / "best.ckpt"), *more], capsys)
+    assert "model.onnx does not compute what the checkpoint does" in said
+    assert "nothing was written" in said
+    assert [each.name for each in tmp_path.iterdir()] == ["best.ckpt"]
+
+
+def test_bad_input_is_one_sentence(tmp_path: Path, capsys: Any, monkeypatch: Any):
+    file, run = tmp_path / "best.ckpt", tmp_path / "run"
+    save(file)
+    (run / "checkpoints").mkdir(parents=True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("")
+    (tmp_path / "other.pth").write_bytes(b"")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
+    made = ["--output", str(tmp_path / "made")]
+    for words, sentence in {
+        (str(run),): "holds no checkpoint, best.ckpt or last.ckpt",
+        (str(tmp_path / "none.ckpt"),): "no weights at",
+        (str(tmp_path / "other.pth"),): "is no checkpoint of this program",
+        (
+            str(file),
+            "--data",
+            "Digits",
+        ): "the checkpoint is of data with num_classes 3, Digits has 10",
+        (str(file), "--int8"): "--int8 needs validation samples",
+        (str(file), "--push", "me/x"): "add hub to --format",
+        (str(file), "--output", str(tmp_path / "full")): "is there already: name a new folder",
+        (str(file), "--output", str(file / "x")): "cannot write",
+        (str(file), "--format", "tflite"): "give onnx, pt2, safetensors, openvino or hub",
+    }.items():
+        assert sentence in refused(["export", *made, "--ckpt_path", *words], capsys)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    said = refused(["export", *made, "--ckpt_path", str(file)], capsys)
+    assert "the format onnx needs the package onnxscript: pip install '.[export]'" in said
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_data_of_a_run_are_those_of_its_config(tmp_path: Path):
+    """Only if they are this project's: no class of another package is named by a file."""
+    file = tmp_path / "config.yaml"
+    for text, expected in {
+        "data: Digits": {},
+        "data: {class_path: datamodules.Digits, init_args: {image_size: 16, mix: {class_path: os.x}}}": {
+            "image_size": 16
+        },
+        "data: {class_path: evil.Digits}": None,
+        "data: {class_path: datamodules.annotations}": None,
+        "data: [1]": None,
+        "data: {class_path: datamodules.Digits, init_args: [": None,
+    }.items():
+        file.write_text(text)
+        found = data_of(file)
+        wanted = {"class_path": "datamodules.Digits", "init_args": expected}
+        assert found == (None if expected is None else wanted)
+    assert data_of(tmp_path / "none.yaml") is None
+
+
+def test_of_a_run_the_best_weights_are_taken(tmp_path: Path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "last.ckpt").touch()
+    assert checkpoint_of(str(tmp_path)) == folder / "last.ckpt"
+    (folder / "best.ckpt").touch()
+    assert checkpoint_of(str(tmp_path)) == folder / "best.ckpt"
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mit") / "records"
+    write_records(folder)
+    return folder
+
+
+@pytest.mark.parametrize("representation", ["signal", "image", "spectrogram"])
+@pytest.mark.parametrize("normalize", ["zscore", "minmax", "none"])
+def test_raw_beats_become_what_the_data_module_gives(
+    representation: Any, normalize: Any, records: Path
+):
+    data = MITBIH(str(records), representation=representation, normalize=normalize)
+    plain = MITBIH(str(records), normalize="none")
+    data.setup("test")
+    made, (beats, _) = Raw(nn.Identity(), data.description), plain.load("test")
+    images, _, index = next(iter(data.test_dataloader()))
+    torch.testing.assert_close(made(beats[index]), images, rtol=1e-4, atol=1e-4)
+
+
+def test_raw_images_become_what_the_data_module_gives():
+    data = Digits(image_size=8)
+    data.setup("test")
+    pixels, _ = data.load("test")
+    images, _, index = next(iter(data.test_dataloader()))
+    torch.testing.assert_close(Raw(nn.Identity(), data.description)(pixels[index]), images)
+
+
+def test_a_folder_is_pushed(tmp_path: Path):
+    """The hub's interface is given: no network is asked."""
+    done: list[Any] = []
+    api = SimpleNamespace(
+        create_repo=lambda name, **how: done.append((name, how)),
+        upload_folder=lambda **how: done.append(how) or "https://hub/me/x",
+    )
+    assert push(tmp_path, "me/x", api) == "https://hub/me/x"
+    assert done == [
+        ("me/x", {"private": True, "exist_ok": True}),
+        {"repo_id": "me/x", "folder_path": tmp_path},
+    ]
+    with pytest.raises(ValueError, match="cannot push to 'a/b/c'"):
+        push(tmp_path, "a/b/c")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "share"),
+    [(c, s) for c in CASES for s in ("site", "channel")[: 1 + c.per_channel]],
+    ids=str,
+)
+def test_every_function_agrees_in_every_format(case: Case, share: Any, tmp_path: Path):
+    pytest.importorskip("openvino")
+    arguments = {k: v for k, v in case.arguments.items() if k not in ("channels", "dims")}
+    model = save(tmp_path / "x.ckpt", partial(case.kind, **arguments), share=share)
+    network, x = model.backbone, torch.randn(64, 1, 8, 8)
+    set_progress(network, 1.0)
+    with torch.no_grad():
+        write(deployed(network), x[:2], ["onnx", "pt2", "openvino"], tmp_path, {})
+        for name in ("onnx", "pt2", "openvino"):
+            run = read(tmp_path / FILES[name])
+            for count in (1, 7, 64):
+                parity = compare([network(x[:count])], [run(x[:count])])
+                print(case, share, name, count, f"{parity.difference:.1e}")
+                assert not parity.fails, (name, count, parity)
+    assert TOLERANCE <= 1e-5
+
+
+def test_timm_takes_our_functions():
+    import timm
+
+    model = timm.create_model("resnet10t", act_layer=CosLU, num_classes=3)
+    own = timm.create_model("resnet10t", num_classes=3)
+    count = sum(isinstance(each, nn.ReLU) for each in own.modules())
+    assert len({each for each in model.modules() if isinstance(each, CosLU)}) == count > 5
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+
+
+def test_transformers_take_our_functions(tmp_path: Path):
+    pytest.importorskip("transformers")
+    text = (Path(__file__).parents[1] / "docs/deploy.md").read_text()
+    [code] = re.findall(r"```python\n(from transformers.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    model = names["model"].eval()
+    assert sum(isinstance(each, CosLU) for each in model.modules()) == 2
+    model.save_pretrained(tmp_path)
+    again, x = type(model).from_pretrained(tmp_path).eval(), torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(again(x).logits, model(x).logits)
