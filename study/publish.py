@@ -9,10 +9,11 @@ from callbacks.machine import ROOT
 
 from . import figures, packed
 from .budget import budget_lines, scope
+from .highlights import highlights, notes
 from .judged import judge_study
 from .levels import critical_value
 from .lines import EXPLORATORY, UNTUNED, new_image_lines, published, verdict_lines
-from .page import Block, code, folded, heading, listed, markdown, paragraph, tabled
+from .page import Block, code, folded, heading, listed, markdown, paragraph, replaced, tabled
 from .power import pairs_needed
 from .runs import Study
 from .spec import LOCK, read_spec
@@ -32,7 +33,8 @@ _READ = (
     "equal. **Unstable**: runs diverged. A verdict belongs to its data, network and budget; a "
     "budget is short if twice as much gains the baseline a point or more on validation. Cost is "
     "the time of a training step over the baseline's. Published is the difference in the paper, "
-    "often of single runs of another program. More in [study.md](study.md)."
+    "often of single runs of another program. More in [study.md](study.md). What the functions "
+    "learned: [findings.md](findings.md)."
 )
 
 Row = tuple[tuple[str, int], Verdict]
@@ -41,10 +43,16 @@ Row = tuple[tuple[str, int], Verdict]
 def publish(target: Path = ROOT / "docs") -> str:
     """Write the page and its figure into a folder; the line to print.
 
+    The README beside the folder, if there is one, gets its sentences, too.
+
     Raises:
         SpecError: a packed study is damaged.
     """
     studies = read_studies()
+    if (first := target.parent / "README.md").is_file():
+        text = readme(first.read_text(), studies)
+        with replacing(first) as unfinished:
+            unfinished.write_text(text)
     with replacing(target / PAGE) as unfinished:
         unfinished.write_text(page(studies))
     groups = [
@@ -57,6 +65,11 @@ def publish(target: Path = ROOT / "docs") -> str:
     if groups:
         figures.draw_verdicts(target / PICTURE, groups)
     return f"{len(studies)} studies: {target / PAGE}"
+
+
+def readme(text: str, studies: Sequence[Study]) -> str:
+    """A README with the most useful findings between its marks."""
+    return replaced(text, "publish", [listed(highlights(studies))])
 
 
 def read_studies() -> list[Study]:
@@ -155,6 +168,8 @@ def _section(study: Study, rows: list[Row]) -> list[Block]:
     if verdicts:
         lines = [*verdict_lines(study, verdicts), *new_image_lines(study)]
         blocks.append(folded("Each verdict, for this test set and for new images", [listed(lines)]))
+    if told := [f"{arm}: {text}" for arm, text in notes(study).items()]:
+        blocks += [paragraph("What is known of the causes:"), listed(told)]
     sources = [
         f"{arm}: {each['text']}" for arm, each in spec["published"].items() if "text" in each
     ]

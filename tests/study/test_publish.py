@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from callbacks.machine import ROOT
-from study import packed, publish
+from study import highlights, packed, publish
 from study.packed import pack
 from study.power import pairs_needed
 from study.runs import Study
@@ -23,6 +23,23 @@ VALUES = {"ReLU": 90.0, "SiLU": 80.0, "CosLU": 90.3}
 def test_the_page_in_the_repository_is_what_the_command_writes():
     written = (ROOT / "docs/verdicts.md").read_text()
     assert written == publish.page(publish.read_studies()), "run: python -m study publish"
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_page():
+    text = (ROOT / "README.md").read_text()
+    assert text == publish.readme(text, publish.read_studies()), "run: python -m study publish"
+    page = (ROOT / "docs/verdicts.md").read_text()
+    begin, end = text.index("by python -m study publish -->"), text.index("<!-- end of publish")
+    counts, *others = text[begin:end].strip().splitlines()[-3:]
+    study = [line.split(" | ") for line in page.splitlines() if line.startswith("| [digits_elem")]
+    for kind in ("better", "equivalent", "worse", "undecided"):
+        number = sum(line[7] == kind for line in study)
+        assert f"{number or 'none'} {kind}" in counts
+    assert f"Of {len(study)} comparisons with ReLU" in counts
+    for line in others:
+        arm, difference = re.findall(r"^- (\S+): .* ([+-][\d.]+) points", line)[0]
+        assert re.search(rf"\| {arm} \| .* \| {re.escape(difference)} \[", page)
+    assert "times as long" in others[-1]
 
 
 def kept(folder: Path, stages: int, noise: float = 0.1, **changes: Any) -> Study:
@@ -54,17 +71,29 @@ def rows(page: str) -> dict[str, list[str]]:
     return {f"{line[0]} {line[1]}": line for line in lines}
 
 
-def test_finished_and_unfinished_studies_are_shown_as_what_they_are(tmp_path: Path, out: Path):
+def test_finished_and_unfinished_studies_are_shown_as_what_they_are(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+):
     done = kept(
-        tmp_path / "done", 3, seeds={"looks": [5]}, controls=["frozen"], margin=0.3,
+        tmp_path / "done", 3, seeds={"looks": [5]}, controls=["frozen"], margin=1.0,
         published={"CosLU": {"text": "Table 3", "difference": 0.9}},
     )  # fmt: skip
     (tmp_path / "done/ratios.json").write_text(json.dumps({"SiLU/0": 1.1, "CosLU/0": 1.9}))
     pack(done.folder)
     kept(tmp_path / "begun", 1, seeds={"looks": [5, 8]}, noise=2.0)
+    marks = "<!-- written by python -m study publish -->\nold\n<!-- end of publish -->\n"
+    (tmp_path / "README.md").write_text(f"# It\n\n{marks}\nBy hand.\n")
+    (tmp_path / "notes.yaml").write_text("{done: {SiLU: Too steep.}, begun: {SiLU: Too steep.}}\n")
+    monkeypatch.setattr(highlights, "NOTES", tmp_path / "notes.yaml")
     assert publish.publish(out) == f"2 studies: {out / 'verdicts.md'}"
     page = (out / "verdicts.md").read_text()
     assert (out / "verdicts.png").read_bytes().startswith(b"\x89PNG")
+    sentences = (tmp_path / "README.md").read_text().split("\n- ")[1:]
+    assert len(sentences) == 3
+    assert sentences[0].startswith("Of 2 comparisons with ReLU (Digits, resnet8, ")
+    assert "1,295 training samples, 2 epochs). Too steep." in sentences[1]
+    assert "; its training step takes 1.90 times as long." in sentences[2]
+    assert "- SiLU: Too steep." in page
     seen = rows(page)
     assert list(seen) == [
         "[begun](#begun) CosLU", "[begun](#begun) SiLU", "[done](#done) CosLU", "[done](#done) SiLU",

@@ -1,0 +1,63 @@
+"""The most useful findings in a sentence each, for the README; what is known of their causes."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from callbacks.machine import ROOT
+
+from .budget import scope
+from .runs import Study
+from .spec import read_yaml
+from .verdict import DECIDED, Kind, Verdict
+
+NOTES = ROOT / "results/notes.yaml"
+
+
+def notes(study: Study) -> dict[str, str]:
+    """Arm -> why its verdict is as it is, as far as that was measured."""
+    return read_yaml(NOTES).get(study.folder.name, {}) if NOTES.is_file() else {}
+
+
+def highlights(studies: Sequence[Study]) -> list[str]:
+    """How many functions are better, which differs most and why, which equal one costs most."""
+    found = [
+        (study, *place, verdict)
+        for study in studies
+        for place, verdict in zip(study.hypotheses(), study.verdicts(), strict=True)
+        if verdict.interval and verdict.kind in DECIDED
+    ]
+    if not found:
+        return ["No study has a verdict yet."]
+    count = Counter(study.folder.name for study, *_ in found)
+    largest = max(studies, key=lambda study: count[study.folder.name])
+    lines = [_counts(largest, [verdict for study, *_, verdict in found if study is largest])]
+    if decided := [each for each in found if each[-1].kind in (Kind.BETTER, Kind.WORSE)]:
+        study, arm, _, verdict = max(decided, key=lambda each: abs(_difference(each[-1])))
+        lines.append(" ".join([f"{verdict.sentence()}.", *filter(None, [notes(study).get(arm)])]))
+    costly = [
+        (study.ratios().get(f"{arm}/{cell}", 0.0), verdict)
+        for study, arm, cell, verdict in found
+        if verdict.kind is Kind.EQUIVALENT
+    ]
+    if costly and (most := max(costly, key=lambda each: each[0]))[0]:
+        lines.append(f"{most[1].sentence()}; its training step takes {most[0]:.2f} times as long.")
+    return lines
+
+
+def _counts(study: Study, verdicts: Sequence[Verdict]) -> str:
+    """How many functions of a study have each verdict."""
+    kinds = Counter(verdict.kind for verdict in verdicts)
+    told = ", ".join(
+        f"{kinds[kind] or 'none'} {kind.value}"
+        for kind in (Kind.BETTER, Kind.EQUIVALENT, Kind.WORSE, Kind.UNDECIDED)
+    )
+    pairs = [verdict.interval.n for verdict in verdicts if verdict.interval]
+    where = "; ".join(", ".join(scope(study, cell)) for cell in study.cells)
+    return (
+        f"Of {len(verdicts)} comparisons with {study.spec['baseline']} ({where}; {min(pairs)} to "
+        f"{max(pairs)} seeds, margin {study.spec['margin']:g} {study.rules.unit}): {told}."
+    )
+
+
+def _difference(verdict: Verdict) -> float:
+    return verdict.interval.difference if verdict.interval else 0.0
