@@ -31,6 +31,7 @@ from .swap.fade import Fade
 from .swap.kinds import is_activation
 from .swap.match import gain, match
 from .swap.replace import SwapReport, replace_activations
+from .tables import TableReport, tabulate
 
 __version__ = "0.1.0"
 
@@ -69,6 +70,7 @@ __all__ = [
     "Snake",
     "SwapReport",
     "Swish",
+    "TableReport",
     "aconc",
     "aglu",
     "apa",
@@ -103,4 +105,5 @@ __all__ = [
     "sinlu",
     "snake",
     "swish",
+    "tabulate",
 ]

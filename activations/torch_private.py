@@ -25,6 +25,12 @@ def is_intercepted() -> bool:
     )
 
 
+def is_exporting() -> bool:
+    """Whether `torch.export` or the older exporter to ONNX reads the network."""
+    older = torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()  # pyright: ignore
+    return torch.compiler.is_exporting() or older
+
+
 def compile_once(function: Callable[..., Any], limit: int, **options: Any) -> Callable[..., Any]:
     """`torch.compile` of a whole function that may have up to `limit` variants.
 

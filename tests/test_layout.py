@@ -97,6 +97,7 @@ WHERE = {
         "activations/swap/replace.py",
         "def replace_activations(",
     ),
+    "How does a function become a table?": ("activations/tables.py", "def tabulate("),
     "How does a new function start as the old one?": ("activations/swap/match.py", "def match("),
     "Where does a fused kernel come from?": ("activations/fusion/kernel.py", "def evaluate("),
     "Which parameters have no weight decay?": ("activations/groups.py", "def parameter_groups("),

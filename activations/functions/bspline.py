@@ -8,6 +8,7 @@ from torch import Tensor
 
 from activations.activation import Activation, Channels, finite, integer, rises
 from activations.fusion.kernel import Expression
+from activations.torch_private import is_exporting
 
 Take = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
 
@@ -17,6 +18,8 @@ def look_up(table: Tensor, index: tuple[Tensor, ...]) -> Tensor:
     *row, cell = (part.long() for part in index)
     if row:
         cell = row[0] * table.shape[-1] + cell
+    if is_exporting():  # five times as fast in ONNX Runtime
+        return table.reshape(-1).gather(0, cell.flatten()).view(cell.shape)
     return table.reshape(-1)[cell]
 
 
@@ -39,30 +42,40 @@ def interpolate(
     position = (x - low) * scale
     cell = position.to(torch.int32).clamp(0, cells - 1)  # whatever a NaN becomes
     fraction = position - cell
-    row: tuple[Tensor, ...] = ()
-    if rows > 1:
-        shape = [1] * x.dim()
-        shape[channel_dim] = rows
-        row = (torch.arange(rows, device=x.device, dtype=torch.int32).view(shape),)
-    else:
-        table = table[0]
-    left = take(table[..., :-1], (*row, cell))
-    rise = take(rises(table), (*row, cell))
+    table = table if rows > 1 else table[0]
+    index = *row_of(x, rows, channel_dim), cell
+    left = take(table[..., :-1], index)
+    rise = take(rises(table), index)
     return left + rise * fraction, rise * scale
+
+
+def row_of(x: Tensor, rows: int, channel_dim: int) -> tuple[Tensor, ...]:
+    """The row of the table for each channel of `x`, or nothing where one row serves all."""
+    if rows == 1:
+        return ()
+    shape = [1] * x.dim()
+    shape[channel_dim] = rows
+    return (torch.arange(rows, device=x.device, dtype=torch.int32).view(shape),)
 
 
 def linear_spline(
     x: Tensor,
     values: Tensor,
-    low: float,
-    high: float,
+    low: float | Tensor,
+    high: float | Tensor,
     channel_dim: int = 1,
     take: Take = look_up,
 ) -> Tensor:
     """Interpolate `values` (P, K + 1) linearly; outside, continue the first and the last piece."""
-    inside = x.clamp(low, high)
-    inner, slope = interpolate(inside, values, low, high, channel_dim, take)
-    return inner + slope * (x - inside)
+    rows, cells = values.shape[0], values.shape[1] - 1
+    width = (high - low) / cells
+    slopes = rises(values) / width
+    left = low + width * torch.arange(cells, device=x.device)
+    cell = ((x - low) / width).clamp(0, cells - 1).to(torch.int32)
+    index = *row_of(x, rows, channel_dim), cell.clamp(0, cells - 1)  # whatever a NaN becomes
+    lines = slopes, values[:, :-1] - slopes * left
+    slope, start = (take(line if rows > 1 else line[0], index) for line in lines)
+    return slope * x + start
 
 
 class BSpline(Activation):

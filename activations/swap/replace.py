@@ -62,9 +62,7 @@ class SwapReport(list[Call]):
             axis = "?" if call.axis is None else f"{call.axis} of {len(call.shape)}"
             error = ["" if call.relative_error is None else f"{call.relative_error:.1%}"] * matched
             rows.append((call.name, call.old, call.new, size, axis, *error))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        return "\n".join([*lines, *self.remarks()])
+        return "\n".join([*aligned(rows), *self.remarks()])
 
     def remarks(self) -> list[str]:
         """What is worth knowing beside the table: calls that share one, and what was left."""
@@ -72,13 +70,25 @@ class SwapReport(list[Call]):
         shared = [f"{call.name} ({call.times})" for call in self if call.times > 1]
         if shared:
             lines.append(f"one activation for several calls in a pass: {', '.join(shared)}")
-        groups: dict[tuple[str, str], list[str]] = {}
-        for name, old, why in self.left:
-            groups.setdefault((old, why), []).append(name)
-        for (old, why), names in groups.items():
-            more = f" and {len(names) - 3} more" if names[3:] else ""
-            lines.append(f"left: {old} ({why}): {', '.join(names[:3])}{more}")
-        return lines
+        return [*lines, *reasons(self.left)]
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """One line for each row, its cells below each other."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def reasons(left: Sequence[Left]) -> list[str]:
+    """One line for each kind of activation that was left, and why."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, old, why in left:
+        groups.setdefault((old, why), []).append(name)
+    lines = []
+    for (old, why), names in groups.items():
+        more = f" and {len(names) - 3} more" if names[3:] else ""
+        lines.append(f"left: {old} ({why}): {', '.join(names[:3])}{more}")
+    return lines
 
 
 def replace_activations(

@@ -1,5 +1,6 @@
 """Each part of torch that it does not promise to keep, by name."""
 
+import io
 import os
 import warnings
 from typing import Any
@@ -35,6 +36,25 @@ def test_is_intercepted():
         torch.jit.trace(look, x, check_trace=False)
     assert seen[0] is False
     assert all(seen[1:])
+
+
+def test_is_exporting():
+    class Look(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(torch_private.is_exporting())
+            return x + 1
+
+    seen: list[bool] = []
+    x = torch.zeros(2)
+    Look()(x)
+    torch.compile(Look(), backend="eager")(x)
+    assert not any(seen)
+    torch.export.export(Look(), (x,), strict=False)
+    assert seen[-1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        torch.onnx.export(Look(), (x,), io.BytesIO(), dynamo=False)  # pyright: ignore
+    assert seen[-1]
 
 
 def test_compile_once_allows_more_variants_than_dynamo():

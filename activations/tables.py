@@ -1,0 +1,336 @@
+"""Tables instead of formulas: `tabulate` makes slow activations of a trained network quick.
+
+The network runs on inputs; each activation's range is recorded, and its function over that range
+becomes a table with linear interpolation, as fine as the tolerance asks for.
+"""
+
+import copy
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .activation import Activation, positive, precise
+from .functions.bspline import Take, linear_spline, look_up
+from .fusion.kernel import Expression
+from .swap.choose import Left
+from .swap.inputs import Inputs
+from .swap.kinds import is_activation
+from .swap.replace import aligned, reasons
+from .torch_private import hooks_of, is_compiled, leave_fast_path, move_hooks
+
+Outputs = list[tuple[Tensor | None, Tensor | None]]  # and the labels
+Batch = tuple[Inputs, Tensor | None]
+
+_CELLS = [2**k for k in range(4, 15)]
+_SAMPLES = 10_000  # of the inputs of a call, from which the deviation of the outputs is taken
+
+
+def tabulated(
+    x: Tensor,
+    low: Tensor,
+    high: Tensor,
+    values: Tensor,
+    channel_dim: int = 1,
+    take: Take = look_up,
+) -> Tensor:
+    """Interpolate `values`, (P, K + 1), linearly between `low` and `high`; lines go on outside."""
+    return linear_spline(x, values, low, high, channel_dim, take)
+
+
+class Tabulated(Activation):
+    """A function as a table with linear interpolation. Fixed.
+
+    Attributes:
+        of: what it was made from.
+        low: (), the first knot.
+        high: (), the last knot; outside, the first and the last piece continue as lines.
+        values: (num_parameters, cells + 1), the function at equidistant knots.
+    """
+
+    formula = tabulated
+    low: Tensor
+    high: Tensor
+    values: Tensor
+
+    def __init__(
+        self, of: str, low: float, high: float, values: Tensor, channel_dim: int = 1
+    ) -> None:
+        super().__init__(len(values), channel_dim)
+        self.of = of
+        self.register_buffer("low", torch.tensor(low, device=values.device))
+        self.register_buffer("high", torch.tensor(high, device=values.device))
+        self.register_buffer("values", precise(values))
+
+    def expression(self) -> Expression:
+        """The interpolation in this table."""
+        return Expression(tabulated, (self.low, self.high), (), (self.values,))
+
+    def extra_repr(self) -> str:
+        """What it was made from, and the number of cells."""
+        return f"{self.of}, {self.values.shape[1] - 1} cells"
+
+
+@dataclass(frozen=True)
+class Table:
+    """How one activation was tabulated.
+
+    Attributes:
+        name: of the activation in the network.
+        was: its class.
+        low: the smallest input seen.
+        high: the largest input seen.
+        cells: of the table, which covers this range and half of it more on each side.
+        error: largest difference from the function over the inputs' range, divided by the
+            deviation of the function's outputs.
+        beyond: the same for inputs that lie outside by up to a whole range; beyond the table, its
+            first and its last line continue.
+    """
+
+    name: str
+    was: str
+    low: float
+    high: float
+    cells: int
+    error: float
+    beyond: float
+
+
+@dataclass
+class TableReport:
+    """What :func:`tabulate` did; prints as a table.
+
+    Attributes:
+        tables: the activations that became tables.
+        left: the others, with the reason.
+        samples: how many samples were seen.
+        same_class: share of them whose largest output is the same as before; None if the network's
+            output is no tensor of (samples, classes).
+        accuracy: before and after; None without labels.
+    """
+
+    tables: list[Table] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+    samples: int = 0
+    same_class: float | None = None
+    accuracy: tuple[float, float] | None = None
+
+    def __str__(self) -> str:
+        """One line for each table, what was left, and what the network's outputs say."""
+        rows = [("site", "was", "inputs", "cells", "error", "beyond")]
+        for each in self.tables:
+            seen = f"{each.low:.3g} to {each.high:.3g}"
+            errors = f"{each.error:.1e}", f"{each.beyond:.1e}"
+            rows.append((each.name, each.was, seen, str(each.cells), *errors))
+        lines = [*aligned(rows), *reasons(self.left)]
+        if self.same_class is not None:
+            lines.append(f"{self.same_class:.2%} of {self.samples} samples have the same class")
+        if self.accuracy:
+            lines.append("accuracy: {:.2%} before, {:.2%} after".format(*self.accuracy))
+        return "\n".join(lines)
+
+    def compare(self, before: "Outputs", after: "Outputs") -> None:
+        """Count the classes that `before` and `after` share, and those that are right."""
+        if any(y is None for y, _ in before):
+            return
+        old, new = (
+            torch.cat([y.argmax(1) for y, _ in each if y is not None]) for each in (before, after)
+        )
+        self.samples, self.same_class = len(old), (old == new).double().mean().item()
+        labels = [y for _, y in before if y is not None and y.dim() == 1]
+        if len(labels) == len(before):
+            right = torch.cat(labels).cpu()
+            was, now = ((each == right).double().mean().item() for each in (old, new))
+            self.accuracy = was, now
+
+
+@torch.no_grad()
+def tabulate(model: nn.Module, inputs: Any, tolerance: float = 1e-3) -> TableReport:
+    """Replace each elementwise activation of this package in `model` by a table, for inference.
+
+    A table takes the same time for every function, and learns nothing. Tabulate after training,
+    with schedules at their end: `set_progress(model, 1.0)`. What torch.nn has stays, since runtimes
+    know it.
+
+    Args:
+        model: the network, changed in place.
+        inputs: what the network runs on, in evaluation mode, to see the range of each activation:
+            one batch, in a form that :func:`replace_activations` takes; or a loader or list of
+            batches, each an input, or a pair of an input and its labels.
+        tolerance: the largest difference from the function over the range of its inputs, divided by
+            the deviation of its outputs. The table gets as many cells as this needs, 16 to 16384.
+
+    Returns:
+        The tables, what was left, and how the network's classes changed; `print` shows all.
+
+    Raises:
+        ValueError: `model` is an activation itself, or compiled, or `inputs` hold no batch.
+    """
+    positive("tolerance", tolerance)
+    if is_activation(model):
+        raise ValueError(
+            f"{type(model).__name__} is an activation itself: wrap it in torch.nn.Sequential"
+        )
+    if any(map(is_compiled, model.modules())):
+        raise ValueError("the network is compiled: tabulate it before torch.compile")
+    report, batches = TableReport(), _batches(inputs, model)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        sites = _sites(model, report.left)
+        hooks = [site.module.register_forward_pre_hook(site.see) for site in sites.values()]
+        try:
+            before = _run(model, batches)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        fits = {name: _fit(name, site, tolerance) for name, site in sites.items()}
+        for name, fit in fits.items():
+            if isinstance(fit, str):
+                report.left.append(Left(name, type(sites[name].module).__name__, fit))
+            else:
+                _place(model, sites[name].module, fit[0])
+                report.tables.append(fit[1])
+        report.compare(before, _run(model, batches))
+    finally:
+        for module, training in modes:
+            module.training = training
+    return report
+
+
+class _Site:
+    """An activation, and what it has seen."""
+
+    def __init__(self, module: Activation) -> None:
+        self.module, self.channels, self.axis = module, module.num_parameters, module.channel_dim
+        self.low, self.high, self.finite = torch.inf, -torch.inf, True
+        self.samples: list[Tensor] = []
+
+    def see(self, _: nn.Module, args: tuple[Any, ...]) -> None:
+        """Record an input; a hook."""
+        x = args[0].detach()
+        least, most = x.double().aminmax() if x.numel() else (x.new_zeros(()), x.new_zeros(()))
+        self.finite = self.finite and bool(least.isfinite() & most.isfinite())
+        self.low, self.high = min(self.low, least.item()), max(self.high, most.item())
+        rows = (x.movedim(self.axis, -1) if self.channels > 1 else x).reshape(-1, self.channels)
+        step = -(-rows.numel() // _SAMPLES) or 1
+        self.samples.append(rows[::step].cpu().double())
+
+    def function(self) -> Callable[[Tensor], Tensor]:
+        """The activation as a function of (n, channels) in float64."""
+        twin = copy.deepcopy(self.module).cpu().double().eval()
+        for hooks in (table for part in twin.modules() for table in hooks_of(part)):
+            hooks.clear()
+
+        def call(x: Tensor) -> Tensor:
+            # four axes, so that channel_dim may be any of them
+            y = twin.function(x[:, :, None, None].movedim(1, self.axis))
+            return y.movedim(self.axis, 1).flatten(1)
+
+        return call
+
+
+def _sites(model: nn.Module, left: list[Left]) -> dict[str, _Site]:
+    """The activations of this package that are functions of single numbers, by name."""
+    sites: dict[str, _Site] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{other}.") for other in sites)
+        if inside or not isinstance(module, Activation) or isinstance(module, Tabulated):
+            continue
+        parts = [p for p in module.modules() if p is not module and not is_activation(p)]
+        mixing = next((p for p in parts if [*p.parameters(recurse=False)]), None)
+        if mixing is None:
+            sites[name] = _Site(module)
+        else:
+            why = f"holds a {type(mixing).__name__}: no function of single numbers"
+            left.append(Left(name, type(module).__name__, why))
+    return sites
+
+
+def _fit(name: str, site: _Site, tolerance: float) -> tuple[Tabulated, Table] | str:
+    """The table of an activation and how good it is, or why it has none."""
+    if not site.samples:
+        return "was not called"
+    if not site.finite:
+        return "saw inputs that are not finite"
+    function, (low, high) = site.function(), (site.low, site.high)
+    deviation = function(torch.cat(site.samples)).std().item() or 1.0
+    was = type(site.module).__name__
+    width = high - low or 1.0
+    found = "not finite on the inputs' range"
+    for cells in _CELLS:
+        knots = _knots(low - width / 2, high + width / 2, cells)
+        values = function(knots[:, None].expand(-1, site.channels)).T
+        table = Tabulated(
+            f"{was}({site.module.extra_repr()})",
+            knots[0].item(),
+            knots[-1].item(),
+            values.float(),
+            site.axis,
+        )
+        compare = _Site(table).function()
+        ranges = (low, high), (low - width, low), (high, high + width)
+        error, *beyond = (
+            (compare(x) - function(x)).abs().max().item() / deviation
+            for x in (_between(*each, 8 * cells, site.channels) for each in ranges)
+        )
+        if error <= tolerance:
+            return table, Table(name, was, low, high, cells, error, max(beyond))
+        found = f"has an error of {error:.1e} with {cells} cells, above the tolerance"
+    return found
+
+
+def _knots(low: float, high: float, cells: int) -> Tensor:
+    """Equidistant knots over the range; 0, where many functions have a kink, is one of them."""
+    if not low < 0 < high:
+        return torch.linspace(low, high, cells + 1, dtype=torch.float64)
+    below = min(max(round(-cells * low / (high - low)), 1), cells - 1)
+    width = max(-low / below, high / (cells - below))
+    return width * torch.arange(-below, cells - below + 1, dtype=torch.float64)
+
+
+def _between(low: float, high: float, count: int, channels: int) -> Tensor:
+    x = torch.linspace(low, high, count + 1, dtype=torch.float64)
+    return x[:, None].expand(-1, channels)
+
+
+def _place(model: nn.Module, old: nn.Module, new: Tabulated) -> None:
+    """Put `new` in the place of `old`, under all its names; its hooks go with it."""
+    device = next(itertools.chain(old.parameters(), old.buffers()), torch.empty(0)).device
+    new.to(device).eval()
+    move_hooks(old, new)
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if module is old:
+            owner = model.get_submodule(path.rpartition(".")[0])
+            setattr(owner, path.rpartition(".")[2], new)
+            leave_fast_path(owner)
+
+
+def _batches(inputs: Any, model: nn.Module) -> Iterable[Batch]:
+    """Batches of inputs, and their labels where a loader gives them; can be gone through twice."""
+    device = next(itertools.chain(model.parameters(), model.buffers()), torch.empty(0)).device
+    one = isinstance(inputs, Tensor | tuple | dict)
+    many = [inputs] if one else inputs if not isinstance(inputs, Iterator) else list(inputs)
+
+    class Batches:
+        def __iter__(self) -> Iterator[Batch]:
+            for batch in many:
+                labelled = not one and isinstance(batch, tuple | list) and len(batch) == 2
+                x, y = batch if labelled else (batch, None)
+                yield Inputs.of(x).on(device), y if isinstance(y, Tensor) else None
+
+    return Batches()
+
+
+def _run(model: nn.Module, batches: Iterable[Batch]) -> Outputs:
+    """The network's output for each batch, where it is a tensor, and the labels."""
+    found: Outputs = []
+    for inputs, labels in batches:
+        y = model(*inputs.args, **inputs.kwargs)
+        found.append((y.cpu() if isinstance(y, Tensor) and y.dim() == 2 else None, labels))
+    if not found:
+        raise ValueError("inputs hold no batch: give a tensor, or a loader that has batches")
+    return found

@@ -1,0 +1,182 @@
+"""Tables instead of formulas: their stated error, and all that a network with them must do."""
+
+import copy
+import io
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+import activations as A
+from activations import replace_activations, tabulate
+from activations.tables import Tabulated
+from tests.cases import CASES, Case
+
+ELEMENTWISE = [case for case in CASES if case.scalar]
+
+
+def tables_of(model: nn.Module) -> list[Tabulated]:
+    return [module for module in model.modules() if isinstance(module, Tabulated)]
+
+
+def some(cases: list[Case]) -> list[Any]:
+    quick = ("CosLU", "ReLUN", "DiTAC", "Rational")
+    return [
+        pytest.param(c, marks=[] if str(c) in quick else pytest.mark.slow, id=str(c)) for c in cases
+    ]
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("case", some(ELEMENTWISE))
+def test_the_error_is_as_stated(case: Case, per_channel: bool):
+    if per_channel and not case.per_channel:
+        pytest.skip("has no parameters per channel")
+    shape = (5, 50, 4) if per_channel else (4, 5, 50)
+    sizes = {"num_parameters": 4, "channel_dim": -1} if per_channel else {}
+    model = nn.Sequential(case.make(**sizes))
+    x = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    y = model(x).detach()
+    (table,) = (report := tabulate(model, x)).tables
+    assert not report.left
+    assert (table.low, table.high) == (x.min().item(), x.max().item())
+    largest = (model(x) - y).abs().max().item() / y.double().std().item()
+    assert largest <= table.error + 1e-5 <= 1.1e-3
+    (made,) = tables_of(model)
+    assert made.low < table.low < table.high < made.high
+    assert made.values.shape == (4 if per_channel else 1, table.cells + 1)
+    assert "channel_dim" not in sizes or made.channel_dim == -1
+
+
+@pytest.fixture(name="net")
+def swapped() -> tuple[nn.Sequential, Tensor]:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(),
+        nn.Flatten(2), nn.Linear(36, 5), nn.ReLU(), nn.Flatten(), nn.Linear(30, 3),
+    )  # fmt: skip
+    kinds = {"2": A.DELU, "4": A.CosLU, "*": A.BSpline}
+    x = torch.randn(16, 3, 10, 10)
+    replace_activations(net, kinds, example_input=x, share="channel")
+    return net.eval(), x
+
+
+def test_a_network_with_tables_travels(net: tuple[nn.Sequential, Tensor], tmp_path: Path):
+    model, x = net
+    before = model(x).detach()
+    report = tabulate(model, x)
+    y = model(x).detach()
+    assert 0 < (y - before).abs().max() < 2e-3
+    assert [table.was for table in report.tables] == ["DELU", "CosLU", "BSpline"]
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    fresh = copy.deepcopy(model)
+    for parameter in [*fresh.parameters(), *fresh.buffers()]:
+        parameter.detach().zero_()
+    fresh.load_state_dict(torch.load(file, weights_only=True), strict=True)
+    for twin in (fresh, pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(x), y)
+    whole = torch.compile(model, fullgraph=True, backend="aot_eager")
+    batch = {0: torch.export.Dim("batch")}
+    exported = torch.export.export(model, (x,), dynamic_shapes=(batch,))
+    for other in (whole, exported.module()):
+        torch.testing.assert_close(other(x[:3]), y[:3], rtol=1e-5, atol=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        torch.onnx.export(
+            model, (x,), tmp_path / "net.onnx", input_names=["x"], dynamo=False,
+            dynamic_axes={"x": {0: "batch"}},
+        )  # fmt: skip
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    found = torch.as_tensor(session.run(None, {"x": x[:3].numpy()})[0])
+    torch.testing.assert_close(found, y[:3], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_tables_are_fused(net: tuple[nn.Sequential, Tensor]):
+    model, x = net
+    tabulate(model, x)
+    y = model(x)
+    assert A.fuse(model) == 3
+    torch.testing.assert_close(model(x), y, rtol=1e-5, atol=1e-5)
+
+
+def test_layout_dtype_and_any_number():
+    model = nn.Sequential(A.Swish())
+    x = torch.randn(2, 3, 5, 5).to(memory_format=torch.channels_last)
+    tabulate(model, x)
+    assert model(x).stride() == x.stride()
+    assert model(x.half()).dtype == torch.float16
+    far = torch.tensor([torch.nan, -torch.inf, torch.inf, -1e30, 1e30, 3e38])
+    y = model(far)
+    assert y.isnan().tolist() == [True, False, False, False, False, False]
+    assert y[4] / 1e30 == pytest.approx(1, abs=0.1)
+    assert abs(y[3]) < 1e29
+
+
+def test_what_is_left_is_named():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lslu, self.never, self.relu = A.LSLU(3), A.CosLU(), nn.ReLU()
+            self.one = self.again = A.Swish()
+            self.steep = A.ReLUN(n=1e-4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.again(self.one(self.relu(self.lslu(x))))
+            return y + self.steep(x)
+
+    model, x = Net().eval(), 100 * torch.randn(2, 3, 4, 4)
+    report = tabulate(model, x)
+    assert model.one is model.again
+    assert isinstance(model.one, Tabulated)
+    assert isinstance(model.relu, nn.ReLU)
+    assert [table.name for table in report.tables] == ["one"]
+    reasons = {left.name: left.why for left in report.left}
+    assert reasons == {
+        "lslu": "holds a Conv2d: no function of single numbers",
+        "never": "was not called",
+        "steep": reasons["steep"],
+    }
+    assert "with 16384 cells, above the tolerance" in reasons["steep"]
+    assert "left: CosLU (was not called): never" in str(report)
+    x[0, 0, 0, 0] = torch.nan
+    left = tabulate(nn.Sequential(A.CosLU()), x).left
+    assert [each.why for each in left] == ["saw inputs that are not finite"]
+
+
+def test_classes_and_labels_are_counted(net: tuple[nn.Sequential, Tensor]):
+    model, x = net
+    y = model(x).argmax(1)
+    y[:4] = (y[:4] + 1) % 3  # wrong
+    seen: list[int] = []
+    model[2].register_forward_hook(lambda *_: seen.append(1))
+    model.train()
+    mean = model[1].state_dict()["running_mean"].clone()
+    batches = ((x[k : k + 8], y[k : k + 8]) for k in (0, 8))  # a generator
+    report = tabulate(model, batches)
+    assert model.training
+    assert torch.equal(model[1].state_dict()["running_mean"], mean)
+    assert len(seen) == 4  # the hook has moved to the table
+    assert (report.samples, report.same_class, report.accuracy) == (16, 1.0, (0.75, 0.75))
+    assert str(report).endswith("accuracy: 75.00% before, 75.00% after")
+    assert tabulate(model, x).tables == []
+
+
+def test_slips_are_named():
+    x = torch.randn(2, 3)
+    with pytest.raises(ValueError, match=r"CosLU is an activation itself: wrap it"):
+        tabulate(A.CosLU(), x)
+    model = nn.Sequential(A.CosLU())
+    with pytest.raises(ValueError, match="inputs hold no batch"):
+        tabulate(model, [])
+    with pytest.raises(ValueError, match="tolerance must be > 0, got 0"):
+        tabulate(model, x, 0)
+    with pytest.raises(ValueError, match="is compiled: tabulate it before"):
+        tabulate(torch.compile(model), x)  # pyright: ignore
+    assert isinstance(model[0], A.CosLU)
