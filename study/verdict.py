@@ -195,7 +195,7 @@ class Verdict:
         return self.kind is Kind.EQUIVALENT and told
 
     def sentence(self) -> str:
-        """The verdict in one line, as in "CosLU: WORSE than ReLU: -1.83 points [-3.19, -0.47]"."""
+        """The verdict in one line, as in "PELU: WORSE than ReLU: -0.35 points [-0.67, -0.03]"."""
         return self._told() + (f" ({self.scope})" if self.scope else "")
 
     def _told(self) -> str:

@@ -53,8 +53,8 @@ class LSLU(SeriesReLU):
             out of range, or a number is not finite.
 
     Reference:
-        Feng et al., "Activation function optimization scheme for image classification", 2024, arXiv
-        2409.08283, as in the released module, where theta and omega are one number a repeat.
+        Feng et al., "Activation function optimization method: learnable series linear units
+        (LSLUs)", 2024, arXiv 2409.08283, as in the released module, where theta and omega are one number a repeat.
         Deviation from it: none.
     """
 

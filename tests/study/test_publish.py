@@ -42,6 +42,15 @@ def test_the_numbers_of_the_readme_are_those_of_the_page():
     assert "times as long" in others[-1]
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/study.md"])
+def test_verdicts_that_pages_quote_are_verdicts(name: str):
+    page = (ROOT / "docs/verdicts.md").read_text().replace("**", "")
+    quoted = re.findall(r"`(\w+: [A-Z]{5,} [^`]*)`", (ROOT / name).read_text())
+    assert quoted
+    for line in quoted:
+        assert f"- {line}\n" in page
+
+
 def kept(folder: Path, stages: int, noise: float = 0.1, **changes: Any) -> Study:
     """A packed study of which so many stages are done."""
     folder.mkdir(parents=True)
