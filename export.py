@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import datamodules
 from activations import set_progress
 from activations.files import check_writable, replacing
-from models import Classifier
-from models.deployed import Raw, deployed, takes_pixels
+from models import Classifier, load
+from models.deployed import Raw, deployed
 from models.export import (
     CONFIG,
     FILES,
@@ -29,12 +29,12 @@ from models.export import (
     write_weights,
 )
 from models.hub import about, card, push
+from models.network import find
 from options import Parser
 
 SIZES = ("num_classes", "in_channels", "image_size", "dims")
 RANDOM = 128  # inputs, where there are no data
 CALIBRATION = 512  # at most so many samples give the ranges of int8
-NONE = torch.empty(0)
 PLAIN = (bool, int, float, str, list, type(None))
 
 
@@ -97,7 +97,7 @@ def main(args: list[str]) -> None:
     if config.push and "hub" not in formats:
         raise ValueError("--push uploads a folder with a model card: add hub to --format")
     check_formats(formats)
-    path = checkpoint_of(config.ckpt_path)
+    path = find(config.ckpt_path)
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     output = Path(config.output or run / "export")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -113,10 +113,9 @@ def main(args: list[str]) -> None:
         check_data(model, data)
     content = about(model, path, getattr(data, "description", None))
     raw, network = config.include_preprocessing, model.backbone
+    content["include_preprocessing"] = raw
     if raw and not content["data"]:
         raise ValueError(f"{str(path)!r} does not know how its data were normalised: train anew")
-    stored = copy.deepcopy(network)
-    set_progress(network, 1.0)
     samples = Samples(data, content, raw)
     shown = "x".join(map(str, content["input"]))
     print(
@@ -126,24 +125,21 @@ def main(args: list[str]) -> None:
     with replacing(output) as folder, torch.no_grad():
         folder.mkdir()
         expected = [network(each) for _, each, _ in samples]
-        if differs(stored, network):
-            changed = compare((stored(each) for _, each, _ in samples), expected)
-            print(
-                "the checkpoint is of the middle of a schedule, the files are of its end: the "
-                f"class changes for {changed.samples - changed.same} of {changed.samples}"
-            )
+        if not has_ended(network):
+            print("the checkpoint is of the middle of a schedule, and so are the files")
         made = deployed(network)
         made = Raw(made, content["data"]) if raw else made
+        (folder / CONFIG).write_text(json.dumps(content, indent=1))
         write(made, samples.example(), formats, folder, content)
         if "safetensors" in formats:
             write_weights(network, folder / FILES["safetensors"], content)
         for name in formats:
             if file := FILES.get(name):
-                print(check(folder / file, network, samples, expected))
+                print(check(folder / file, samples, expected, config.trust))
         if config.int8:
             text, content["int8"] = reduce(folder, Samples(data, content, raw, "val"))
             print(text)
-        (folder / CONFIG).write_text(json.dumps(content, indent=1))
+            (folder / CONFIG).write_text(json.dumps(content, indent=1))
         if "hub" in formats:
             names = [each.name for each in folder.iterdir()]
             (folder / "README.md").write_text(card(content, names, config.license))
@@ -205,29 +201,19 @@ class Samples:
             yield images if self.unread is None else self.unread[index[0]], images, labels
 
     def _random(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(0)
+        generator, none = torch.Generator().manual_seed(0), torch.empty(0)
         for _ in range(RANDOM // 32):
-            if not self.raw:
-                x = torch.randn(32, *self.about["input"], generator=generator)
-                yield x, x, NONE
-                continue
-            size = self._raw_size()
-            if takes_pixels(self.about["data"]):
-                x = torch.randint(256, (32, *size), generator=generator, dtype=torch.uint8)
+            if self.raw:
+                prepare = Raw(nn.Identity(), self.about["data"])
+                x = prepare.random(32, generator)
+                yield x, prepare(x), none
             else:
-                x = torch.randn(32, *size, generator=generator)
-            yield x, Raw(nn.Identity(), self.about["data"])(x), NONE
+                x = torch.randn(32, *self.about["input"], generator=generator)
+                yield x, x, none
 
     def example(self) -> Tensor:
         """A batch of two as the files take it."""
         return next(self._random())[0][:2]
-
-    def _raw_size(self) -> list[int]:
-        data = self.about["data"]
-        if takes_pixels(data):
-            return self.about["input"]
-        seconds = sum(data["window"]) if "window" in data else 187 / 125  # Kaggle's files
-        return [data["channels"], round(seconds * data.get("rate", 125))]
 
     def __str__(self) -> str:
         if self.data is None:
@@ -235,22 +221,18 @@ class Samples:
         return f"the test set of {type(self.data).__name__}"
 
 
-def differs(first: nn.Module, second: nn.Module) -> bool:
-    """Whether the buffers of two copies of a network differ."""
-    pairs = zip(first.buffers(), second.buffers(), strict=True)
-    return any(not torch.equal(one, other) for one, other in pairs)
+def has_ended(network: nn.Module) -> bool:
+    """Whether all schedules of a network are at their end."""
+    end = copy.deepcopy(network)
+    set_progress(end, 1.0)
+    pairs = zip(network.buffers(), end.buffers(), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
 
 
-def check(file: Path, network: nn.Module, samples: Samples, expected: list[Tensor]) -> str:
+def check(file: Path, samples: Samples, expected: list[Tensor], trust: list[str]) -> str:
     """A line for a file that agrees with the network; ValueError for one that does not."""
-    weights = file.suffix == ".safetensors"
-    if weights:  # of the network itself, which takes what the data module gives
-        from safetensors.torch import load_file
-
-        run = copy.deepcopy(network)
-        run.load_state_dict(load_file(file))
-    else:
-        run = read(file)
+    weights = file.suffix == ".safetensors"  # of a network that takes what the data module gives
+    run = load(file.parent, trust) if weights else read(file)
     first = next(iter(samples))[weights]
     parities = [compare([expected[0][:count]], [run(first[:count])]) for count in (1, 7)]
     parities.append(compare(expected, (run(each[weights]) for each in samples)))
@@ -279,21 +261,6 @@ def check_data(model: Classifier, data: Any) -> None:
                 f"the checkpoint is of data with {name} {stored}, {type(data).__name__} has "
                 f"{given}: give the data that it was trained on"
             )
-
-
-def checkpoint_of(given: str) -> Path:
-    """The checkpoint that is meant by a file or the folder of a run: the best, else the last."""
-    path = Path(given)
-    if not path.is_dir():
-        return path
-    for folder in (path / "checkpoints", path):
-        for name in ("best.ckpt", "last.ckpt"):
-            if (folder / name).is_file():
-                return folder / name
-    raise FileNotFoundError(
-        f"{given!r} holds no checkpoint, best.ckpt or last.ckpt: name the folder of a run that has "
-        "ended an epoch"
-    )
 
 
 def data_of(file: Path) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from typing import Any, TypeGuard, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from .activation import Activation, set_progress
+from .activation import Activation
 from .functions.seriesrelu import SeriesReLU
 from .fusion.kernel import Expression
 from .swap.fade import Fade
@@ -55,18 +55,17 @@ class Folded(Activation):
 
 @torch.no_grad()
 def fold(network: Network) -> Network:
-    """A copy for deployment, in evaluation mode, with the progress of all schedules at its end.
+    """A copy for deployment, in evaluation mode.
 
     Clamped parameters, exponentials of parameters and tables, such as DiTAC's, are computed once
-    instead of at each call; of a :class:`Fade` the new function is left; the normalisation of
-    LSLU and SeriesReLU becomes part of their convolution. What is left has no parameters of
-    activations to train.
+    instead of at each call; of a :class:`Fade` that has ended the new function is left; the
+    normalisation of LSLU and SeriesReLU becomes part of their convolution. Schedules stay where
+    they are. What is left has no parameters of activations to train.
 
     Args:
         network: is not changed.
     """
     network = copy.deepcopy(network).eval()
-    set_progress(network, 1.0)
     return _folded(network, {})  # pyright: ignore[reportReturnType]
 
 
@@ -74,7 +73,7 @@ def _folded(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
     """What stands for `module`, often itself with its parts folded; `made` are those so far."""
     if module in made:  # one module may be at several places
         return made[module]
-    if isinstance(module, Fade):
+    if isinstance(module, Fade) and module.progress == 1:
         result = _folded(module.new, made)
     elif isinstance(module, SeriesReLU):
         fused = module.fuse()

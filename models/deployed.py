@@ -1,29 +1,30 @@
 """A trained network in the form in which it is deployed."""
 
-import copy
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from activations import fold, set_progress
+from activations import fold
+from datamodules.beats import FLAT
+from datamodules.preprocess import Preparation
 
-from .vanillanet import VanillaNet
+from .vanillanet import ConvPair, VanillaNet
 
-FLAT = 1e-3  # millivolt, as in datamodules/beats.py
+KAGGLE = 187  # samples of a beat in Kaggle's files
 
 
 def deployed(network: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, at the end of all schedules, fused and folded.
+    """A copy in evaluation mode, folded (:func:`activations.fold`).
 
-    A VanillaNet becomes the plain network; see :func:`activations.fold` for activations.
+    A VanillaNet becomes the plain network, if its schedule has ended.
     """
-    network = copy.deepcopy(network)
-    set_progress(network, 1.0)
-    return fold(network.fuse() if isinstance(network, VanillaNet) else network)
+    if isinstance(network, VanillaNet) and isinstance(pair := network.stem.conv, ConvPair):
+        network = network.fuse() if pair.fade.slope == 1 else network
+    return fold(network)
 
 
 class Raw(nn.Module):
@@ -46,39 +47,51 @@ class Raw(nn.Module):
 
     def __init__(self, network: nn.Module, data: Mapping[str, Any]) -> None:
         super().__init__()
-        if "step" in data:
+        own = self.preparation = Preparation.of(data, "the checkpoint")
+        if own.step:
             raise ValueError(
-                f"include_preprocessing: the batches of {data.get('name')} are changed by "
-                f"{data['step']}, which no file can hold: export without it"
+                f"include_preprocessing: the batches of {own.name} are changed by {own.step}, "
+                "which no file can hold: export without it"
             )
-        self.network, self.data = network, dict(data)
-        pixels = takes_pixels(data)
-        whole, each = (255, (-1, 1, 1)) if pixels else (1, (-1, 1))
-        self.register_buffer("shift", whole * torch.tensor(data["mean"]).view(each))
-        self.register_buffer("scale", 1 / (whole * torch.tensor(data["std"]).view(each)))
+        self.network = network
+        # heart beats may become images, but are signals
+        self.pixels = own.dims == 2 and own.representation is None
+        whole, each = (255, (-1, 1, 1)) if self.pixels else (1, (-1, 1))
+        self.register_buffer("shift", whole * torch.tensor(own.mean).view(each))
+        self.register_buffer("scale", 1 / (whole * torch.tensor(own.std).view(each)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores (logits) of a batch as it is read."""
         x = x.float()
-        match self.data.get("normalize"):
+        match self.preparation.normalize:
             case "zscore":
                 x = x - x.mean(-1, keepdim=True)
                 x = x / x.square().mean(-1, keepdim=True).sqrt().clamp(min=FLAT)
             case "minmax":
                 x = x - x.amin(-1, keepdim=True)
                 x = x / x.amax(-1, keepdim=True).clamp(min=FLAT)
+            case _:
+                pass
         x = (x - self.shift) * self.scale
-        match self.data.get("representation"):
+        match self.preparation.representation:
             case "image":
                 x = x.unsqueeze(2)
             case "spectrogram":
                 x = spectrogram(x)
+            case _:
+                pass
         return self.network(x)
 
-
-def takes_pixels(data: Mapping[str, Any]) -> bool:
-    """Whether the raw data are images in uint8; heart beats may become images, but are signals."""
-    return data["dims"] == 2 and "representation" not in data
+    def random(self, count: int, generator: Generator) -> Tensor:
+        """A batch of random numbers in the form and range of raw data."""
+        own = self.preparation
+        if self.pixels:
+            size = (count, *own.shape)
+            return torch.randint(256, size, generator=generator, dtype=torch.uint8)
+        length = own.cut.samples if own.window else KAGGLE
+        return torch.randn(
+            count, own.channels, length if own.dims == 2 else own.size, generator=generator
+        )
 
 
 def spectrogram(beats: Tensor) -> Tensor:

@@ -11,14 +11,12 @@ import torch
 
 import activations
 from activations import shape_parameters
+from datamodules.preprocess import Preparation
 
 from .classifier import Classifier
+from .network import OPTIONS
 
 SCHEMA = 1
-# the options from which a network is built
-BUILD = ("backbone", "num_classes", "in_channels", "image_size", "dims", "stem", "backbone_kwargs",
-         "activation", "activation_by_site", "share", "match", "include", "exclude",
-         "include_kinds")  # fmt: skip
 
 
 def about(
@@ -31,11 +29,11 @@ def about(
         checkpoint: in the folder of a run its metrics are stored, too.
         data: the description of the data, for a checkpoint that has none.
     """
-    options = {name: model.hparams[name] for name in BUILD if name in model.hparams}
+    options = {name: model.hparams[name] for name in OPTIONS if name in model.hparams}
     data = model.hparams.get("data") or data
-    channels, size = options["in_channels"], [options["image_size"]] * options["dims"]
-    if (data or {}).get("representation") == "image":
-        size[0] = 1  # a beat in one row
+    shape = [options["in_channels"], *[options["image_size"]] * options["dims"]]
+    if data:
+        shape = list(Preparation.of(data, str(checkpoint)).shape)
     names = (data or {}).get("class_names") or [str(k) for k in range(options["num_classes"])]
     learned = shape_parameters(model.backbone)
     return {
@@ -43,7 +41,7 @@ def about(
         "options": options | {"stem": model.stem},
         "data": data,
         "class_names": list(names),
-        "input": [channels, *size],
+        "input": shape,
         "activation": _named(options["activation"]),
         "learned": {name: value.detach().tolist() for name, value in learned.items()},
         "run": _run(checkpoint),

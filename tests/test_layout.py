@@ -30,6 +30,8 @@ ALLOWED = {
     "datamodules": set(),
     "export": {"activations", "datamodules", "models", "options"},
     "models": {"activations"},
+    "models/deployed": {"activations", "datamodules", "models"},
+    "models/hub": {"activations", "datamodules", "models"},
     "models/network": {"activations", "datamodules", "models"},
     "options": {"activations", "models"},
     "search": {"activations", "callbacks", "study"},
