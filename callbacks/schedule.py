@@ -100,8 +100,7 @@ class ActivationSchedule(Callback):
         for name in _lines(pl_module):
             rank_zero_warn(
                 f"{name} is nearly a straight line at the end of its schedule, and a network of "
-                "lines is linear: give it another end, such as --model.activation.normalized true "
-                "for DSReLU"
+                "lines is linear: give it another end (DSReLU: --model.activation.normalized true)"
             )
         self._move(trainer, self.progress(trainer))
 

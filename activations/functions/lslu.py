@@ -54,7 +54,8 @@ class LSLU(SeriesReLU):
 
     Reference:
         Feng et al., "Activation function optimization method: learnable series linear units
-        (LSLUs)", 2024, arXiv 2409.08283, as in the released module, where theta and omega are one number a repeat.
+        (LSLUs)", 2024, arXiv 2409.08283, as in the released module, where theta and omega are one
+        number a repeat.
         Deviation from it: none.
     """
 
