@@ -330,6 +330,13 @@ def main(args: list[str] | None = None, cli: type[CLI] = CLI) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             handlers[number] = signal.signal(number, _leave)
     try:
+        if sys.argv[1:2] == ["predict"] and any(
+            word.partition("=")[0] == "--predictions.input" for word in sys.argv
+        ):
+            import predict  # only here, as `export`
+
+            predict.main(sys.argv[2:])
+            return
         if sys.argv[1:2] == ["export"]:
             import export  # only here: the copy of the code that a study runs has no such file
 

@@ -1,14 +1,31 @@
 """Predictions as a CSV file."""
 
 import csv
+from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from activations.files import check_writable, replacing
+
+
+class Row(NamedTuple):
+    """A sample in the table.
+
+    Attributes:
+        position: in the data set.
+        known: what is known of it, by column.
+        label: its class, None where it is unknown.
+        shares: probability of each class.
+    """
+
+    position: int
+    known: dict[str, Any]
+    label: int | None
+    shares: list[float]
 
 
 class PredictionWriter(Callback):
@@ -22,18 +39,26 @@ class PredictionWriter(Callback):
     Args:
         path: the file; `predictions.csv` in the current folder by default. It appears when it is
             complete.
+        input: of the command `predict` without `--data`: an image or a folder of images, a WFDB
+            record or a folder of records. The checkpoint knows how they are prepared.
+
+    Raises:
+        ValueError: `input` is given elsewhere.
     """
 
-    def __init__(self, path: str = "predictions.csv") -> None:
+    def __init__(self, path: str = "predictions.csv", input: str | None = None) -> None:
+        if input is not None:
+            raise ValueError(
+                f"--predictions.input {input} belongs to the command line of predict: python "
+                "train.py predict --ckpt_path RUN --predictions.input DIR"
+            )
         self.path = Path(path)
         self._rows: list[tuple[int, int | None, list[float]]] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier run; raise at once if the file cannot be written."""
         self._rows = []
-        if self.path.is_dir():
-            raise ValueError(f"--predictions.path {self.path} is a folder; name a file")
-        check_writable(self.path.parent)
+        check_target(self.path)
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
@@ -53,20 +78,33 @@ class PredictionWriter(Callback):
         if trainer.world_size > 1:
             parts = [None] * trainer.world_size
             torch.distributed.all_gather_object(parts, self._rows)
-        rows = sorted((row for part in parts for row in part), key=itemgetter(0))
-        if not trainer.is_global_zero or not rows:
+        found = sorted((row for part in parts for row in part), key=itemgetter(0))
+        if not trainer.is_global_zero or not found:
             return
         datamodule = getattr(trainer, "datamodule", None)
-        numbers = [str(number) for number in range(len(rows[0][2]))]
+        numbers = [str(number) for number in range(len(found[0][2]))]
         names = getattr(datamodule, "class_names", numbers)
         describe = getattr(datamodule, "describe", lambda index: {})
-        known = [*describe(rows[0][0]), "label", "predicted", "probability"]
-        table = [["index", *known, *(f"probability_{name}" for name in names)]]
-        for index, label, shares in rows:
-            best = max(shares)
-            named = ["" if label is None else names[label], names[shares.index(best)]]
-            values = [f"{share:.6f}" for share in (best, *shares)]
-            table.append([index, *describe(index).values(), *named, *values])
-        with replacing(self.path) as unfinished, unfinished.open("w", newline="") as file:
-            csv.writer(file).writerows(table)
+        rows = [Row(index, describe(index), label, shares) for index, label, shares in found]
+        write_table(self.path, names, rows)
         print(f"Predictions: {self.path}")
+
+
+def check_target(path: Path) -> None:
+    """Raise at once if the file cannot be written."""
+    if path.is_dir():
+        raise ValueError(f"--predictions.path {path} is a folder; name a file")
+    check_writable(path.parent)
+
+
+def write_table(path: Path, names: Sequence[str], rows: Sequence[Row]) -> None:
+    """Write `rows`, of which there is at least one, for classes with these `names`."""
+    known = [*rows[0].known, "label", "predicted", "probability"]
+    table: list[list[Any]] = [["index", *known, *(f"probability_{name}" for name in names)]]
+    for index, told, label, shares in rows:
+        best = max(shares)
+        named = ["" if label is None else names[label], names[shares.index(best)]]
+        values = [f"{share:.6f}" for share in (best, *shares)]
+        table.append([index, *told.values(), *named, *values])
+    with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
+        csv.writer(file).writerows(table)

@@ -28,6 +28,7 @@ class Beats(NamedTuple):
         symbols: the K annotations; None where the R peaks were detected.
         outside: beats whose window leaves the record.
         missing: samples that the record lacks; they lie on a line between their neighbours.
+        rate: of the record, in samples per second.
     """
 
     batch: Tensor
@@ -35,6 +36,7 @@ class Beats(NamedTuple):
     symbols: list[str] | None
     outside: int
     missing: int
+    rate: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +144,7 @@ class Preparation:
             ValueError: the sample does not fit the network, or cannot be read.
         """
         if self.representation is None:
-            return self.finish(self._numbers(sample))
+            return self.finish(self.numbers(sample))
         if isinstance(sample, str | os.PathLike):
             return self.beats(Path(sample)).batch
         signal = np.asarray(sample, dtype=np.float64)
@@ -205,12 +207,13 @@ class Preparation:
         batch = self.finish(torch.from_numpy(beats).unsqueeze(1))
         symbols = own.symbols and [s for s, kept in zip(own.symbols, inside, strict=True) if kept]
         outside = int((~inside).sum())
-        return Beats(batch, own.peaks[inside] / own.rate, symbols, outside, own.missing)
+        times = own.peaks[inside] / own.rate
+        return Beats(batch, times, symbols, outside, own.missing, own.rate)
 
     def _is_beat(self, length: int) -> bool:
         return length == (self.size if self.lead is None else self.cut.samples)
 
-    def _numbers(self, sample: Any) -> Tensor:
+    def numbers(self, sample: Any) -> Tensor:
         """An image, or a sample of another kind, as a batch of one that is not normalised."""
         if isinstance(sample, str | os.PathLike):
             if not Path(sample).is_file():

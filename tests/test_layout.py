@@ -34,9 +34,10 @@ ALLOWED = {
     "models/hub": {"activations", "datamodules", "models"},
     "models/network": {"activations", "datamodules", "models"},
     "options": {"activations", "models"},
+    "predict": {"activations", "callbacks", "datamodules", "models", "options"},
     "search": {"activations", "callbacks", "study"},
     "study": {"activations", "bench", "callbacks", "options", "train"},
-    "train": {"activations", "callbacks", "datamodules", "export", "models", "options"},
+    "train": {"activations", "callbacks", "datamodules", "export", "models", "options", "predict"},
 }
 NAMES = sorted({part.split("/")[0] for part in ALLOWED})
 FILES = [

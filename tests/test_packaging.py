@@ -26,6 +26,7 @@ OWN = {
     "export",
     "models",
     "options",
+    "predict",
     "search",
     "study",
     "tests",
@@ -104,7 +105,13 @@ def test_the_readme_of_the_wheel_runs_and_has_no_dead_link(wheel: Path):
 
 def test_the_source_distribution_holds_every_source(sdist: Path):
     kinds = ("*.py", "*.yaml", "*.json", "*.md", "*.png", "*.css", "*.js", "*.csv", "run")
-    for folder in (*(OWN - {"export", "options", "train"}), "configs", "docs", "results", ".ci"):
+    for folder in (
+        *(OWN - {"export", "options", "predict", "train"}),
+        "configs",
+        "docs",
+        "results",
+        ".ci",
+    ):
         for kind in kinds:
             for path in (ROOT / folder).rglob(kind):
                 assert (sdist / path.relative_to(ROOT)).exists(), path

@@ -1,0 +1,171 @@
+"""`python train.py predict --predictions.input`: a trained network on files of no data set."""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from callbacks.predictions import Row, check_target, write_table
+from datamodules.beats import AAMI
+from datamodules.images import SUFFIXES, some
+from datamodules.preprocess import Beats
+from models.network import Network, load
+from options import Parser
+
+INPUT = "--predictions.input"
+OTHERS = ("--ckpt_path", "--predictions.path", "--trust", "--help", "-h")
+BATCH = 128
+Refused = dict[str, Exception]  # by the name of the file
+
+
+def options() -> Parser:
+    """The options of the command."""
+    parser = Parser(prog="train.py predict", description="Predict files that are in no data set.")
+    parser.add_argument(
+        "--ckpt_path", required=True, type=str, help="A run's folder, a checkpoint, or an export."
+    )
+    parser.add_argument(
+        INPUT,
+        required=True,
+        type=str,
+        help="An image or a folder of images; a WFDB record or a folder of records.",
+    )
+    parser.add_argument(
+        "--predictions.path", type=str, default="predictions.csv", help="The CSV file to write."
+    )
+    parser.add_argument(
+        "--trust",
+        action="extend",
+        nargs="+",
+        type=str,
+        default=[],
+        help="Packages whose classes the checkpoint may name.",
+    )
+    return parser
+
+
+def main(args: list[str]) -> None:
+    """Predict what `args` name, the words after `train.py predict`."""
+    given = [word.partition("=")[0] for word in args if word.startswith("-")]
+    if strange := set(given) - {INPUT, *OTHERS}:
+        raise ValueError(f"{INPUT} takes all else from the checkpoint: leave out {min(strange)}")
+    config = options().parse_args(args)
+    target, source = Path(config.predictions.path), Path(config.predictions.input).expanduser()
+    if not config.predictions.input:
+        raise ValueError(f"{INPUT} is empty: name a folder of images, or a record")
+    check_target(target)
+    network = load(config.ckpt_path, config.trust)
+    network.to("cuda" if torch.cuda.is_available() else "cpu")
+    beats = network.preparation.representation is not None
+    files = find(source, [".hea"] if beats else sorted(SUFFIXES), "record" if beats else "image")
+    refused: Refused = {}
+    rows = list((of_records if beats else of_images)(network, files, refused))
+    first = next(iter(refused.values()), None)
+    if first and not rows:
+        raise first
+    write_table(target, network.class_names, rows)
+    if first:
+        sys.stderr.write(
+            f"{len(refused)} of {len(files)} files have no row, since they cannot be used: "
+            f"{some(list(refused))}; the first: {first}\n"
+        )
+    found = Counter(network.class_names[row.shares.index(max(row.shares))] for row in rows)
+    print(f"{len(rows)} predicted: {', '.join(f'{n} {k}' for n, k in found.most_common(10))}")
+    print(f"Predictions: {target}")
+
+
+def find(source: Path, suffixes: list[str], kind: str) -> dict[str, Path]:
+    """The files in a folder, at any depth, by their names within it; or `source` itself.
+
+    Raises:
+        FileNotFoundError: there is nothing at `source`.
+        ValueError: the folder holds no such file.
+    """
+    if source.is_dir():
+        files = sorted(
+            Path(folder, name)
+            for folder, _, names in os.walk(source)
+            for name in names
+            if Path(name).suffix.lower() in suffixes and not name.startswith(".")
+        )
+        if not files:
+            raise ValueError(
+                f"{str(source)!r} holds no {kind} ({', '.join(suffixes)}), which this network "
+                f"takes: give another folder with {INPUT}"
+            )
+        return {file.relative_to(source).as_posix(): file for file in files}
+    if not any(each.is_file() for each in (source, Path(f"{source}.hea"))):
+        raise FileNotFoundError(f"no {kind} at {str(source)!r} ({INPUT})")
+    return {source.name: source}
+
+
+def of_images(network: Network, files: dict[str, Path], refused: Refused) -> Iterator[Row]:
+    """A row for each image; those that cannot be read are put into `refused`."""
+    prepare, number, names = network.preparation, count(), list(files)
+
+    def read(name: str) -> Tensor | ValueError:
+        try:
+            if files[name].is_file():
+                return prepare.numbers(files[name])
+            raise ValueError(f"{str(files[name])!r} is no regular file")  # a pipe would wait
+        except ValueError as error:
+            return error
+
+    with ThreadPoolExecutor() as pool:
+        for first in range(0, len(names), BATCH):
+            part = names[first : first + BATCH]
+            images = dict(zip(part, pool.map(read, part), strict=True))
+            good = {name: image for name, image in images.items() if isinstance(image, Tensor)}
+            refused |= {name: e for name, e in images.items() if not isinstance(e, Tensor)}
+            if good:
+                batch = prepare.finish(torch.cat(list(good.values())))
+                for name, shares in zip(good, predicted(network, batch), strict=True):
+                    yield Row(next(number), {"file": name}, None, shares)
+
+
+def of_records(network: Network, files: dict[str, Path], refused: Refused) -> Iterator[Row]:
+    """A row for each beat; records that cannot be read are put into `refused`."""
+    prepare, number, names = network.preparation, count(), list(network.class_names)
+    groups = AAMI if names == list(AAMI) else {name: name for name in names}
+    class_of = {symbol: names.index(name) for name, each in groups.items() for symbol in each}
+    for name, file in files.items():
+        try:
+            beats = prepare.beats(file)
+        except (ValueError, FileNotFoundError) as error:
+            refused[name] = error
+            continue
+        record = name.removesuffix(".hea")
+        print(f"{record}: {told(beats, prepare.rate)}")
+        labels = [class_of.get(each) for each in beats.symbols or [""] * len(beats.times)]
+        for time, label, shares in zip(
+            beats.times, labels, predicted(network, beats.batch), strict=True
+        ):
+            known = {"record": record, "time": f"{time:.3f}", "lead": prepare.lead}
+            yield Row(next(number), known, label, shares)
+
+
+def told(beats: Beats, rate: float | None) -> str:
+    """What is to be known of the beats of a record."""
+    how = "detected by wfdb's XQRS, as there are no annotations (.atr)"
+    parts = [f"{len(beats.times)} beats, {how if beats.symbols is None else 'as annotated'}"]
+    if beats.rate != rate:
+        parts.append(f"resampled from {beats.rate:g} to {rate:g} samples a second")
+    if beats.outside:
+        parts.append(f"{beats.outside} more left out, as their window leaves the record")
+    if beats.missing:
+        parts.append(f"{beats.missing} missing samples put on a line between their neighbours")
+    return "; ".join(parts)
+
+
+@torch.inference_mode()
+def predicted(network: Network, batch: Tensor) -> Iterable[list[float]]:
+    """The class probabilities of each sample."""
+    device = next(network.parameters()).device
+    parts = [network(part.to(device)).softmax(1).cpu() for part in batch.split(BATCH)]
+    return torch.cat(parts).tolist()
