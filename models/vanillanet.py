@@ -126,7 +126,7 @@ class VanillaNet(nn.Module):
             paper's "1.5x".
         dropout: probability of dropping a feature before the classifier.
         slope_until: training progress at which the slopes reach 1; 1/3 is `decay_epochs` 100 of 300
-            in the released recipe.
+            in the released recipe, if progress ends with the training (`--schedule.end 1.0`).
 
     Shape:
         (N, in_channels, H, W) -> (N, num_classes).

@@ -323,7 +323,6 @@ def draw_changes(path: Path, rows: Mapping[str, tuple[Sequence[int], Array, Arra
     The function with the largest one is at the top.
     """
     known = {name: end.mean(0)[:, 0] for name, (_, _, end) in rows.items()}
-    known = {name: each for name, each in known.items() if np.isfinite(each).all()}
     order = sorted(known, key=lambda name: -known[name].max())
     table = np.full((len(order), 1 + max(max(rows[name][0]) for name in order)), np.nan)
     for row, name in zip(table, order, strict=True):

@@ -41,20 +41,23 @@ def findings(pages: Path = ROOT / "docs", results: Path = ROOT / "results") -> s
             for name, each in (mine | shape).items():
                 rows += _rows(study, arm, cell, name, found.sites, each)
             values |= {f"{study.label(arm, cell)}: {name}": each for name, each in mine.items()}
-            if CHANGE in shape:
+            if CHANGE in shape and np.isfinite(shape[CHANGE].end).all():
                 changes[study.label(arm, cell)] = shape[CHANGE]
         if known:
             blocks += tables(study, known)
             path = pages / f"findings_{study.folder.name}"
-            shown = {study.label(*place): found for place, each in known.items()
-                            if (found := curves(each))}  # fmt: skip
-            drawn += [
-                figures.draw_values(path.with_name(f"{path.name}_values.png"), values),
-                figures.draw_learned(
-                    path.with_name(f"{path.name}_functions.png"), shown, small=True
-                ),
-                figures.draw_changes(path.with_name(f"{path.name}_changes.png"), changes),
-            ]
+            shown = {
+                study.label(*place): lines
+                for place, found in known.items()
+                if (lines := curves(found))
+            }
+            drawn.append(figures.draw_values(path.with_name(f"{path.name}_values.png"), values))
+            if shown:
+                name = f"{path.name}_functions.png"
+                drawn.append(figures.draw_learned(path.with_name(name), shown, small=True))
+            if changes:
+                name = f"{path.name}_changes.png"
+                drawn.append(figures.draw_changes(path.with_name(name), changes))
     with replacing(results / "learned.csv") as unfinished:
         pd.DataFrame(rows).to_csv(unfinished, index=False)
     if (page := pages / PAGE).is_file():

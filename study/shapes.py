@@ -30,13 +30,13 @@ class Learned(NamedTuple):
     Attributes:
         sites: their names, in the order of the network.
         first: before training.
-        other: before training, with another seed.
+        other: before training, with another seed; none where the start was fitted to a network.
         last: for each run that ended well, after training.
     """
 
     sites: list[str]
     first: list[nn.Module]
-    other: list[nn.Module]
+    other: list[nn.Module] | None
     last: list[list[nn.Module]]
 
 
@@ -46,7 +46,7 @@ class Values(NamedTuple):
     layers: list[int]
     """The layers that have it, counted from 0."""
     start: Array
-    """(layers, terms), before training; NaN where it is drawn at random."""
+    """(layers, terms), before training; NaN where it is drawn at random or not known."""
     end: Array
     """(seeds, layers, terms), after training."""
 
@@ -56,14 +56,14 @@ def learned(study: Study, arm: str, cell: int) -> Learned:
     runs = [study.verdict_run(arm, cell, seed) for seed in study.seeds]
     ended = [study.results[run.id]["learned"] for run in runs if study.status(run) == "ok"]
     if not any(ended):
-        return Learned([], [], [], [])
+        return Learned([], [], None, [])
     options, numbers = study.spec["arms"][arm], [_by_site(each) for each in ended]
     sites = sorted(numbers[0], key=natural)
     first, other = (
         [made(options, site, numbers[0][site], seed) for site in sites] for seed in (0, 1)
     )
     last = [[_trained(options, site, each[site]) for site in sites] for each in numbers]
-    return Learned(sites, first, other, last)
+    return Learned(sites, first, None if options.get("model.match") else other, last)
 
 
 def _by_site(learned: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -114,7 +114,7 @@ def parameters(found: Learned) -> dict[str, Values]:
     for name in dict.fromkeys(name for each in named for name in each):
         layers = [k for k, each in enumerate(named) if name in each]
         start, other = (
-            np.array([_terms(modules[k])[name] for k in layers])
+            np.array([_terms(modules[k])[name] if modules else [np.nan] for k in layers])
             for modules in (found.first, found.other)
         )
         end = np.array([[_terms(each[k])[name] for k in layers] for each in found.last])
@@ -140,7 +140,10 @@ def properties(found: Learned) -> dict[str, Values]:
     layers = [k for k, module in enumerate(found.first) if has_curve(module)]
     if not layers:
         return {}
-    start, other = (_on(INPUTS, [m[k] for k in layers]) for m in (found.first, found.other))
+    start, other = (
+        _on(INPUTS, [modules[k] for k in layers]) if modules else [INPUTS[:0]] * len(layers)
+        for modules in (found.first, found.other)
+    )
     end = [_on(INPUTS, [each[k] for k in layers]) for each in found.last]
     moved = [[_change(*both) for both in zip(start, each, strict=True)] for each in end]
     shares = [[_share(y) for y in each] for each in end]

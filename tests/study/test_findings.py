@@ -50,6 +50,21 @@ def test_the_values_before_training_are_those_of_the_class():
     assert start("PReLU", weight=[7.0, 7.0]) == {"weight": [0.25]}
 
 
+def test_a_start_that_was_fitted_to_a_network_is_not_known(tmp_path: Path):
+    arms = {**ARMS, "PReLU": {**ARMS["PReLU"], "model.match": "true"}}
+    lock(tmp_path, check(small(arms=arms, seeds={"looks": [5]})))
+    study = Study.read(tmp_path)
+    run = study.verdict_run("PReLU", 0, study.seeds[0])
+    write(study, run, result(90, run.seed, learned={"act1.weight": [0.5]}))
+    found = learned(Study.read(tmp_path), "PReLU", 0)
+    values, (change, share) = parameters(found)["weight"], properties(found).values()
+    assert values.end.tolist() == [[[0.5]]]
+    assert np.isnan([values.start.item(), change.end.item(), share.start.item()]).all()
+    bent = 1 - 2 / np.pi  # the variance of |x|; f is 0.75 x + 0.25 |x|, and ReLU is 0.5 of both
+    wanted = (0.375 + 0.125 * bent) ** 2 / ((0.75**2 + 0.25**2 * bent) * (0.25 + 0.25 * bent))
+    assert share.end.item() == pytest.approx(wanted, rel=2e-3)
+
+
 def test_each_site_has_the_class_that_its_name_chooses():
     chosen = {"model.activation_by_site": {"*.gate": "APA", "*": "torch.nn.PReLU"}}
     assert isinstance(made(chosen, "layer1.se.gate", {"lambd": [1.0]}), APA)
