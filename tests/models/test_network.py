@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
@@ -290,3 +291,15 @@ def test_damaged_files(run: Path, tmp_path: Path):
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"model.safetensors' cannot be read as weights"):
         models.load(folder)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/deploy.md"])
+def test_the_lines_of_the_pages_run(page: str, run: Path, tmp_path: Path, capsys: Any):
+    text = (ROOT / page).read_text()
+    code = next(c for c in text.split("```python\n")[1:] if "models.load(" in c).partition("```")[0]
+    Image.new("RGB", (30, 20), "white").save(tmp_path / "photo.png")
+    for written, real in (("runs/.../version_0", run), ("photo.png", tmp_path / "photo.png")):
+        assert written in code
+        code = code.replace(written, str(real))
+    exec(code, {})
+    assert capsys.readouterr().out.strip() in Tiny.class_names
