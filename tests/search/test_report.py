@@ -141,6 +141,25 @@ def test_family_and_front(made: tuple[Search, str]):
         assert max(s.values[-1] for s in cheaper) >= member.values[-1]
 
 
+def test_known_functions_and_their_places(tmp_path: Path):
+    worths = {"x * sigmoid(x)": 0.7, "x * erf(exp(x))": 0.9, "tanh(x)": 0.5, "sin(x)": 0.8,
+              "abs(x)": 0.6, "x * tanh(exp(x))": 0.95}  # fmt: skip
+    search = begun(tmp_path, space={"leaves": ["x"], "unary": [*worths], "operators": 1})
+    while runs := search.next_runs():
+        for run in runs:
+            worth = worths.get(run.options.get("model.activation.formula", ""), 0.5)
+            train(search, run, value=worth + 0.01 * run.options["trainer.max_epochs"])
+    report(search)
+    lines = (tmp_path / "report.md").read_text().partition("## Known functions")[2]
+    lines = lines.partition("## ")[0].splitlines()
+    rows = [[*map(str.strip, line.split("|")[1:-1])] for line in lines if "| search |" in line]
+    assert [(row[0], row[1], row[4], row[5], row[6]) for row in rows] == [
+        ("EELU-1", "x * erf(exp(x))", "2 of 6", "92.00", "2"),
+        ("SiLU", "x * sigmoid(x)", "4 of 6", "71.00", "1"),
+        ("Tanh", "tanh(x)", "6 of 6", "51.00", "1"),
+    ]
+
+
 def test_screens_are_counted(capsys: pytest.CaptureFixture[str]):
     assert search.__main__.main(["screen", "swish", "-n", "60"]) == 0
     lines = capsys.readouterr().out.splitlines()

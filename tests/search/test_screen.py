@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from activations.functions.formula import names, parse
 from search.screen import SAME, Screens, Shapes
-from search.space import Genome
+from search.space import PRESETS, Genome, Space, at, count, places
 
 
 def reason(formula: Genome) -> str:
@@ -48,6 +49,7 @@ def test_reasons(formula: str, expected: str):
         ("erf(x) * log1p(exp(x))", "EELU-4"),
         ("x * sigmoid(beta * x)", "Swish"),
         ("x * sigmoid(x) * beta", "SiLU at the start"),
+        ("max(x, 0) * beta", "ShiLU"),
         ("x * tanh(exp(x))", ""),
         ("x * sigmoid(1.1 * x)", ""),
     ],
@@ -55,6 +57,43 @@ def test_reasons(formula: str, expected: str):
 def test_known_functions_are_named(formula: str, name: str):
     genome = formula if "beta" not in formula else (formula, "x")
     assert Screens().look(genome).known == name
+
+
+X = "x"
+SILU = ("x * y", X, ("sigmoid(x)", X))
+FIRST = ("x * y", X, ("erf(x)", ("exp(x)", X)))
+SECOND = ("-x", ("x * y", X, ("erf(x)", ("exp(x)", ("-x", X)))))
+THIRD = ("x * y", X, ("x**2", ("erf(x)", ("exp(x)", X))))
+FOURTH = ("x * y", ("erf(x)", X), ("softplus(x)", X))
+CHANGED = {  # the same to the next layer
+    "eelu": [("-x", FIRST), ("x / y", FOURTH, "2"), ("x - y", "1", THIRD)],
+    "swish": [("-x", FIRST), ("x * y", FOURTH, ("cos(x)", ("x - y", X, X)))],
+    "aquasurf": [("-x", FIRST), ("x - y", "1", THIRD)],
+    "pangaea": [("-x", FIRST), ("x - y", "1", THIRD)],
+}
+SWISH = {"swish": ("sigmoid(x) * y", ("beta * x", X), X), "pangaea": ("silu(x)", ("alpha * x", X))}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_known_works_are_in_the_spaces(preset: str):
+    """The four EELU and SiLU are in each space, Swish where there are learned constants."""
+    space, screens = Space.of(preset), Screens()
+    found = {"SiLU": SILU, "EELU-1": FIRST, "EELU-3": THIRD, "EELU-4": FOURTH}
+    found |= {"Swish": SWISH[preset]} if preset in SWISH else {}
+    for name, genome in found.items():
+        look = screens.look(genome)
+        assert (look.reason, look.known) == ("", name)
+    for genome in (SECOND, *CHANGED[preset]):
+        look = screens.look(genome)
+        assert (look.reason, look.known in found) == ("equal to an earlier one", True)
+    assert screens.look(SECOND).known == "EELU-1"  # its mirror image
+    for genome in (*found.values(), SECOND, *CHANGED[preset]):
+        assert count(genome) <= space.operators
+        parts = [at(genome, place) for place in places(genome)]
+        known = {*space.leaves, *space.unary, *space.binary}
+        assert {part[0] if isinstance(part, tuple) else part for part in parts} <= known
+    learned = any(len(set(names(parse(each))) - {"x", "y"}) for each in known)
+    assert learned == (preset in SWISH)
 
 
 def test_equal_functions_are_found_once():
