@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -123,6 +124,7 @@ def main(args: list[str]) -> None:
         f"activations; input (N, {shown}); compared on {samples}"
     )
     with replacing(output) as folder, torch.no_grad():
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
         folder.mkdir()
         expected = [network(each) for _, each, _ in samples]
         if not has_ended(network):

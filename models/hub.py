@@ -114,6 +114,8 @@ def card(about: Mapping[str, Any], files: Sequence[str], license: str | None = N
     parts = [f"---\n{header.to_yaml()}\n---", f"# {title}"]
     if function in activations.__all__:
         parts.append(_function(getattr(activations, function)))
+    if isinstance(made := options["activation"], Mapping) and made.get("init_args"):
+        parts.append(f"Made with `{_plain(json.dumps(made['init_args']))}`.")
     parts += ["## How to load", _loading(about, files), "## Data", _data(about)]
     if about["learned"]:
         parts += ["## What the activations learned", _learned(about["learned"])]
@@ -138,17 +140,16 @@ def push(folder: Path, repository: str, api: Any = None) -> str:
         ValueError: the hub refuses; the message has its reason.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     api = api or HfApi()
     try:
         api.create_repo(repository, private=True, exist_ok=True)
         return str(api.upload_folder(repo_id=repository, folder_path=folder))
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+    except Exception as error:  # of the hub, of the network, or of this machine
         why = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"cannot push to {repository!r} ({why}): log in with `hf auth login`; the files are "
-            f"in {folder}"
+            f"cannot push to {repository!r} ({why}): check the name, the connection, and that you "
+            f"are logged in (hf auth login); the files are in {str(folder)!r}"
         ) from error
 
 
@@ -158,11 +159,14 @@ def _plain(text: object) -> str:
 
 
 def _function(kind: type) -> str:
-    """What the docstring of an activation says first, and its reference."""
+    """The name, the formula and the reference in the docstring of an activation."""
     text = inspect.getdoc(kind) or ""
-    reference = re.search(r"Reference:\n((?:    .*\n?)+)", text)
-    source = " ".join(reference[1].split()) if reference else ""
-    return f"{kind.__name__}: {text.splitlines()[0]} {source.partition(' Deviation')[0]}"
+    formula = re.search(r"\.\. math::\s+(.*?)\n\n", text, re.DOTALL)
+    reference = re.search(r"Reference:\n(.*?)(?: Deviation|\Z)", text, re.DOTALL)
+    parts = [f"{kind.__name__}: {text.partition('.')[0].lower()}."]
+    parts += [f"$${' '.join(formula[1].split())}$$"] if formula else []
+    parts += [" ".join(reference[1].split())] if reference else []
+    return "\n\n".join(parts)
 
 
 def _loading(about: Mapping[str, Any], files: Sequence[str]) -> str:
@@ -182,13 +186,17 @@ def _data(about: Mapping[str, Any]) -> str:
     shown = ", ".join(f"`{_plain(name)}`" for name in names[:50])
     more = f" and {len(names) - 50} more" if names[50:] else ""
     rows = {"Classes": f"{len(names)}: {shown}{more}"}
-    rows["Input"] = f"(N, {', '.join(map(str, about['input']))}), float32, normalised"
+    shape = ", ".join(map(str, about["input"]))
+    rows["Input of the network"] = f"(N, {shape}), float32, normalised"
+    if about.get("include_preprocessing"):
+        raw = "heart beats in millivolt" if "normalize" in data else "images in uint8"
+        rows["Input of the files"] = f"{raw}, not normalised"
     titles = {"mean": "Mean", "std": "Standard deviation", "resize": "Photos are resized",
               "rate": "Samples a second", "lead": "Lead", "normalize": "Each beat is scaled",
               "window": "Seconds before and after the R peak",
               "baseline": "Baseline is subtracted"}  # fmt: skip
     rows |= {titles[key]: _plain(data[key]) for key in titles if key in data}
-    return _table(["", ""], rows.items())
+    return _table(["what", "value"], rows.items())
 
 
 def _learned(learned: Mapping[str, Any]) -> str:

@@ -48,7 +48,7 @@ def test_a_table_is_made_once():
     """Changing what DiTAC's table is computed from changes nothing any more."""
     module, x = DiTAC(), torch.linspace(-1, 3, 50)
     with torch.no_grad():
-        module.theta += 2.0
+        module.theta.add_(2.0)
     folded, before = fold(module), module(x)
     assert torch.equal(folded(x), before)
     [table] = [each for each in folded.buffers() if each.numel() > 1000]
@@ -84,7 +84,7 @@ def test_a_whole_network_keeps_its_output(share: str):
     with torch.no_grad():
         for each in network.modules():
             if isinstance(each, CosLU):
-                each.alpha += torch.randn_like(each.alpha)
+                each.alpha.normal_()
         x = torch.randn(3, 1, 8, 8)
         assert torch.equal(fold(network)(x), network(x))
         assert not any(type(each) is CosLU for each in fold(network).modules())
