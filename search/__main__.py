@@ -21,7 +21,7 @@ from study.slurm import slurm_script
 from study.spec import LOCK, SpecError, check, lock, read_lock, sha256
 from study.words import counted
 
-from .evolution import EVOLVED, Search
+from .evolution import EVOLVED, MEMBERS, Search
 from .spec import check_search, read_search, study_spec
 from .status import progress, status
 
@@ -104,14 +104,16 @@ def lock_search(folder: Path, spec: dict[str, Any]) -> None:
                 f"{folder} holds other trainings, see {folder / LOCK}: choose another folder with "
                 "--dir"
             )
-        (folder / LOCK).unlink(missing_ok=True)
+        for name in (LOCK, MEMBERS):
+            (folder / name).unlink(missing_ok=True)
         stream = Search(folder, {"spec": spec}).streams[EVOLVED]
         if len(found := stream.children()) < spec["children"]:
             raise SpecError(
                 f"space: only {len(found)} different functions of it pass the screens, a "
                 f"generation needs {spec['children']}"
             )
-        check_arms(Study(folder, {"spec": check(study_spec(spec))}))
+        study = Study(folder, {"spec": check(study_spec(spec))})
+        check_arms(study, {"metric": spec["metric"]})
     lock(folder, spec, begun=False)
 
 

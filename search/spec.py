@@ -62,8 +62,9 @@ def check_search(spec: dict[str, Any]) -> dict[str, Any]:
         raise SpecError(f"references: {FOUND!r} is what is searched: choose another name")
     check(study_spec(full))  # what is unfair in a study is unfair here
     for number, cell in enumerate(full["cells"]):
-        for name, by in (("trainer.max_epochs", "halving.epochs"), ("model.share", "constants")):
-            if name in flatten(cell):
+        for name, by in (("trainer.max_epochs", "halving.epochs"), ("model.share", "constants"),
+                         ("model.activation", "the search")):  # fmt: skip
+            if any(f"{each}.".startswith(f"{name}.") for each in flatten(cell)):
                 raise SpecError(f"cells[{number}]: {name} is set by {by}: leave it out")
     return full
 

@@ -88,10 +88,18 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:
     """The options of whatever trains runs on this machine."""
-    parser.add_argument("--jobs", type=int, help="runs at a time; by default one a GPU, or a core")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU, for each run")
+    parser.add_argument("--jobs", type=_positive,
+                        help="runs at a time; by default one a GPU, or a core")  # fmt: skip
+    parser.add_argument("--threads", type=_positive, default=1, help="of the CPU, for each run")
     parser.add_argument("--minutes", type=float, default=math.inf,
                         help="start no run that would end later")  # fmt: skip
+
+
+def _positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"a whole number from 1, got {text}")
+    return int(text)
 
 
 def asked(options: Any) -> tuple[Path, dict[str, Any]]:

@@ -15,24 +15,33 @@ if TYPE_CHECKING:
     import train
 
 
-def check_arms(study: Study) -> None:
+def check_arms(study: Study, metrics: dict[str, str] | None = None) -> None:
     """Build data and model of each arm in each cell.
 
+    Args:
+        study: its spec alone is used.
+        metrics: field of the spec -> metric, of a search; by default those of a study.
+
     Raises:
-        SpecError: an option, a name or a value is not accepted, or data are not there; the test has
-            no such metric; or an arm would be trained longer or on other data than the baseline.
+        SpecError: an option, a name or a value is not accepted, or data are not there; there is no
+            such metric; or an arm would be trained longer or on other data than the baseline.
     """
-    wanted, arms = study.spec["metric"]["name"], [study.spec["baseline"], *study.spec["arms"]]
+    spec, arms = study.spec, [study.spec["baseline"], *study.spec["arms"]]
+    asked = metrics or {
+        "metric.name": spec["metric"]["name"],
+        **({"tune.metric": spec["tune"]["metric"]} if spec["tune"] else {}),
+    }
     for cell in study.cells:
         first: dict[str, Any] = {}
         for arm in dict.fromkeys(arms):
             found = built(study.run("verdict", arm, cell, study.seeds[0], 0))
             chosen = (f"test/{name}" for name in getattr(found.datamodule, "f1_over", {}))
-            metrics = {*found.model.test_metrics.keys(), *chosen, "test/loss"}
-            if wanted not in metrics:
-                raise SpecError(
-                    f"metric.name {wanted!r} is none of this test's: {', '.join(sorted(metrics))}"
-                )
+            known = sorted({*found.model.test_metrics.keys(), *chosen, "test/loss"})
+            for field, metric in asked.items():
+                stage, _, name = metric.partition("/")
+                if f"test/{name}" not in known:
+                    there = ", ".join(each.replace("test", stage, 1) for each in known)
+                    raise SpecError(f"{field} {metric!r} is none of these data's: {there}")
             options = flatten(found.config.fit.as_dict())
             budget = {name: each for name, each in options.items() if name.startswith(BUDGET)}
             first = first or budget

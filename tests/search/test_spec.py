@@ -9,6 +9,7 @@ import search.__main__
 import study.__main__
 from callbacks.machine import ROOT
 from search.__main__ import lock_search
+from search.evolution import Search
 from search.spec import check_search, read_search
 from study.spec import SpecError, check, lock
 from tests.search.made import begun, small, train
@@ -40,6 +41,7 @@ from tests.study.made import small as small_study
         ({"population_size": 3}, "unknown field 'population_size'; the nearest: population"),
         ({"cells": []}, "cells: name at least one data set and backbone"),
         ({"cells": [{"data": "Digits", "trainer.max_epochs": 4}]}, r"cells\[0\]: trainer.max_epochs is set by halving.epochs"),
+        ({"cells": [{"data": "Digits", "model.activation": {"class_path": "CosLU"}}]}, r"cells\[0\]: model.activation is set by the search"),
         ({"base": [{"trainer": {"callbacks": ["EarlyStopping"]}}]}, "early stopping gives arms"),
         ({"references": {}}, "references must name functions, such as"),
     ],
@@ -71,10 +73,24 @@ def test_another_search_in_the_folder_is_refused(tmp_path: Path):
     lock_search(tmp_path, check_search(small()))
 
 
+def test_a_search_without_results_can_be_changed(tmp_path: Path):
+    begun(tmp_path).next_runs()
+    lock_search(tmp_path, check_search(small(space="swish")))
+    assert Search.read(tmp_path).spec["space"] == "swish"
+
+
+@pytest.mark.parametrize("option", ["--jobs", "--threads"])
+def test_numbers_of_workers_are_checked(option: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        search.__main__.main(["run", "any.yaml", option, "0"])
+    assert f"argument {option}: a whole number from 1, got 0" in capsys.readouterr().err
+
+
 def test_slips_are_not_locked(tmp_path: Path):
     cell = {"data": "Digits", "model.backbone": "resnet9"}
     for changes, message in (
         ({"cells": [cell]}, "resnet9"),
+        ({"metric": "val/accuracy"}, "metric 'val/accuracy' is none of these data's: val/acc, "),
         ({"space": {"leaves": ["x"], "unary": ["tanh(x)"], "operators": 3}},
          "space: only 3 different functions of it pass the screens, a generation needs 6"),
     ):  # fmt: skip

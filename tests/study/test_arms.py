@@ -36,7 +36,20 @@ def test_a_good_one_is_accepted_and_leaves_no_file(
         ({"cells": [{"data": "Digitz"}]}, "arm ReLU: .*datamodules.Digits"),
         ({"cells": [{"data": "Digits", "model.backbone": "resnet9"}]}, "nearest: resnet8"),
         ({"budget": {"trainer.max_epochs": "many"}}, "trainer.max_epochs"),
-        ({"metric": {"name": "test/f2"}}, "'test/f2' is none of this test's: test/acc, "),
+        (
+            {"metric": {"name": "test/f2"}},
+            "metric.name 'test/f2' is none of these data's: test/acc, ",
+        ),
+        (
+            {
+                "tune": {
+                    "grid": {"model.label_smoothing": [0.1]},
+                    "seeds": [900],
+                    "metric": "val/accuracy",
+                }
+            },
+            "tune.metric 'val/accuracy' is none of these data's: val/acc, ",
+        ),
         # argparse takes the beginning of an option's name
         ({"arms": {"ReLU": RELU, "X": {"trainer.accum": 2}}}, "equal budgets"),
     ],
