@@ -108,8 +108,9 @@ class Preparation:
             return cls(**known)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{source!r} stores a description of its data that cannot be right ({error}): it "
-                "is damaged, give another checkpoint, such as an earlier one"
+                f"{source!r} stores a description of its data that cannot be right "
+                f"({str(error)[:200]}): it is damaged, give another checkpoint, such as an earlier "
+                "one"
             ) from error
 
     @property

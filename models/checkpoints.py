@@ -172,7 +172,9 @@ def check_stored(stored: Mapping[str, Any], source: str, trust: Sequence[str] = 
         kind, names = FACTORIES.get(option), list[str]()
         for name in _names(value, option, source):  # before what follows in the option is read
             if kind is None:
-                raise ValueError(f"{source!r} names {name!r} in {option}, where no class belongs")
+                raise ValueError(
+                    f"{source!r} names {name[:80]!r} in {option}, where no class belongs"
+                )
             if not _inside(name, packages):
                 raise _untrusted(source, name, option, name)
             names.append(name)
@@ -180,9 +182,11 @@ def check_stored(stored: Mapping[str, Any], source: str, trust: Sequence[str] = 
             try:
                 thing = pkgutil.resolve_name(name)
             except (ImportError, AttributeError) as error:
-                raise ValueError(f"{source!r} names {name!r} as {option}: {error}") from error
+                raise ValueError(f"{source!r} names {name[:80]!r} as {option}: {error}") from error
             if not isinstance(thing, type) or not issubclass(thing, kind or object):
-                raise ValueError(f"{source!r} names {name!r} as {option}, which is no such class")
+                raise ValueError(
+                    f"{source!r} names {name[:80]!r} as {option}, which is no such class"
+                )
             origin = f"{thing.__module__}.{thing.__qualname__}"
             if not _inside(origin, packages):
                 raise _untrusted(source, name, option, origin)
@@ -289,10 +293,15 @@ def _names(value: Any, option: str, source: str, key: str = "") -> Iterator[str]
     A text may also be read as YAML or as the name of a file of options: such texts are refused.
     """
     if isinstance(value, Mapping):
+        given = [value.get(name) or {} for name in ("init_args", "dict_kwargs")]
+        if "class_path" in value and not (
+            isinstance(value["class_path"], str) and all(isinstance(g, Mapping) for g in given)
+        ):
+            raise ValueError(f"{source!r} has {str(value)[:80]!r} in {option}, which is no class")
         # the name of a class comes before its arguments
         for name, inner in sorted(value.items(), key=lambda item: item[0] != "class_path"):
             if str(name).startswith("__"):
-                raise ValueError(f"{source!r} has the reserved name {name!r} in {option}")
+                raise ValueError(f"{source!r} has the reserved name {str(name)[:80]!r} in {option}")
             yield from _names(inner, option, source, str(name))
     elif isinstance(value, list | tuple | set):
         for inner in value:
@@ -345,6 +354,6 @@ def _inside(path: str, packages: Sequence[str]) -> bool:
 
 def _untrusted(source: str, name: str, option: str, origin: str) -> ValueError:
     return ValueError(
-        f"{source!r} names {name!r} as {option}, which is neither torch's nor this project's: if "
-        f"it may run on this machine, add --trust {origin.partition('.')[0]}"
+        f"{source!r} names {name[:80]!r} as {option}, which is neither torch's nor this project's: "
+        f"if it may run on this machine, add --trust {origin[:80].partition('.')[0]}"
     )

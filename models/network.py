@@ -223,7 +223,7 @@ def _made(value: Any, option: str, source: str) -> Any:
         return {site: _made(each, "activation", source) for site, each in value.items()}
     if isinstance(value, str):
         if "." not in value:  # may be any module: only full names have been compared
-            raise ValueError(f"{source!r} names {value!r} as {option}, which is no class")
+            raise ValueError(f"{source!r} names {value[:80]!r} as {option}, which is no class")
         value = {"class_path": value}
     return factory(value)
 

@@ -77,6 +77,9 @@ EVIL: list[Any] = [
     {"class_path": "activations.__main__.main"},
     {"class_path": "activations.CosLU", "__path__": "/"},
     {"class_path": ["os.system"]},
+    {"class_path": {"class_path": "torch.nn.ReLU"}},
+    {"class_path": "torch.nn.ReLU", "init_args": [1]},
+    {"class_path": "torch.nn.ReLU", "dict_kwargs": 3},
     b"os.system",
 ]  # fmt: skip
 
