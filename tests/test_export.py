@@ -125,6 +125,23 @@ def test_three_functions_agree_in_all_formats(kind: Any, tmp_path: Path, capsys:
     assert "128 random inputs, since no data were given (--data)" in said
 
 
+class Log1p(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.log1p(x)
+
+
+def test_small_numbers_keep_their_digits(tmp_path: Path):
+    """AGLU's exponent is a logarithm of nearly 1, times up to 10,000: log(1 + x) would not do."""
+    pytest.importorskip("openvino")
+    size = np.geomspace(1e-7, 0.99, 200)
+    x = np.concatenate([-size, size, np.geomspace(0.99, 1e6, 200), [0.0]]).astype(np.float32)
+    batch = torch.as_tensor(x)[:, None]
+    write(Log1p(), batch[:2], ["onnx", "openvino"], tmp_path, {})
+    for name in ("onnx", "openvino"):
+        found = read(tmp_path / FILES[name])(batch).numpy()[:, 0]
+        np.testing.assert_allclose(found, np.log1p(x.astype(np.float64)), rtol=2e-6)
+
+
 class Tricky(nn.Module):
     """Computes something else when it is exported, as code does that looks at its surroundings."""
 
