@@ -2,6 +2,7 @@
 
     python -m bench activations   every activation: time and memory against ReLU and SiLU
     python -m bench step          a training step of whole networks: the same
+    python -m bench infer         inference by torch, ONNX Runtime and OpenVINO: the same
     python -m bench loop          what Lightning, our callbacks and the loggers add to a bare loop
     python -m bench data          data sets: time to prepare, memory, samples a second
     python -m bench start         from the command to the first step of training

@@ -13,14 +13,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from pandas import DataFrame
 from torch.utils.data import DataLoader
 
-from bench import __main__, activations, data, loop, measure, report, start, step
-from models import Classifier
+from bench import __main__, activations, data, infer, loop, measure, report, start, step
+from models import Classifier, export
 from tests.data import Tiny, write_tree
 
 
@@ -118,6 +119,39 @@ def test_all_loops_train_the_same_network():
                 assert entered == (place < number), (name, part)
         for key, value in model.backbone.state_dict().items():
             torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    "engines", [["eager"], pytest.param(["eager", "onnxruntime"], marks=pytest.mark.slow)]
+)
+def test_engines_compute_the_same_networks(
+    engines: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    found: list[torch.Tensor] = []
+
+    def time_of(run: Any) -> dict[str, float]:
+        found.append(torch.as_tensor(np.asarray(run())).reshape(2, 10))
+        return {"wall": 0.5, "processor": 0.25}
+
+    monkeypatch.setattr(infer, "_time", time_of)
+    monkeypatch.setattr(infer.os, "cpu_count", lambda: 1)
+    monkeypatch.setitem(infer._FORMATS, "openvino", ["hub"])
+    monkeypatch.setitem(export._PACKAGES, "hub", ("no_such_package",))
+    options = argparse.Namespace(
+        network="resnet8", activations=["CosLU"], engines=[*engines, "openvino"],
+        batch_size=2, tolerance=1e-3, rounds=2, threads=1,
+    )  # fmt: skip
+    table: Any = infer.measure(options)
+    assert "openvino is left out: the format hub needs the package" in capsys.readouterr().out
+    keys = [("ReLU", "torch"), ("CosLU", "formula"), ("CosLU", "table")]
+    assert list(zip(table["function"], table["form"], strict=True)) == len(engines) * keys
+    assert list(table["engine"]) == [engine for engine in engines for _ in keys]
+    assert set(table["images_a_second"]) == {4}
+    assert set(table["latency_to_relu"]) == {1}
+    first, *others = torch.stack(found).split(6)  # three networks in two rounds, in one order
+    for other in others:
+        torch.testing.assert_close(other, first, rtol=1e-4, atol=1e-4)
+    assert len(first.flatten(1).unique(dim=0)) == 3  # formula and table differ a little
 
 
 def test_the_loop_compares_medians_of_epochs(monkeypatch: pytest.MonkeyPatch):
@@ -362,7 +396,7 @@ def test_data_sets_are_measured_from_their_folders(monkeypatch: pytest.MonkeyPat
         ("activations --shape 3", "--shape takes 2 to 4 sizes, got [3]"),
         ("activations --shape 3 0", "--shape: must be >= 1, got 0"),
         ("activations --shape 3 4 5 --channels_last", "--channels_last needs N C H W"),
-        ("nothing", "no measurement 'nothing': choose from activations, step, loop, data, start"),
+        ("nothing", "no measurement 'nothing': choose from activations, step, infer, loop, data, start"),
     ],
 )  # fmt: skip
 def test_slips(monkeypatch: pytest.MonkeyPatch, capsys: Any, line: str, message: str):
