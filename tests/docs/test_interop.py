@@ -19,21 +19,16 @@ import activations as A
 
 ROOT = Path(__file__).parents[2]
 BATCH = {0: torch.export.Dim("batch", min=1)}
-# of the libraries themselves
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries themselves
 
 
-def network(kind: Any = A.CosLU) -> nn.Sequential:
+def network(kind: Any = A.CosLU, share: Any = "channel") -> nn.Sequential:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
     )  # fmt: skip
-    A.replace_activations(model, kind, example_input=images(), share="channel")
+    A.replace_activations(model, kind, example_input=images(), share=share)
     return model.eval()
 
 
@@ -121,7 +116,7 @@ def test_functional_transforms():
     model = network().double()
     x, state = images().double(), dict(model.named_parameters())
 
-    def run(state: dict[str, Tensor], x: Tensor) -> Tensor:
+    def run(state: dict[str, Any], x: Tensor) -> Tensor:
         return torch.func.functional_call(model, state, (x[None],))[0]
 
     torch.testing.assert_close(torch.vmap(run, (None, 0))(state, x), model(x))
@@ -273,7 +268,9 @@ def test_fvcore():
     counters = pytest.importorskip("fvcore.nn")
     model = network()
     counted = counters.FlopCountAnalysis(model, images()).unsupported_ops_warnings(False)
-    plain = counters.FlopCountAnalysis(network(nn.SiLU), images()).unsupported_ops_warnings(False)
+    plain = counters.FlopCountAnalysis(network(nn.SiLU, "site"), images()).unsupported_ops_warnings(
+        False
+    )
     assert counted.total() == plain.total()
     assert counted.unsupported_ops()["aten::cos"] == 2
     assert counters.parameter_count(model)[""] == sum(v.numel() for v in model.parameters())
