@@ -76,9 +76,11 @@ def draw_cost(path: Path, points: Mapping[str, Points], best: Points, label: str
     """Fitness against operations, and the front; what is far below is left out."""
     figure = new_figure(6.0, 3.6, dpi=150, layout="constrained")
     axis = figure.subplots()
+    # rings around points: the same value is often reached by both
+    marks = {EVOLVED: {"markersize": 4}, RANDOM: {"markersize": 8, "markerfacecolor": "none"}}
     for name, each in points.items():
         axis.plot(*zip(*each, strict=True) if each else ([], []), "o", color=STYLES[name],
-                  markersize=4, alpha=0.7, label=name)  # fmt: skip
+                  label=name, **marks[name])  # fmt: skip
     axis.step(*zip(*best, strict=True), where="post", color=COLORS[1], linewidth=1.2,
               label="front")  # fmt: skip
     values = np.array([value for each in points.values() for _, value in each])

@@ -24,13 +24,22 @@ from study.report import mean_deviation
 
 from . import figures
 from .evolution import EVOLVED, RANDOM, STREAMS, Member, Search
-from .screen import screen_rows
+from .screen import BYTES, screen_rows
 from .status import named, progress, told, value_text
 
 _SCOPE = (
     "Everything here is on validation data, and the winner is the best of many: its value is too "
     "good by the luck of the choice. What it is worth on other seeds and other data says a study: "
     "python -m search adopt DIR NAME, then python -m study run."
+)
+_FAMILY = (
+    "Below each function stand those that it was made from, further to the right. The first ones "
+    "were drawn at random."
+)
+_KNOWN = (
+    "Functions of torch and of this project that were found again, up to scale, shift and x -> -x, "
+    "which the next layer absorbs. The place is among all functions of the search, or of random "
+    "search."
 )
 _NO_INPUTS = (
     "The inputs of {} of {} are not known, since their runs have written no inputs.csv: these are "
@@ -62,7 +71,9 @@ def _page(search: Search, lines: list[str], table: pd.DataFrame) -> list[Block]:
         page += [heading("Search against random"), *_streams(search)]
     winner = _leader(search)
     if winner:
-        page += [heading("The family of the winner"), code("\n".join(family(search, winner)))]
+        which = "best so far" if search.pending else "winner"
+        page += [heading(f"The family of the {which}"), paragraph(_FAMILY),
+                 code("\n".join(family(search, winner)))]  # fmt: skip
         page += [heading("Accuracy against cost"), *_cost(search)]
     page += [heading("Known functions"), *_known(search)]
     page += [heading("Screens before training"), _screens(search)]
@@ -267,7 +278,8 @@ def family(search: Search, member: Member) -> list[str]:
 
     def grow(each: Member, depth: int) -> None:
         again = each.number in seen
-        how = "see above" if again and each.parents else each.how
+        how = f"{each.how} of {' and '.join(f'#{k}' for k in each.parents)}"
+        how = "drawn" if not each.parents else "see above" if again else how
         lines.append(f"{'    ' * depth}{told(search, each)}, {how}")
         if not again:
             seen.add(each.number)
@@ -299,14 +311,14 @@ def _cost(search: Search) -> list[Block]:
         points(best),
         f"{search.spec['metric']}, {_unit(search)}",
     )
-    body = [[named(m), m.candidate.operations, m.candidate.bytes,
-             value_text(search, m.values[-1])] for m in best]  # fmt: skip
+    body = [[named(m), m.candidate.operations, value_text(search, m.values[-1])] for m in best]
     return [
         picture(search.folder, "figures/cost.png", (
             "All functions that were trained to the last length, by the operations for each "
-            "element; the line joins those that no cheaper one reaches."
+            "element; the line joins those that no cheaper one reaches. A fused kernel moves "
+            f"{BYTES} bytes for each element, forward and backward, whatever the function."
         )),
-        tabled(["function", "operations", "bytes", search.spec["metric"]], body),
+        tabled(["function", "operations", search.spec["metric"]], body),
     ]  # fmt: skip
 
 
@@ -335,13 +347,16 @@ def _known(search: Search) -> list[Block]:
     if not body:
         return [paragraph("None was found again.")]
     columns = ["function", "found as", "by", "number", "place", search.spec["metric"], "epochs"]
-    return [tabled(columns, sorted(body))]
+    return [paragraph(_KNOWN), tabled(columns, sorted(body))]
 
 
 def _screens(search: Search) -> Block:
-    body = [[name, reason, n, share] for name, stream in search.streams.items()
-            for reason, n, share in screen_rows(stream.counts)]  # fmt: skip
-    return tabled(["by", "result", "functions", "share"], body)
+    rows = {name: {reason: (n, share) for reason, n, share in screen_rows(stream.counts)}
+            for name, stream in search.streams.items()}  # fmt: skip
+    reasons = dict.fromkeys(reason for each in rows.values() for reason in each)
+    body = [[reason, *(part for each in rows.values() for part in each.get(reason, (0, "0.0%")))]
+            for reason in reasons]  # fmt: skip
+    return tabled(["result", *(part for name in rows for part in (name, "share"))], body)
 
 
 def _surrogate(search: Search) -> str:

@@ -22,6 +22,7 @@ _FAR = torch.tensor([12.0, 20.0, 50.0, 100.0, 1000.0])
 GRID = torch.cat([-_FAR.flip(0), torch.arange(-80, 81) / 10, _FAR]).double()
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST = 1e3  # the most that a value may be for |x| <= 8, or its slope
+BYTES = 4 * (2 + 3)  # that a fused kernel moves for each float32 element, forward and backward
 NEAR = torch.arange(-40, 41).double() / 10  # where functions are compared
 _WEIGHTS = torch.exp(-(NEAR**2) / 2) / torch.exp(-(NEAR**2) / 2).sum()  # of N(0, 1)
 SAME = 2e-4  # the largest difference of equal functions, in deviations
@@ -41,7 +42,6 @@ class Candidate:
             with two sets of constants.
         known: name of the known function that it equals.
         operations: elementary ones for each element.
-        bytes: read and written for each float32 element, forward and backward, by a fused kernel.
     """
 
     formula: str
@@ -50,7 +50,6 @@ class Candidate:
     shape: np.ndarray = field(default_factory=lambda: np.zeros(0))
     known: str = ""
     operations: int = 0
-    bytes: int = 4 * (2 + 3)
 
     def make(self, **options: Any) -> Formula:
         """The activation."""

@@ -114,7 +114,7 @@ def test_a_report_before_the_end_says_so(tmp_path: Path, capsys: pytest.CaptureF
     report(search_)
     assert "best so far #" in progress(search_)
     page = (tmp_path / "report.md").read_text()
-    assert "## The family of the winner" in page
+    assert "## The family of the best so far" in page
     assert "No function has been trained to the last length yet." in page
 
 
