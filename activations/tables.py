@@ -159,7 +159,7 @@ def tabulate(model: nn.Module, inputs: Any, tolerance: float = 1e-3) -> TableRep
         model: the network, changed in place.
         inputs: what the network runs on, in evaluation mode, to see the range of each activation:
             one batch, in a form that :func:`replace_activations` takes; or a loader or list of
-            batches, each an input, or a pair of an input and its labels.
+            batches, each an input, or a tuple of the input, its labels, and whatever else.
         tolerance: the largest difference from the function over the range of its inputs, divided by
             the deviation of its outputs. The table gets as many cells as this needs, 16 to 16384.
 
@@ -318,8 +318,8 @@ def _batches(inputs: Any, model: nn.Module) -> Iterable[Batch]:
     class Batches:
         def __iter__(self) -> Iterator[Batch]:
             for batch in many:
-                labelled = not one and isinstance(batch, tuple | list) and len(batch) == 2
-                x, y = batch if labelled else (batch, None)
+                labelled = not one and isinstance(batch, tuple | list) and len(batch) > 1
+                x, y = batch[:2] if labelled else (batch, None)
                 yield Inputs.of(x).on(device), y if isinstance(y, Tensor) else None
 
     return Batches()

@@ -158,7 +158,7 @@ def test_classes_and_labels_are_counted(net: tuple[nn.Sequential, Tensor]):
     model[2].register_forward_hook(lambda *_: seen.append(1))
     model.train()
     mean = model[1].state_dict()["running_mean"].clone()
-    batches = ((x[k : k + 8], y[k : k + 8]) for k in (0, 8))  # a generator
+    batches = ((x[k : k + 8], y[k : k + 8], k) for k in (0, 8))  # a generator
     report = tabulate(model, batches)
     assert model.training
     assert torch.equal(model[1].state_dict()["running_mean"], mean)
