@@ -26,6 +26,7 @@ from models.export import (
     check_formats,
     compare,
     read,
+    tolerance,
     write,
     write_weights,
 )
@@ -127,6 +128,9 @@ def main(args: list[str]) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
         folder.mkdir()
         expected = [network(each) for _, each, _ in samples]
+        limit = tolerance(network, next(iter(samples))[1][:128])
+        if limit > TOLERANCE:
+            print(f"the scores differ from those in float64 by up to {limit / 2:.0e} themselves")
         if not has_ended(network):
             print("the checkpoint is of the middle of a schedule, and so are the files")
         made = deployed(network)
@@ -137,7 +141,7 @@ def main(args: list[str]) -> None:
             write_weights(network, folder / FILES["safetensors"], content)
         for name in formats:
             if file := FILES.get(name):
-                print(check(folder / file, samples, expected, config.trust))
+                print(check(folder / file, samples, expected, limit, config.trust))
         if config.int8:
             text, content["int8"] = reduce(folder, Samples(data, content, raw, "val"))
             print(text)
@@ -231,7 +235,9 @@ def has_ended(network: nn.Module) -> bool:
     return all(torch.equal(one, other) for one, other in pairs)
 
 
-def check(file: Path, samples: Samples, expected: list[Tensor], trust: list[str]) -> str:
+def check(
+    file: Path, samples: Samples, expected: list[Tensor], limit: float, trust: list[str]
+) -> str:
     """A line for a file that agrees with the network; ValueError for one that does not."""
     weights = file.suffix == ".safetensors"  # of a network that takes what the data module gives
     run = load(file.parent, trust) if weights else read(file)
@@ -239,11 +245,11 @@ def check(file: Path, samples: Samples, expected: list[Tensor], trust: list[str]
     parities = [compare([expected[0][:count]], [run(first[:count])]) for count in (1, 7)]
     parities.append(compare(expected, (run(each[weights]) for each in samples)))
     *small, whole = parities
-    if any(each.fails for each in parities):
+    if any(each.same < each.samples or not each.difference <= limit for each in parities):
         raise ValueError(
             f"{file.name} does not compute what the checkpoint does: the same class for "
             f"{whole.same} of {whole.samples}, relative difference {whole.difference:.1e}, at most "
-            f"{TOLERANCE:.0e}; nothing was written, choose another format"
+            f"{limit:.0e}; nothing was written, choose another format"
         )
     files = file.parent.iterdir() if file.suffix == ".xml" else [file]
     size = sum(each.stat().st_size for each in files)
