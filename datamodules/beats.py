@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .images import damaged
-from .records import lead_of, read_notes, read_record
+from .records import baseline_of, lead_of, read_notes, read_record
 
 RATE = 360  # samples per second of every record
 FLAT = 1e-3  # millivolt; one step of the converter is 5e-3, so a lead with less is not connected
@@ -98,15 +98,6 @@ def cut(
     inside = (first >= 0) & (first + window.samples <= len(signal))
     beats = signal[first[inside, None] + np.arange(window.samples)]
     return normalised(beats, window.normalize).astype(np.float32), inside
-
-
-def baseline_of(signal: np.ndarray, rate: float) -> np.ndarray:
-    """Two running medians, of 0.2 s and of 0.6 s."""
-    from scipy import ndimage
-
-    for seconds in (0.2, 0.6):
-        signal = ndimage.median_filter(signal, 2 * round(seconds * rate / 2) + 1, mode="nearest")
-    return signal
 
 
 def normalised(beats: np.ndarray, how: Normalize) -> np.ndarray:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from datamodules import CIFAR10, MITBIH, MNIST, Digits, ImageDataModule, ImageFolder
 from datamodules.preprocess import Preparation
+from datamodules.records import detect
 from tests.data import Tiny, write_kaggle, write_mnist, write_records, write_tree
 
 
@@ -181,6 +182,25 @@ def test_a_record_of_another_rate_without_annotations(tmp_path: Path, rate: int,
     place = np.round(found.times * 360).astype(int).tolist()
     again = prepare(same.p_signal[:, 0], rate=360, peaks=place)
     assert (again - found.batch).abs().mean() < 0.05
+
+
+def test_a_wide_beat_is_found_at_its_peak():
+    """XQRS marks the sharp wave 0.07 s before it."""
+    from wfdb.processing import xqrs_detect
+
+    times, peaks = np.arange(40 * 360) / 360, np.arange(1, 39, 0.8)
+    signal = 0.2 * np.sin(2 * np.pi * 0.3 * times)
+    for number, peak in enumerate(peaks):
+        wide = number % 4 == 3
+        signal += (1.5 if wide else 1) * np.exp(
+            -0.5 * ((times - peak) / (0.03 if wide else 0.012)) ** 2
+        )
+        signal -= 0.6 * wide * np.exp(-0.5 * ((times - peak + 0.07) / 0.012) ** 2)
+    plain = np.asarray(xqrs_detect(signal, 360, verbose=False))
+    assert np.abs(plain[:, None] / 360 - peaks).min(1).max() > 0.06
+    found = detect(signal, 360)
+    assert len(found) == len(peaks)
+    assert np.abs(found / 360 - peaks).max() <= 1 / 360
 
 
 def test_missing_samples_lie_on_a_line(tmp_path: Path):
