@@ -14,7 +14,7 @@ from activations.files import naming
 from study.__main__ import add_jobs, set_fields
 from study.arms import check_arms
 from study.copied import copy_code
-from study.drive import driven, work_on
+from study.drive import driven, kept_launcher
 from study.local import LATE, default_jobs
 from study.runs import Study, read_runs
 from study.slurm import slurm_script
@@ -122,26 +122,31 @@ def _drive(options: Any, folder: Path, end: float) -> int:
     from .report import report
 
     search, known = Search.read(folder), set[str]()
-    while runs := search.next_runs():
-        new = {run.id for run in runs}
-        if new == known:
-            raise ValueError(f"{folder}: {counted(len(runs), 'run')} did not end; see runs/*/log")
-        known = new
-        copy_code(folder, search.lock)
-        search.study.prepare(runs)
-        if options.on == "slurm":
-            print(slurm_script(folder, runs, options.threads))
-            return 0
-        jobs = options.jobs or default_jobs(options.threads)
-        print(f"{progress(search, jobs)}; now {counted(len(runs), 'training')}", flush=True)
-        options.minutes = (end - time.monotonic()) / 60
-        code = work_on(options, folder)
-        if code == LATE:
-            print(f"the time is over; it goes on with python -m search run {folder}", flush=True)
-            search.next_runs()
-            break
-        if code:
-            raise SystemExit(code if code > 0 else 1)  # below 0: the launcher was killed
+    with kept_launcher(options, folder) as work:
+        while runs := search.next_runs():
+            new = {run.id for run in runs}
+            if new == known:
+                raise ValueError(
+                    f"{folder}: {counted(len(runs), 'run')} did not end; see runs/*/log"
+                )
+            known = new
+            copy_code(folder, search.lock)
+            search.study.prepare(runs)
+            if options.on == "slurm":
+                print(slurm_script(folder, runs, options.threads))
+                return 0
+            jobs = options.jobs or default_jobs(options.threads)
+            print(f"{progress(search, jobs)}; now {counted(len(runs), 'training')}", flush=True)
+            options.minutes = (end - time.monotonic()) / 60
+            code = work()
+            if code == LATE:
+                print(
+                    f"the time is over; it goes on with python -m search run {folder}", flush=True
+                )
+                search.next_runs()
+                break
+            if code:
+                raise SystemExit(code if code > 0 else 1)  # below 0: the launcher was killed
     print(report(search))
     return 0
 

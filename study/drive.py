@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from .claims import beating, claim, owner
 from .copied import FOLDER, copy_code
 from .cost import SECONDS
 from .judged import hidden_runs
-from .local import DRIVER, LATE, Launcher, default_jobs
+from .local import DRIVER, LATE, POLL, STAYS, Launcher, default_jobs
 from .packed import read_packed, take
 from .report import report
 from .runs import Study, read_prepared, read_runs
 from .slurm import slurm_script
 from .spec import LOCK, SpecError, lock, read_lock, sha256
 from .words import counted
+from .work import pending
 
 
 def run(folder: Path, spec: dict[str, Any], options: Any) -> int:
@@ -149,16 +151,48 @@ def work_on(options: Any, folder: Path) -> int:
         from .cluster import run_on
 
         return run_on(options.on, folder, options.threads)
+    return _waited(_launcher(options, folder), lambda: False)
+
+
+@contextmanager
+def kept_launcher(options: Any, folder: Path) -> Iterator[Callable[[], int]]:
+    """What has the prepared runs done, time after time, by one launcher: its imports take long."""
+    kept: list[subprocess.Popen[bytes]] = []
+
+    def work() -> int:
+        if options.on != "local":
+            return work_on(options, folder)
+        if not kept or kept[-1].poll() is not None:  # one of an older code does not stay
+            kept.append(_launcher(options, folder, STAYS))
+        return _waited(kept[-1], lambda: not pending(folder))
+
+    try:
+        yield work
+    finally:
+        for process in kept:
+            process.terminate()
+            process.wait()
+
+
+def _launcher(options: Any, folder: Path, *flags: str) -> "subprocess.Popen[bytes]":
     known = {**environment(folder, options.threads), DRIVER: str(os.getpid())}
+    known |= dict.fromkeys(flags, "1")
     # in a group of its own: Ctrl-C reaches it once, from here
-    process = subprocess.Popen(_work_line(options, folder), env=known, process_group=0)
+    return subprocess.Popen(_work_line(options, folder), env=known, process_group=0)
+
+
+def _waited(process: "subprocess.Popen[bytes]", done: Callable[[], bool]) -> int:
+    """The exit code of a launcher; 0 if it still stays when all is done."""
 
     def forward(number: int, frame: Any) -> None:
         process.send_signal(number)
 
     handlers = {n: signal.signal(n, forward) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
-        return process.wait()
+        while not done():
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(POLL / 4)
+        return process.poll() or 0
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -20,6 +20,7 @@ from .status import START
 from .work import LOG, REFUSED, RefusedError, crashed, is_claimed, pending, work
 
 DRIVER = "SUPPLE_STUDY_DRIVER"  # environment variable: the process without which a launcher ends
+STAYS = "SUPPLE_STUDY_STAYS"  # set: at the end a launcher waits for more runs of its driver
 STOPPED = (130, 143)
 LATE = 75  # exit code of a launcher: its time is over, runs are left
 SERVER_ENDED = 255  # multiprocessing's code for a child whose server was killed
@@ -119,6 +120,7 @@ class Launcher:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.stop)
         known, driver = gpus(), int(os.environ.get(DRIVER, "0"))
+        stays = driver and STAYS in os.environ
         while True:
             self._collect()
             if driver and os.getppid() != driver and not self.stopping:
@@ -129,6 +131,9 @@ class Launcher:
             if not self.children and (late or not left):
                 if self.refused:
                     raise RefusedError(self.refused)
+                if stays and not (late or self.stopping):
+                    time.sleep(POLL / 4)
+                    continue
                 return LATE if late else 128 + self.stopping if self.stopping else 0
             mine = {run for _, run, *_ in self.children.values()}
             free = [slot for slot in range(self.jobs) if slot not in self.children]

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 from callbacks import LastCheckpoint, checkpoints
 from study import claims, work
 from study.claims import beating, claim, is_mine, owner
-from study.local import LATE, Launcher, gpus, visible_gpus
+from study.drive import _waited
+from study.local import DRIVER, LATE, STAYS, Launcher, gpus, visible_gpus
 from study.work import RefusedError, crashed, ended, is_claimed, pending
 
 from .made import result
@@ -274,6 +276,31 @@ def test_no_run_is_started_that_would_end_too_late(tmp_path: Path, run: Path):
     assert not (run / "log").exists()
     (run / "results.json").write_text("{}")
     assert Launcher(tmp_path, 2, minutes=0).run() == 0
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_launcher_that_stays_waits_for_its_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(STAYS, "1")
+    assert Launcher(tmp_path, 1).run() == 0  # nobody could end it
+    monkeypatch.setenv(DRIVER, str(os.getppid()))
+    launcher = Launcher(tmp_path, 1)
+    threading.Timer(1, launcher.stop, [signal.SIGTERM]).start()
+    assert launcher.run() == 128 + signal.SIGTERM
+    monkeypatch.setenv(DRIVER, "1" if os.getppid() != 1 else "2")  # it has died
+    assert Launcher(tmp_path, 1).run() == 128 + signal.SIGTERM
+
+
+def test_a_launcher_is_waited_for_until_all_is_done_or_it_ends():
+    stays = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    looks = iter([False, False, True])
+    assert _waited(stays, lambda: next(looks)) == 0
+    assert stays.poll() is None
+    stays.kill()
+    assert _waited(stays, lambda: False) == -signal.SIGKILL
+    late = subprocess.Popen([sys.executable, "-c", f"raise SystemExit({LATE})"])
+    assert _waited(late, lambda: False) == LATE
 
 
 # ---- GPUs
