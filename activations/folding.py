@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .activation import Activation
+from .functions.relun import ReLUN
 from .functions.seriesrelu import SeriesReLU
 from .fusion.kernel import Expression
 from .swap.fade import Fade
@@ -59,8 +60,8 @@ def fold(network: Network) -> Network:
 
     Clamped parameters, exponentials of parameters and tables, such as DiTAC's, are computed once
     instead of at each call; of a :class:`Fade` that has ended the new function is left; the
-    normalisation of LSLU and SeriesReLU becomes part of their convolution. Schedules stay where
-    they are. What is left has no parameters of activations to train.
+    normalisation of LSLU and SeriesReLU becomes part of their convolution; ReLUN with one ceiling
+    becomes torch's Hardtanh. Schedules stay where they are. What is left has no parameters of activations to train.
 
     Args:
         network: is not changed.
@@ -78,6 +79,8 @@ def _folded(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
     elif isinstance(module, SeriesReLU):
         fused = module.fuse()
         result = nn.Sequential(Folded(fused), fused.conv)
+    elif type(module) is ReLUN and module.n.numel() == 1 and module.n > 0:
+        result = nn.Hardtanh(0, module.n.item())  # ONNX Runtime makes it part of a convolution
     elif _is_foldable(module):
         result = Folded(module)
     else:

@@ -37,8 +37,6 @@ OTHERS = {
     "ray",  # an extra: imported only with --on auto or an address
     "wandb",  # a logger: imported only where the user chose it
     "edited_network",  # a file that a test writes
-    "captum",  # and torchao: tests of other libraries skip where these are not installed
-    "torchao",
 }
 
 
