@@ -61,7 +61,8 @@ def fold(network: Network) -> Network:
     Clamped parameters, exponentials of parameters and tables, such as DiTAC's, are computed once
     instead of at each call; of a :class:`Fade` that has ended the new function is left; the
     normalisation of LSLU and SeriesReLU becomes part of their convolution; ReLUN with one ceiling
-    becomes torch's Hardtanh. Schedules stay where they are. What is left has no parameters of activations to train.
+    becomes torch's Hardtanh. Schedules stay where they are. What is left has no parameters of
+    activations to train.
 
     Args:
         network: is not changed.
