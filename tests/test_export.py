@@ -112,12 +112,16 @@ def test_the_files_hold_the_network_and_what_it_knows(tmp_path: Path, capsys: An
     assert names.split() == [Tiny.class_names[k] for k in expected.argmax(1).tolist()]
 
 
-@pytest.mark.parametrize("kind", [DiTAC, Rational, partial(DSReLU, a=1.5, b=0.5)], ids=str)
+@pytest.mark.parametrize(
+    "kind",
+    [DiTAC, pytest.param(Rational, marks=pytest.mark.slow), partial(DSReLU, a=1.5, b=0.5)],
+    ids=str,
+)
 def test_three_functions_agree_in_all_formats(kind: Any, tmp_path: Path, capsys: Any):
     """Without data, on random inputs; a schedule in its middle stays there, and this is said."""
     pytest.importorskip("openvino")
     file = tmp_path / "best.ckpt"
-    save(file, kind, include=["act1", "layer3*"])  # two kinds of sizes; seven calls take longer
+    save(file, kind, include=["act1"])  # seven calls would take longer
     export(file, tmp_path / "made", "--format", "onnx", "pt2", "openvino")
     said = capsys.readouterr().out
     assert said.count("same class 128 of 128") == 3
