@@ -318,8 +318,8 @@ def _batches(inputs: Any, model: nn.Module) -> Iterable[Batch]:
     class Batches:
         def __iter__(self) -> Iterator[Batch]:
             for batch in many:
-                labelled = not one and isinstance(batch, tuple | list) and len(batch) > 1
-                x, y = batch[:2] if labelled else (batch, None)
+                parts = list(batch) if not one and isinstance(batch, tuple | list) else [batch]
+                x, y = [*parts, None][:2]
                 yield Inputs.of(x).on(device), y if isinstance(y, Tensor) else None
 
     return Batches()
