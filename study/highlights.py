@@ -40,7 +40,10 @@ def highlights(studies: Sequence[Study]) -> list[str]:
         if verdict.kind is Kind.EQUIVALENT
     ]
     if costly and (most := max(costly, key=lambda each: each[0]))[0]:
-        lines.append(f"{most[1].sentence()}; its training step takes {most[0]:.2f} times as long.")
+        lines.append(
+            f"{most[1].sentence()}; its training step takes {most[0]:.2f} times as long with that "
+            "study's options (fused functions take less: docs/performance.md)."
+        )
     return lines
 
 

@@ -101,7 +101,7 @@ def test_finished_and_unfinished_studies_are_shown_as_what_they_are(
     assert len(sentences) == 3
     assert sentences[0].startswith("Of 2 comparisons with ReLU (Digits, resnet8, ")
     assert "1,295 training samples, 2 epochs). Too steep." in sentences[1]
-    assert "; its training step takes 1.90 times as long." in sentences[2]
+    assert "; its training step takes 1.90 times as long with" in sentences[2]
     assert "- SiLU: Too steep." in page
     seen = rows(page)
     assert list(seen) == [
