@@ -76,14 +76,7 @@ def options() -> Parser:
     parser.add_argument(
         "--push", type=str | None, help="Upload the folder to this repository, USER/NAME."
     )
-    parser.add_argument(
-        "--trust",
-        action="extend",
-        nargs="+",
-        type=str,
-        default=[],
-        help="Packages whose classes the checkpoint may name.",
-    )
+    parser.add_trust()
     parser.add_lightning_class_args(LightningDataModule, "data", required=False, subclass_mode=True)
     return parser
 

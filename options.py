@@ -118,6 +118,17 @@ class Parser(LightningArgumentParser):
             options["skip"] = {"activation.init_args.device", "activation.init_args.dtype"}
         return super().add_class_arguments(theclass, nested_key, **options)
 
+    def add_trust(self) -> None:
+        """Add `--trust`, of the commands that open a checkpoint."""
+        self.add_argument(
+            "--trust",
+            action="extend",  # "append" reads the list of a config.yaml as one text
+            nargs="+",
+            type=str,
+            default=[],
+            help="Packages whose classes a checkpoint may name.",
+        )
+
     def format_help(self, *args: Any, **more: Any) -> str:
         """Show the default optimizer by what it is, not as a function's address."""
         default = "SGD lr 0.1, momentum 0.9, weight_decay 1e-4"

@@ -1,6 +1,5 @@
 """`python train.py predict --predictions.input`: a trained network on files of no data set."""
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from callbacks.predictions import Row, check_target, write_table
 from datamodules.beats import AAMI
-from datamodules.images import SUFFIXES, some
+from datamodules.images import SUFFIXES, files_within, some
 from datamodules.preprocess import Beats
 from models.network import Network, load
 from options import Parser
@@ -39,14 +38,7 @@ def options() -> Parser:
     parser.add_argument(
         "--predictions.path", type=str, default="predictions.csv", help="The CSV file to write."
     )
-    parser.add_argument(
-        "--trust",
-        action="extend",
-        nargs="+",
-        type=str,
-        default=[],
-        help="Packages whose classes the checkpoint may name.",
-    )
+    parser.add_trust()
     return parser
 
 
@@ -88,12 +80,7 @@ def find(source: Path, suffixes: list[str], kind: str) -> dict[str, Path]:
         ValueError: the folder holds no such file.
     """
     if source.is_dir():
-        files = sorted(
-            Path(folder, name)
-            for folder, _, names in os.walk(source)
-            for name in names
-            if Path(name).suffix.lower() in suffixes and not name.startswith(".")
-        )
+        files = files_within(source, suffixes)
         if not files:
             raise ValueError(
                 f"{str(source)!r} holds no {kind} ({', '.join(suffixes)}), which this network "

@@ -1,4 +1,4 @@
-"""Train, validate, test or predict: `python train.py fit --help`."""
+"""Train, validate, test, predict or export: `python train.py fit --help`."""
 
 import logging
 import os
@@ -137,14 +137,7 @@ class CLI(LightningCLI):
             help="Test the last weights, the best checkpoint (true), or both after fit.",
         )
 
-        parser.add_argument(
-            "--trust",
-            action="extend",  # "append" reads the list of a config.yaml as one text
-            nargs="+",
-            type=str,
-            default=[],
-            help="Packages whose classes a checkpoint may name.",
-        )
+        cast(Parser, parser).add_trust()
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Check the checkpoint before Lightning takes options from it, which imports classes."""

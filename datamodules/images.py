@@ -4,7 +4,7 @@ import math
 import os
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,12 +44,7 @@ def list_images(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], l
     check_classes(folder, class_folders(folder), class_names, remedy)
     files, labels = [], []
     for label, name in enumerate(class_names):
-        images = sorted(
-            Path(path, file)
-            for path, _, names in os.walk(folder / name)
-            for file in names
-            if Path(file).suffix.lower() in SUFFIXES and not file.startswith(".")
-        )
+        images = files_within(folder / name, SUFFIXES)
         if not images:
             raise ValueError(
                 f"class folder {str(folder / name)!r} holds no image "
@@ -61,6 +56,16 @@ def list_images(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], l
         files += images
         labels += [label] * len(images)
     return files, labels
+
+
+def files_within(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """The files with one of `suffixes` in a folder, at any depth, sorted; hidden ones are not."""
+    return sorted(
+        Path(path, file)
+        for path, _, names in os.walk(folder)
+        for file in names
+        if Path(file).suffix.lower() in suffixes and not file.startswith(".")
+    )
 
 
 def read_image(file: Path, side: int, *, resize: bool = True) -> np.ndarray:

@@ -24,18 +24,17 @@ def tables_of(model: nn.Module) -> list[Tabulated]:
     return [module for module in model.modules() if isinstance(module, Tabulated)]
 
 
-def some(cases: list[Case]) -> list[Any]:
+def functions() -> list[Any]:
     quick = ("CosLU", "ReLUN", "DiTAC", "Rational")
     return [
-        pytest.param(c, marks=[] if str(c) in quick else pytest.mark.slow, id=str(c)) for c in cases
+        pytest.param(c, each, marks=[] if str(c) in quick else pytest.mark.slow, id=f"{c}-{each}")
+        for c in ELEMENTWISE
+        for each in (False, True)[: 1 + bool(c.per_channel)]
     ]
 
 
-@pytest.mark.parametrize("per_channel", [False, True])
-@pytest.mark.parametrize("case", some(ELEMENTWISE))
+@pytest.mark.parametrize(("case", "per_channel"), functions())
 def test_the_error_is_as_stated(case: Case, per_channel: bool):
-    if per_channel and not case.per_channel:
-        pytest.skip("has no parameters per channel")
     shape = (5, 50, 4) if per_channel else (4, 5, 50)
     sizes = {"num_parameters": 4, "channel_dim": -1} if per_channel else {}
     model = nn.Sequential(case.make(**sizes))
