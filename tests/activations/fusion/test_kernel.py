@@ -113,26 +113,28 @@ def absolute_terms(case: Case, x: Tensor, grad: Tensor, name: str, **more: Any) 
     return torch.stack(columns).view_as(parameter)
 
 
-def check(case: Case, shape: tuple[int, ...], dtype: torch.dtype, **more: Any) -> None:
+def check(
+    case: Case, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu", **more: Any
+) -> None:
     """Value and gradients of the fused module against the oracle and against float64."""
-    module = case.make(**more)
+    module = case.make(**more).to(device)
     if dtype == torch.float64 or not case.scalar:
         module.to(dtype)
     x64, grad64 = numbers(case, shape), numbers(case, shape, seed=2)
-    x, grad = x64.to(dtype, copy=True).requires_grad_(), grad64.to(dtype)
+    x, grad = x64.to(device, dtype, copy=True).requires_grad_(), grad64.to(device, dtype)
     y = module(x)
     y.backward(grad)
     assert (y.dtype, y.shape, y.stride()) == (x.dtype, x.shape, x.stride())
-    value, scale = case.expected(module, x64.numpy())
+    value, scale = case.expected(module.cpu(), x64.numpy())
     kind = torch.finfo(dtype)
-    error = np.abs(y.detach().double().numpy() - value)
+    error = np.abs(y.detach().double().cpu().numpy() - value)
     assert (error <= 4 * kind.eps * scale + kind.tiny + case.oracle_error).all()
     if not case.scalar:
         return
     true = plain_parts(case, x64, grad64, **more)
     assert x.grad is not None
     bound = 16 * kind.eps * (true["x"].abs() + 8 * grad64.abs())
-    assert ((x.grad.double() - true["x"]).abs() <= bound).all()
+    assert ((x.grad.double().cpu() - true["x"]).abs() <= bound).all()
     for name, parameter in module.named_parameters():
         if parameter.grad is None:
             assert name not in true
@@ -168,19 +170,24 @@ def assert_only_the_input_is_kept(case: Case) -> None:
     assert max(kept.values(), default=0) < 0.05 * x.nbytes
 
 
+SLOW = pytest.param("cpu", marks=pytest.mark.slow)
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+DEVICES = [SLOW, *([GPU] if torch.cuda.is_available() else [])]
+
+
 @pytest.mark.parametrize("case", FUSED, ids=str)
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_inductor_values_and_gradients(case: Case, dtype: torch.dtype, inductor: None):
-    check(case, case.shape, dtype)
+@pytest.mark.parametrize("device", DEVICES)
+def test_inductor_values_and_gradients(case: Case, dtype: torch.dtype, device: str, inductor: None):
+    check(case, case.shape, dtype, device)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", [c for c in FUSED if c.per_channel], ids=str)
 @pytest.mark.parametrize("channel_dim", [1, -1])
-def test_inductor_per_channel(case: Case, channel_dim: int, inductor: None):
+@pytest.mark.parametrize("device", DEVICES)
+def test_inductor_per_channel(case: Case, channel_dim: int, device: str, inductor: None):
     shape = (6, 4, 20) if channel_dim == 1 else (6, 20, 4)
-    check(case, shape, torch.float32, num_parameters=4, channel_dim=channel_dim)
+    check(case, shape, torch.float32, device, num_parameters=4, channel_dim=channel_dim)
 
 
 @pytest.mark.parametrize("kind", [A.CosLU, A.DSReLU])
