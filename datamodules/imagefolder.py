@@ -1,9 +1,9 @@
-"""Folders of classes: one pool of images, or splits that the author of the set has made."""
+"""Folders of classes: one pool of images, or folders that divide it."""
 
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,21 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from .base import Data, ImageDataModule, Part, Split, stratified_split
 from .cache import Create, prepare, stamp
 from .images import Images, class_folders, list_images, some
-from .options import check_part, check_range
+from .pool import NUMBER, Pool, first_equal
 
 _PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
-_NUMBER = {"train": 0, "val": 1, "test": 2}
-LEFT_OUT = -1
 
 
 @dataclass(eq=False, repr=False)
-class ImageFolder(ImageDataModule):
+class ImageFolder(Pool):
     """Any folder of classes, `<class>/<image>`: each class is a folder of image files.
 
     `root` holds the classes themselves (a pool), or `train/` and also `val/`, `test/` or both, each
@@ -51,24 +47,11 @@ class ImageFolder(ImageDataModule):
         ValueError: it holds no classes, or an option is out of its range.
     """
 
-    in_channels = 3
-    mean = (0.485, 0.456, 0.406)
-    std = (0.229, 0.224, 0.225)
-
     root: str = "data"
-    _: KW_ONLY
-    image_size: int = 224
-    test_fraction: float = 0.2
-    crop_padding: int | None = None
-    cache_limit: float = 20.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(8, 4096, image_size=self.image_size)
-        check_range(0, math.inf, cache_limit=self.cache_limit)
-        check_part(test_fraction=self.test_fraction)
         self.folder = Path(self.root).expanduser()
-        self._pool: Data | None = None
 
     # found when first needed: the message of a wrong folder is clearer outside the constructor
     @cached_property
@@ -99,7 +82,7 @@ class ImageFolder(ImageDataModule):
             found, classes = list_images(folder, names)
             files += found
             labels += classes
-            parts += [_NUMBER[part]] * len(found)
+            parts += [NUMBER[part]] * len(found)
         return files, torch.tensor(labels), torch.tensor(parts)
 
     def read(self) -> tuple[Tensor | Images, Tensor, Tensor, Tensor]:
@@ -118,32 +101,6 @@ class ImageFolder(ImageDataModule):
         arrays = prepare(self.cache_dir, type(self).__name__, key, build)
         return arrays.get("images", Images(files, side)), labels, parts, arrays["first"]
 
-    def divide(self, labels: Tensor, parts: Tensor, first: Tensor) -> Tensor:
-        """The split of each image, from its class, its folder, and its first copy."""
-        heldout = parts.unique().tolist()[1:]
-        if len(heldout) == 2:
-            return keep_apart(parts, first)
-        if heldout:
-            parts = keep_apart(torch.where(parts > 0, 2, 0), first)
-        else:
-            test = self._some_of_each(labels, parts == 0, first, self.test_fraction)
-            parts = torch.where(test, 2, 0)
-        val = self._some_of_each(labels, parts == 0, first, self.val_fraction)
-        return torch.where(val, 1, parts)
-
-    def load(self, split: Part) -> Data:
-        """All images and their classes, whatever the split."""
-        if self._pool is None:
-            images, labels, parts, first = self.read()
-            self._splits = self.divide(labels, parts, first)
-            self._report(labels, first)
-            self._pool = images, labels
-        return self._pool
-
-    def choose(self, split: Split, labels: Tensor) -> Tensor:
-        """The images that :meth:`divide` has assigned to a split."""
-        return (self._splits == _NUMBER[split]).nonzero().flatten()
-
     def describe(self, index: int) -> dict[str, Any]:
         """The file of an image."""
         return {"file": str(self._files[index].relative_to(self.folder))}
@@ -158,24 +115,6 @@ class ImageFolder(ImageDataModule):
         }
         return parts if "train" in parts else {"train": self.folder}
 
-    def _some_of_each(self, labels: Tensor, among: Tensor, first: Tensor, part: float) -> Tensor:
-        """Mask of `part` of each class within the mask `among`; copies stay together."""
-        candidates = first[among].unique()
-        _, chosen = stratified_split(labels[candidates], part, self.split_seed)
-        return torch.isin(first, candidates[chosen]) & among
-
-    def _report(self, labels: Tensor, first: Tensor) -> None:
-        copies = (first != torch.arange(len(first))).nonzero().flatten()
-        if len(copies):
-            dropped = int((self._splits == LEFT_OUT).sum())
-            contrary = int((labels[copies] != labels[first[copies]]).sum())
-            rank_zero_info(
-                f"{type(self).__name__}: {len(copies)} of {len(first)} images are copies of "
-                f"another, such as {self.describe(int(copies[0]))['file']!r}. {dropped} images are "
-                "left out, because a held-out split has a copy; all other copies are in the same "
-                f"split. {contrary} copies have another class than the original"
-            )
-
 
 @dataclass(eq=False, repr=False)
 class Silkworm(ImageFolder):
@@ -189,12 +128,6 @@ class Silkworm(ImageFolder):
     image_size: int = 128
 
 
-def keep_apart(splits: Tensor, first: Tensor) -> Tensor:
-    """Leave out images of which a later split has a copy: val comes after train, test after val."""
-    last = torch.full_like(splits, LEFT_OUT).scatter_reduce(0, first, splits, "amax")
-    return torch.where(last[first] == splits, splits, LEFT_OUT)
-
-
 def first_copies(files: Sequence[Path]) -> list[int]:
     """For each file, the position of the first one with the same content, often its own."""
     sizes = [file.stat().st_size for file in files]
@@ -203,9 +136,3 @@ def first_copies(files: Sequence[Path]) -> list[int]:
         hashlib.sha256(file.read_bytes()).digest() if several[size] > 1 else file
         for file, size in zip(files, sizes, strict=True)
     )
-
-
-def first_equal(contents: Iterable[Hashable]) -> list[int]:
-    """For each content, the position of the first equal one, often its own."""
-    known: dict[Hashable, int] = {}
-    return [known.setdefault(content, position) for position, content in enumerate(contents)]

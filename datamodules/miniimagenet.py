@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from .cache import Create, prepare, stamp
-from .imagefolder import ImageFolder, first_equal, keep_apart
+from .imagefolder import ImageFolder
 from .images import Images, check_classes, class_folders, damaged, list_images, require, square
+from .pool import first_equal, keep_apart
 
 # the classes of each split of Ravi and Larochelle 2017
 CLASSES = {

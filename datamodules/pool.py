@@ -1,0 +1,118 @@
+"""One pool of images: the splits that its author has made, or parts of every class."""
+
+import math
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from .base import Data, ImageDataModule, Part, Split, stratified_split
+from .images import Images
+from .options import check_part, check_range
+
+NUMBER = {"train": 0, "val": 1, "test": 2}
+LEFT_OUT = -1
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Pool(ImageDataModule):
+    """Images that are read together, with the part of each if their author has divided them.
+
+    Without parts, some of every class are the test set, and some of the rest the validation set. If
+    there is one part besides training, it is the test set, and some of every class of the training
+    part are the validation set.
+
+    Equal images are never in two splits. Without parts, all copies go to one split. Else copies are
+    left out: of training if they are in validation or test, and of validation if they are in test.
+    A run logs how many copies there are.
+
+    Args:
+        image_size: side in pixels.
+        test_fraction: part of each class that becomes the test set, if no parts are given.
+        cache_limit: size of the largest prepared set in GB; 0 stores no images.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+
+    in_channels = 3
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
+
+    image_size: int = 224
+    test_fraction: float = 0.2
+    crop_padding: int | None = None
+    cache_limit: float = 20.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(8, 4096, image_size=self.image_size)
+        check_range(0, math.inf, cache_limit=self.cache_limit)
+        check_part(test_fraction=self.test_fraction)
+        self._pool: Data | None = None
+
+    def read(self) -> tuple[Tensor | Images, Tensor, Tensor, Tensor]:
+        """Images, classes, the part of each image, and the position of its first copy.
+
+        The parts are 0 for train, 1 for val and 2 for test; all are 0 if there are none.
+        """
+        raise NotImplementedError
+
+    def divide(self, labels: Tensor, parts: Tensor, first: Tensor) -> Tensor:
+        """The split of each image, from its class, its part, and its first copy."""
+        heldout = parts.unique().tolist()[1:]
+        if len(heldout) == 2:
+            return keep_apart(parts, first)
+        if heldout:
+            parts = keep_apart(torch.where(parts > 0, 2, 0), first)
+        else:
+            test = self._some_of_each(labels, parts == 0, first, self.test_fraction)
+            parts = torch.where(test, 2, 0)
+        val = self._some_of_each(labels, parts == 0, first, self.val_fraction)
+        return torch.where(val, 1, parts)
+
+    def load(self, split: Part) -> Data:
+        """All images and their classes, whatever the split."""
+        if self._pool is None:
+            images, labels, parts, first = self.read()
+            self._splits = self.divide(labels, parts, first)
+            self._report(labels, first)
+            self._pool = images, labels
+        return self._pool
+
+    def choose(self, split: Split, labels: Tensor) -> Tensor:
+        """The images that :meth:`divide` has assigned to a split."""
+        return (self._splits == NUMBER[split]).nonzero().flatten()
+
+    def _some_of_each(self, labels: Tensor, among: Tensor, first: Tensor, part: float) -> Tensor:
+        """Mask of `part` of each class within the mask `among`; copies stay together."""
+        candidates = first[among].unique()
+        _, chosen = stratified_split(labels[candidates], part, self.split_seed)
+        return torch.isin(first, candidates[chosen]) & among
+
+    def _report(self, labels: Tensor, first: Tensor) -> None:
+        copies = (first != torch.arange(len(first))).nonzero().flatten()
+        if len(copies):
+            dropped = int((self._splits == LEFT_OUT).sum())
+            contrary = int((labels[copies] != labels[first[copies]]).sum())
+            shown = next(iter(self.describe(int(copies[0])).values()))
+            rank_zero_info(
+                f"{type(self).__name__}: {len(copies)} of {len(first)} images are copies of "
+                f"another, such as {shown!r}. {dropped} images are left out, because a held-out "
+                "split has a copy; all other copies are in the same split. "
+                f"{contrary} copies have another class than the original"
+            )
+
+
+def keep_apart(splits: Tensor, first: Tensor) -> Tensor:
+    """Leave out images of which a later split has a copy: val comes after train, test after val."""
+    last = torch.full_like(splits, LEFT_OUT).scatter_reduce(0, first, splits, "amax")
+    return torch.where(last[first] == splits, splits, LEFT_OUT)
+
+
+def first_equal(contents: Iterable[Hashable]) -> list[int]:
+    """For each content, the position of the first equal one, often its own."""
+    known: dict[Hashable, int] = {}
+    return [known.setdefault(content, position) for position, content in enumerate(contents)]
