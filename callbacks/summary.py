@@ -13,7 +13,8 @@ from .checkpoints import best_path
 from .lightning_private import callbacks_of
 from .monitor import ActivationMonitor
 
-_NAMES = {"acc": "accuracy", "f1": "macro-F1", "auroc": "AUROC", "acc_top5": "top-5"}
+_NAMES = {"acc": "accuracy", "f1": "macro-F1", "auroc": "AUROC", "acc_top5": "top-5",
+          "acc_many": "many-shot", "acc_medium": "medium-shot", "acc_few": "few-shot"}  # fmt: skip
 
 
 def run_results(trainer: Trainer, stage: str, which: str = "") -> str:

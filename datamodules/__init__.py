@@ -8,9 +8,11 @@ if TYPE_CHECKING:
     from .cifar import CIFAR10, CIFAR100
     from .digits import Digits
     from .imagefolder import ImageFolder, Silkworm
+    from .imagelist import ImageList
     from .miniimagenet import MiniImageNet
     from .mitbih import MITBIH
     from .mnist import MNIST
+    from .tinyimagenet import TinyImageNet
 
 __all__ = [
     "CIFAR10",
@@ -18,10 +20,12 @@ __all__ = [
     "Digits",
     "ImageDataModule",
     "ImageFolder",
+    "ImageList",
     "MITBIH",
     "MNIST",
     "MiniImageNet",
     "Silkworm",
+    "TinyImageNet",
 ]
 # whoever prepares one sample (preprocess.py) needs no Lightning, which these import
 _FILES = {

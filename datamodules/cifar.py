@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from .base import Split
 from .official import Official
 from .options import check_range
+from .pool import shots
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -22,6 +24,10 @@ class CIFAR10(Official):
         imbalance_factor: how many times more training images the first class has than the last;
             the numbers between are a geometric series (Cao et al. 2019, long-tailed CIFAR).
             Validation and test stay balanced.
+
+    Attributes:
+        acc_over: of long-tailed CIFAR, a name -> the classes of an accuracy; see
+            :func:`datamodules.pool.shots`.
 
     Raises:
         ValueError: a number is out of its range.
@@ -41,6 +47,15 @@ class CIFAR10(Official):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(1, math.inf, imbalance_factor=self.imbalance_factor)
+
+    @cached_property
+    def acc_over(self) -> dict[str, list[int]]:
+        """Nothing for the balanced set; else the training images are counted."""
+        if self.imbalance_factor == 1:
+            return {}
+        _, labels = self.load("train")
+        trained = labels[self.choose("train", labels)]
+        return shots(trained.bincount(minlength=self.num_classes))
 
     def choose(self, split: Split, labels: Tensor) -> Tensor:
         """The split of the base class; `imbalance_factor` thins out the training images."""

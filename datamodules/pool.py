@@ -33,6 +33,10 @@ class Pool(ImageDataModule):
         test_fraction: part of each class that becomes the test set, if no parts are given.
         cache_limit: size of the largest prepared set in GB; 0 stores no images.
 
+    Attributes:
+        acc_over: a name -> the classes of an accuracy, which is the mean over these classes; see
+            :func:`shots`.
+
     Raises:
         ValueError: an option is out of its range.
     """
@@ -52,6 +56,7 @@ class Pool(ImageDataModule):
         check_range(0, math.inf, cache_limit=self.cache_limit)
         check_part(test_fraction=self.test_fraction)
         self._pool: Data | None = None
+        self.acc_over: dict[str, list[int]] = {}
 
     def read(self) -> tuple[Tensor | Images, Tensor, Tensor, Tensor]:
         """Images, classes, the part of each image, and the position of its first copy.
@@ -80,6 +85,8 @@ class Pool(ImageDataModule):
             self._splits = self.divide(labels, parts, first)
             self._report(labels, first)
             self._pool = images, labels
+            trained = labels[self.choose("train", labels)]
+            self.acc_over = shots(trained.bincount(minlength=self.num_classes))
         return self._pool
 
     def choose(self, split: Split, labels: Tensor) -> Tensor:
@@ -116,3 +123,19 @@ def first_equal(contents: Iterable[Hashable]) -> list[int]:
     """For each content, the position of the first equal one, often its own."""
     known: dict[Hashable, int] = {}
     return [known.setdefault(content, position) for position, content in enumerate(contents)]
+
+
+def shots(counts: Tensor) -> dict[str, list[int]]:
+    """The classes of many, medium and few training images: above 100, 20 to 100, below 20.
+
+    Liu et al. 2019 (arXiv 1904.05160) report accuracy in this way. Nothing if all classes are of
+    one kind.
+
+    Args:
+        counts: (C,), the number of training images of each class.
+    """
+    kinds = {"many": counts > 100, "few": (counts > 0) & (counts < 20)}
+    kinds["medium"] = (counts > 0) & ~kinds["many"] & ~kinds["few"]
+    found = {f"acc_{name}": kind.nonzero().flatten().tolist() for name, kind in kinds.items()}
+    found = {name: classes for name, classes in found.items() if classes}
+    return found if len(found) > 1 else {}

@@ -50,10 +50,14 @@ class Macro(Metric):
         samples: (C,), the number of samples of each class.
         absent: classes without samples, over all processes, when it was last computed.
         values: (C,), the measure of each class at that time; NaN for the absent ones.
+        hits: (C,), the number of samples of each class that were found.
+        accuracy: (C,), the share of each class that was found, when it was last computed.
     """
 
     samples: Tensor
     values: Tensor
+    hits: Tensor
+    accuracy: Tensor
 
     def __init__(self, measure: Metric, num_classes: int, compares: bool = False) -> None:
         super().__init__()
@@ -61,11 +65,14 @@ class Macro(Metric):
         self.absent: list[int] = []
         self.told: list[int] = []
         self.add_state("samples", torch.zeros(num_classes, dtype=torch.long), "sum")
+        self.add_state("hits", torch.zeros(num_classes, dtype=torch.long), "sum")
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
         """Take a batch: scores (N, C) and labels (N,)."""
         self.measure.update(scores, labels)
         self.samples += labels.bincount(minlength=len(self.samples))
+        found = labels[scores.argmax(1) == labels]
+        self.hits += found.bincount(minlength=len(self.samples))
 
     def compute(self) -> Tensor:
         """The mean; NaN if nothing can be measured."""
@@ -74,6 +81,7 @@ class Macro(Metric):
             values = self.measure.compute()
         measured = self.samples > 0
         self.values = values.where(measured, math.nan)
+        self.accuracy = self.hits / self.samples
         self.absent = (~measured).nonzero().flatten().tolist()
         if self.compares:
             measured &= self.samples < self.samples.sum()
@@ -102,18 +110,21 @@ def warn_of_absent(module: LightningModule, metrics: MetricCollection) -> None:
 
 
 def log_chosen(module: LightningModule, metrics: MetricCollection) -> None:
-    """Log the macro-F1 over the classes that the data choose: their `f1_over`, name -> classes.
+    """Log measures over the classes that the data choose: `f1_over` and `acc_over`, by name.
+
+    They are means over these classes, of F1 and of the share of each class that was found.
 
     Args:
         module: what is evaluated; it logs.
         metrics: made by :func:`classification_metrics`, and updated.
     """
-    datamodule = getattr(module.trainer, "datamodule", None)
-    for name, classes in getattr(datamodule, "f1_over", {}).items():
-        macro = metrics["f1"]
-        assert isinstance(macro, Macro)
-        macro.compute()  # over all processes; the logger takes the same, stored value
-        module.log(f"{metrics.prefix}{name}", macro.values[list(classes)].nanmean(), sync_dist=True)
+    datamodule, macro = getattr(module.trainer, "datamodule", None), metrics["f1"]
+    assert isinstance(macro, Macro)
+    for over in ("f1_over", "acc_over"):
+        for name, classes in getattr(datamodule, over, {}).items():
+            macro.compute()  # over all processes; the logger takes the same, stored value
+            values = macro.values if over == "f1_over" else macro.accuracy
+            module.log(f"{metrics.prefix}{name}", values[list(classes)].nanmean(), sync_dist=True)
 
 
 def class_names(module: LightningModule, count: int) -> Sequence[str]:
