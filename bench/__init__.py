@@ -6,6 +6,7 @@
     python -m bench loop          what Lightning, our callbacks and the loggers add to a bare loop
     python -m bench data          data sets: time to prepare, memory, samples a second
     python -m bench start         from the command to the first step of training
+    python -m bench gpu           all that a GPU can tell, in a few minutes
 
 Each has its own --help. What is compared takes turns, in a new random order in each round, so that
 other jobs on the machine disturb all of it alike. Times are medians, `least` is the shortest, and

@@ -2,8 +2,9 @@
 
 Measured are a forward pass, and a forward and a backward pass together (`both`). The mode is torch
 for a function of torch, off for the plain formula of one of ours, and activations for its fused
-kernels. `saved_to_input` is what is kept for the backward pass, in multiples of the input. RIVALS
-lists what else is measured.
+kernels. `saved_to_input` is what is kept for the backward pass, in multiples of the input.
+`of_copy_percent` is the share of the memory's bandwidth that a copy of x reaches, if `both` read x
+twice and its gradient once, and wrote y and the gradient of x. RIVALS lists what else is measured.
 """
 
 import sys
@@ -20,7 +21,7 @@ import activations
 from activations import Activation
 from activations.gallery import KINDS
 
-from .measure import in_turns, now, saved_bytes, summarize
+from .measure import in_turns, locked, now, saved_bytes, summarize
 from .report import at_least
 
 RIVALS = (nn.ReLU, nn.SiLU, nn.GELU, nn.Mish, nn.ELU, nn.Softsign, nn.LeakyReLU, nn.PReLU)
@@ -40,6 +41,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--channels_last", action="store_true")
     add("--rounds", type=at_least(2), default=9)
     add("--device", default="cpu", help="cpu or cuda")
+    add("--lock", metavar="FILE", help="time while holding the lock of this file")
 
 
 def measure(options: Namespace) -> DataFrame:
@@ -87,13 +89,26 @@ def _compare(dtype: str, options: Namespace) -> DataFrame:
         if not isinstance(module, Activation) or any(module.children()):
             module.to(DTYPES[dtype])  # torch's own, convolutions, linear layers
         _pass(module, x, grad)  # compiles, and fills the caches
-    runs = {key: partial(_pass, module, x, grad) for key, module in modules.items()}
+    runs: dict[Any, Any] = {key: partial(_pass, module, x, grad) for key, module in modules.items()}
+    copy, moved = ("copy", ""), torch.empty_like(x)
+    runs[copy] = partial(_copy, x.detach(), moved)
     references = {"silu": lambda _: ("nn.SiLU", "torch"), "relu": lambda _: ("nn.ReLU", "torch")}
-    table = summarize(in_turns(runs, options.rounds), references, "ms")
+    with locked(options.lock):
+        times = in_turns(runs, options.rounds)
+    copied = times["forward"][copy].median()
+    times = {name: each[list(modules)] for name, each in times.items()}
+    table = summarize(times, references, "ms")
+    table["of_copy_percent"] = 100 * 2.5 * 1e3 * copied / table["both_ms"]
     kept = [saved_bytes(partial(each, x), each.parameters()) for each in modules.values()]
     table["saved_to_input"] = Series(kept, table.index) / x.untyped_storage().nbytes()
     table.insert(0, "dtype", dtype)
     return table.rename_axis(["function", "mode"]).reset_index()
+
+
+def _copy(x: Tensor, to: Tensor) -> dict[str, float]:
+    start = now(x.device)
+    to.copy_(x)
+    return dict.fromkeys(("forward", "both"), now(x.device) - start)
 
 
 def _pass(module: nn.Module, x: Tensor, grad: Tensor) -> dict[str, float]:

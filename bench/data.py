@@ -30,7 +30,7 @@ from datamodules.base import stratified_split
 from datamodules.images import class_folders
 from datamodules.loader import ImageLoader
 
-from .measure import generated, in_turns
+from .measure import generated, in_turns, now
 
 OFFERED = {name: getattr(datamodules, name) for name in datamodules.__all__}
 KINDS = {name: kind for name, kind in OFFERED.items() if hasattr(kind, "root")}
@@ -92,20 +92,20 @@ def _resident() -> int:
 def rates(ours: ImageLoader, folder: Path | None = None) -> dict[str, float]:
     """Samples a second, ours and torchvision's in turns."""
     loaders = {"ours": ours, "torchvision": _torchvision(ours, folder)}
-    runs = {name: partial(_rate, loader) for name, loader in loaders.items() if loader is not None}
+    runs = {name: partial(rate, loader) for name, loader in loaders.items() if loader is not None}
     speed = in_turns(runs, ROUNDS)["rate"].median().to_dict()
     ratio = {"ours_to_torchvision": speed["ours"] / speed.get("torchvision", float("nan"))}
     return {f"{name}_samples_a_second": rate for name, rate in speed.items()} | ratio
 
 
-def _rate(loader: Iterable[Any]) -> dict[str, float]:
+def rate(loader: Iterable[Any], device: str = "cpu") -> dict[str, float]:
     """Samples a second, after one batch that does not count."""
     batches, count = chain.from_iterable(repeat(loader)), 0
     next(batches)
-    start = time.perf_counter()
-    while (passed := time.perf_counter() - start) <= SECONDS:
+    start = now(device)
+    while time.perf_counter() - start <= SECONDS:
         count += len(next(batches)[0])
-    return {"rate": count / passed}
+    return {"rate": count / (now(device) - start)}
 
 
 def _torchvision(ours: ImageLoader, folder: Path | None) -> DataLoader | None:

@@ -5,9 +5,11 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from filelock import FileLock
 from pandas import DataFrame
 from torch import Tensor
 
@@ -62,6 +64,11 @@ def summarize(
         for other, of in references.items():
             columns[f"{name}_to_{other}"] = median / [median[of(key)] for key in each]
     return DataFrame(columns)
+
+
+def locked(file: str | None) -> AbstractContextManager[Any]:
+    """Held by one process at a time, if `file` is given."""
+    return FileLock(file) if file else nullcontext()
 
 
 def saved_bytes(forward: Callable[[], Any], own: Iterable[Tensor] = ()) -> int:

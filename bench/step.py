@@ -2,7 +2,8 @@
 
 A step is forward, cross-entropy, backward and SGD. The modes are those of `--model.compile` in
 train.py. A row in mode model is compared with ReLU and SiLU in mode model, the others with the
-plain ones. `saved_mb` is kept for the backward pass, without parameters and buffers. `first_step_s`
+plain ones. `saved_mb` is kept for the backward pass, without parameters and buffers, and `peak_mb`
+is the most that a GPU had in use during a step, above what it had before it. `first_step_s`
 includes the compilation, unless a row above has compiled the same. `even_steps` is the number of
 steps after which the mode has taken less time in all than mode off. A rival is one line
 in RIVALS, or a class's full path after `--activations`.
@@ -26,7 +27,7 @@ from torch.nn import functional as F
 from activations import Activation, parameter_groups
 from models import Classifier
 
-from .measure import in_turns, saved_bytes, summarize, timed
+from .measure import in_turns, locked, saved_bytes, summarize, timed
 from .report import at_least
 
 RIVALS: dict[str, Callable[[], nn.Module]] = {
@@ -40,6 +41,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "resnet8": {"backbone": "resnet8", **IMAGES},
     "resnet20": {"backbone": "resnet20", **IMAGES},
     "resnet18": {"backbone": "timm/resnet18", **IMAGES},
+    "resnet50": {"backbone": "timm/resnet50", **IMAGES, "num_classes": 1000, "image_size": 224},
     "resnet34-1d": {"backbone": "timm/resnet34", **SIGNALS},
 }
 DTYPES = ["float32", "bfloat16"]
@@ -59,6 +61,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--batch_size", type=at_least(2), default=128)
     add("--rounds", type=at_least(2), default=9)
     add("--device", default="cpu", help="cpu or cuda")
+    add("--lock", metavar="FILE", help="time while holding the lock of this file")
 
 
 def factory(name: str) -> Callable[[], nn.Module]:
@@ -127,7 +130,7 @@ def start_compiler(device: str) -> float:
 
 
 def _compare(network: str, dtype: str, once: float, options: Namespace) -> DataFrame:
-    steps, first, saved = {}, {}, {}
+    steps, first, saved, peak = {}, {}, {}, {}
     for function in dict.fromkeys([*RIVALS, *options.activations]):
         modes = options.modes
         if not isinstance(factory(function)(), Activation):  # only ours can be fused
@@ -137,14 +140,22 @@ def _compare(network: str, dtype: str, once: float, options: Namespace) -> DataF
             _, steps[key], saved[key] = training(function, mode, dtype, network, options)
             first[key] = steps[key]()["wall"] + (0.0 if mode == "off" else once)
             steps[key]()
+            if options.device == "cuda":
+                before = torch.cuda.memory_allocated()
+                torch.cuda.reset_peak_memory_stats()
+                steps[key]()
+                peak[key] = (torch.cuda.max_memory_allocated() - before) / 1e6
             steps[key]()
-    times = in_turns(steps, options.rounds)
+    with locked(options.lock):
+        times = in_turns(steps, options.rounds)
     times = {"step": times.pop("wall"), **times}
     table = summarize(times, {"relu": like("ReLU"), "silu": like("SiLU")}, "ms")
     memory = {key: count() / 1e6 for key, count in saved.items()}
     table["saved_mb"] = Series(memory)
     for column, of in (("silu", like("SiLU")), ("relu_in_place", like("ReLU in place"))):
         table[f"saved_to_{column}"] = [memory[key] / memory[of(key)] for key in steps]
+    if peak:
+        table["peak_mb"] = Series(peak)
     table["first_step_s"] = Series(first)
     plain = table.reindex([(function, "off") for function, _ in steps]).set_index(table.index)
     gain = (plain["step_ms"] - table["step_ms"]) / 1e3

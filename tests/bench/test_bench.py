@@ -211,7 +211,7 @@ def test_steps_against_relu_and_silu(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(step, "start_compiler", lambda device: 20.0)
     options = argparse.Namespace(
         networks=["resnet8"], dtypes=["float32"], modes=["off", "activations"], rounds=3,
-        activations=["CosLU"], device="cpu",
+        activations=["CosLU"], device="cpu", lock=None,
     )  # fmt: skip
     table: Any = step.measure(options)
     rows: Any = table.set_index(["function", "mode"])
@@ -244,6 +244,7 @@ def test_a_real_step():
     options = argparse.Namespace(
         networks=["resnet8"], dtypes=["bfloat16"], modes=["off"], rounds=2, batch_size=2,
         activations=["torch.nn.Mish"], device="cpu", layout="channels_last",
+        lock=None,
     )  # fmt: skip
     rows: Any = step.measure(options).set_index("function")
     assert list(rows.index) == ["ReLU", "SiLU", "ReLU in place", "torch.nn.Mish"]

@@ -197,6 +197,28 @@ def test_inductor_makes_the_same_numbers(kind: type[A.Activation], inductor: Non
         check(case, (8, 4, 6, 10), dtype)
 
 
+@pytest.mark.gpu
+def test_a_cuda_graph_follows_parameters_and_schedule(inductor: None):
+    model = nn.Sequential(A.CosLU(), A.DSReLU()).cuda()
+    x = torch.randn(8, 4, 6, 10, device="cuda", requires_grad=True)
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # compiles
+        torch.autograd.grad(model(x).sum(), x)
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        y = model(x)
+        (of_x,) = torch.autograd.grad(y.sum(), x)
+    with torch.no_grad():
+        x.normal_()
+        model.get_parameter("0.alpha").mul_(2)
+    A.set_progress(model, 0.7)
+    graph.replay()
+    expected = model(x)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(of_x, torch.autograd.grad(expected.sum(), x)[0])
+
+
 FRELU = next(case for case in CASES if case.kind is A.FReLU)
 LAYOUTS = {
     "contiguous": lambda t: t.contiguous(),

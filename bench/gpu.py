@@ -1,0 +1,277 @@
+"""All that a GPU can tell, in a few minutes: is it right, how fast is it, does it learn.
+
+The parts: the tests that need a GPU; each activation at two sizes, and with parameters per channel
+in both memory layouts; training steps of ResNet-20, ResNet-50 and a 1-D ResNet-34; the loader; and
+trainings of Digits in several precisions, compiled in each way, by NCCL. Kernels are compiled by
+many processes at once; what is timed has the device alone (`--lock`). Each part is written to the
+folder as soon as it has ended: what the time did not allow is missing, and the table says so.
+Try it without a GPU first: python -m bench gpu --device cpu --quick.
+"""
+
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from pandas import DataFrame
+
+from activations.gallery import KINDS
+from callbacks.machine import ROOT, machine
+
+from . import activations, data, step
+from .measure import generated
+from .report import at_least, write
+
+# parts of activations.py: the name, and options that differ from its own
+SIZES: dict[str, dict[str, Any]] = {
+    "large": {"shape": [128, 256, 56, 56], "dtypes": ["float32", "bfloat16", "float16"]},
+    "small": {"modes": ["activations"], "dtypes": ["float32", "bfloat16"]},
+    "channel": {"shape": [128, 256, 56, 56], "modes": ["activations"], "per_channel": True},
+    "channels_last": {
+        "shape": [128, 256, 56, 56], "modes": ["activations"], "per_channel": True,
+        "channels_last": True, "dtypes": ["bfloat16"],
+    },
+}  # fmt: skip
+STEPS: list[dict[str, Any]] = [
+    {"networks": ["resnet20"], "modes": ["model"], "activations": ["CosLU"]},
+    {"networks": ["resnet50"], "batch_size": 64},
+    {"networks": ["resnet20"]},
+    {"networks": ["resnet34-1d"]},
+]
+FIT = ["fit", "--data", "Digits", "--model.backbone", "resnet8", "--model.activation", "CosLU",
+       "--trainer.enable_progress_bar", "false", "--trainer.devices", "1"]  # fmt: skip
+TRAININGS = {
+    "float32": ["--trainer.precision", "32-true"],
+    "float32, activations compiled": ["--model.compile", "activations"],
+    "float16": ["--trainer.precision", "16-mixed", "--model.compile", "activations"],
+    "bfloat16": ["--trainer.precision", "bf16-mixed", "--model.compile", "activations"],
+    "bfloat16, model compiled": ["--trainer.precision", "bf16-mixed", "--model.compile", "model"],
+    "DDP, SyncBatchNorm": ["--trainer.strategy", "ddp", "--trainer.sync_batchnorm", "true"],
+}
+SLOW = ("BSpline", "DiTAC", "Rational")  # not a few operations for each element
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """The options of this measurement."""
+    add, cores = parser.add_argument, os.cpu_count() or 1
+    add("--device", choices=("cuda", "cpu"), default="cuda")
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="these (all)")
+    add("--minutes", type=float, default=8.0, help="what has not ended by then is left out")
+    add("--jobs", type=at_least(1), default=max(2, cores - 2), help="processes at once")
+    add("--wheels", type=Path, help="folder of wheels to install first, for this run alone")
+    add("--quick", action="store_true", help="two functions, small networks, one epoch")
+
+
+def measure(options: Namespace) -> DataFrame:
+    """One row for each thing that is wanted of a GPU, with what was found."""
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("there is no GPU here; try the measurement with --device cpu --quick")
+    options.out.mkdir(parents=True, exist_ok=True)
+    options.end = time.monotonic() + 60 * options.minutes
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # the processes are many
+        if options.wheels:
+            install(options.wheels, Path(folder, "site"))
+        options.lock = str(Path(folder, "lock"))
+        found = {}
+        for name in options.parts:
+            start = time.monotonic()
+            for row in PARTS[name](options):
+                found[row["wanted"]] = row
+            print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
+    return DataFrame(list(found.values()))
+
+
+def install(wheels: Path, site: Path) -> None:
+    """Install the wheels of a folder where the processes of this run find them."""
+    files = [str(each) for each in sorted(wheels.glob("*.whl"))]
+    if not files:
+        sys.exit(f"--wheels {wheels}: no file *.whl there")
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target"]
+    subprocess.run([*pip, str(site), *files], check=True)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(site), os.getenv("PYTHONPATH"))))
+
+
+def tests(options: Namespace) -> Iterator[dict[str, Any]]:
+    """The tests that need a GPU."""
+    which = ["-m", "gpu"] if options.device == "cuda" else ["-k", "value_is_the_formula and ReLUN"]
+    words = ["-n", str(options.jobs), "-p", "no:benchmark", "-rfE", "--tb=short", *which]
+    code, output = call(options, "tests", ["-m", "pytest", *words])
+    counts = re.findall(r"(\d+) (passed|failed|error|skipped)", output[-500:])
+    said = ", ".join(" ".join(each) for each in counts) or f"did not end (code {code})"
+    yield {"wanted": "tests pass", "found": said, "met": code == 0}
+
+
+def call(options: Namespace, name: str, words: list[str]) -> tuple[int, str]:
+    """Run Python with these words; its code, None for too late, and its output, also in a file."""
+    log, left = options.out / f"{name}.log", max(1.0, options.end - time.monotonic())
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("w") as file:
+        done = subprocess.Popen([sys.executable, *words], stdout=file, stderr=-2, cwd=ROOT, env=env)
+        with suppress(subprocess.TimeoutExpired):
+            done.wait(left)
+        if done.poll() is None:
+            done.terminate()
+            done.wait()
+    return done.returncode, log.read_text(errors="replace")
+
+
+def side_by_side(
+    options: Namespace, name: str, runs: dict[str, Callable[[], DataFrame]]
+) -> DataFrame:
+    """The rows of all `runs`, each in a process of its own, as far as the time allows."""
+    tables: list[DataFrame] = []
+    about = {**machine(), "settings": {"part": name}}
+    pool = ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn"))
+    with (options.out / f"{name}.log").open("w") as log:
+        futures: dict[Future, str] = {pool.submit(run): key for key, run in runs.items()}
+        with suppress(TimeoutError):
+            for done in as_completed(futures, max(1.0, options.end - time.monotonic())):
+                if error := done.exception():
+                    print(f"{futures[done]}: {type(error).__name__}: {error}", file=log, flush=True)
+                    continue
+                tables.append(done.result())
+                write(options.out / name, about, pd.concat(tables))
+        late = [key for future, key in futures.items() if not future.done()]
+        print("did not end:", *late, file=log)
+    for process in list((pool._processes or {}).values()) if late else ():  # pyright: ignore
+        process.terminate()
+    pool.shutdown(cancel_futures=True)
+    return pd.concat(tables) if tables else DataFrame()
+
+
+def functions(options: Namespace) -> Iterator[dict[str, Any]]:
+    """Each activation, at each of SIZES."""
+    names = ["CosLU", "Rational"] if options.quick else list(KINDS)
+    runs = {name: partial(_function, name, options) for name in names}
+    table = side_by_side(options, "activations", runs)
+    if table.empty:
+        return
+    own = table[(table["mode"] == "activations") & (table["size"] == "large")]
+    for dtype in ("bfloat16", "float32"):
+        rows = own[own["dtype"] == dtype]
+        slow = rows["function"].isin(SLOW)
+        few = rows[~slow & ~rows["function"].isin(("LSLU", "FReLU", "DynamicReLU"))]
+        for what, chosen, bar in (("elementwise", few, 1.10), (", ".join(SLOW), rows[slow], 1.5)):
+            if len(chosen):
+                worst = chosen.loc[chosen["both_to_silu"].idxmax()]
+                yield {
+                    "wanted": f"{what}, {dtype}: at most {bar} of SiLU",
+                    "found": f"{(chosen['both_to_silu'] <= bar).sum()} of {len(chosen)}; worst "
+                    f"{worst['function']} {worst['both_to_silu']:.2f}",
+                    "met": bool(worst["both_to_silu"] <= bar),
+                }
+        least = few.loc[few["of_copy_percent"].idxmin()]
+        yield {
+            "wanted": f"elementwise, {dtype}: at least 80% of the bandwidth of a copy",
+            "found": f"{(few['of_copy_percent'] >= 80).sum()} of {len(few)}; least "
+            f"{least['function']} {least['of_copy_percent']:.0f}%",
+            "met": bool(least["of_copy_percent"] >= 80),
+        }
+
+
+def _options(module: Any, words: dict[str, Any]) -> Namespace:
+    parser = ArgumentParser()
+    module.add_options(parser)
+    return Namespace(**{**vars(parser.parse_args([])), **words})
+
+
+def _function(name: str, options: Namespace) -> DataFrame:
+    tables = []
+    for size, words in SIZES.items():
+        words = {**words, "only": [name], "device": options.device, "lock": options.lock}
+        words |= {"shape": [4, 8, 8, 8], "rounds": 2} if options.quick else {}
+        tables.append(activations.measure(_options(activations, words)))
+        tables[-1].insert(0, "size", size)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return pd.concat(tables)
+
+
+def steps(options: Namespace) -> Iterator[dict[str, Any]]:
+    """Training steps of whole networks."""
+    small = [{"networks": ["resnet8"], "batch_size": 4, "activations": ["CosLU"]}]
+    runs = {
+        " ".join([*words["networks"], *words.get("modes", []), dtype]): partial(
+            _steps, {**words, "dtypes": [dtype]}, options
+        )
+        for words in (small if options.quick else STEPS)
+        for dtype in ("float32", "bfloat16")
+    }
+    table = side_by_side(options, "step", runs)
+    if table.empty:
+        return
+    fused = table[table["mode"] == "activations"]
+    for (network, dtype), rows in fused.groupby(["network", "dtype"]):
+        worst = rows.loc[rows["step_to_relu"].idxmax()]
+        yield {
+            "wanted": f"step of {network}, {dtype}: at most 1.03 of ReLU's",
+            "found": f"worst {worst['function']} {worst['step_to_relu']:.3f}",
+            "met": bool(worst["step_to_relu"] <= 1.03),
+        }
+
+
+def _steps(words: dict[str, Any], options: Namespace) -> DataFrame:
+    words = {**words, "device": options.device, "lock": options.lock}
+    words |= {"rounds": 2 if options.quick else 30}
+    return step.measure(_options(step, words))
+
+
+def loader(options: Namespace) -> Iterator[dict[str, Any]]:
+    """Images a second of the loader: CIFAR's, made on the device."""
+    found = data.rate(generated(50_000, 128, options.device), options.device)["rate"]
+    yield {"wanted": "CIFAR images a second of the loader", "found": f"{found:,.0f}", "met": None}
+
+
+def trainings(options: Namespace) -> Iterator[dict[str, Any]]:
+    """Does each precision and way of compiling learn?"""
+    epochs = "1" if options.quick else "10"
+    started = {}
+    chosen = dict(list(TRAININGS.items())[: 2 if options.quick else None])
+    for name, words in chosen.items():
+        place = options.out / "fit" / re.sub(r"\W+", "_", name)
+        run = [str(ROOT / "train.py"), *FIT, *words, "--trainer.max_epochs", epochs,
+               "--trainer.accelerator", {"cuda": "gpu"}.get(options.device, "cpu"),
+               "--trainer.logger.save_dir", str(place)]  # fmt: skip
+        place.mkdir(parents=True, exist_ok=True)
+        log = (place / "log").open("w")
+        started[name] = place, subprocess.Popen([sys.executable, *run], stdout=log, stderr=-2)
+    for name, (place, process) in started.items():
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(1.0, options.end - time.monotonic()))
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+        results = sorted(place.rglob("results.json"))
+        if results:
+            test = json.loads(results[-1].read_text())["test"]["last"]["test/acc"]
+            said = f"{test:.1%} of the test set after {epochs} epochs"
+        else:
+            said = f"did not end (code {process.returncode}), see {place / 'log'}"
+        yield {
+            "wanted": f"learns Digits: {name}",
+            "found": said,
+            "met": bool(results) and (options.quick or test > 0.9),
+        }
+
+
+PARTS: dict[str, Callable[[Namespace], Iterator[dict[str, Any]]]] = {
+    "tests": tests,
+    "activations": functions,
+    "step": steps,
+    "trainings": trainings,
+    "loader": loader,
+}
