@@ -24,7 +24,9 @@ from .locate import Location
 from .trace import Call, Key, Run, run
 
 _log = logging.getLogger(__name__)
-_SIZES = (224, 299, 384, 64, 32, 28)  # tried in turn where no example input is given
+# tried in turn where no example input is given
+_SIZES = (224, 299, 384, 64, 32, 28)
+_VOLUMES = ((16, 224, 224), (64, 64, 64), (32, 32, 32))  # time or depth, height, width
 
 
 @dataclass
@@ -160,21 +162,23 @@ def _first_part(error: Exception) -> str:
 
 
 def _examples(model: nn.Module) -> list[Tensor]:
-    """Batches to try: of the size in timm's `pretrained_cfg`, then of usual sizes."""
+    """Batches to try, without memory: of the size in timm's `pretrained_cfg`, then usual sizes."""
     cfg = getattr(model, "pretrained_cfg", None) or {}
     known = tuple(cfg.get("input_size", ()))
     sizes: list[tuple[int, ...]] = []
     for module in model.modules():
         if isinstance(module, CONVOLUTIONS):  # its channels rather than those of the cfg
-            sides = [known[1:], *((size, size) for size in _SIZES)]
             dims = len(module.kernel_size)
-            sizes = [(module.in_channels, *side, *side[:1])[: 1 + dims] for side in sides if side]
+            usual = _VOLUMES if dims == 3 else [(size, size) for size in _SIZES]
+            sides = [side for side in (known[1:], *usual) if len(side) >= dims]
+            sizes = [(module.in_channels, *side[:dims]) for side in sides]
             break
         if isinstance(module, nn.Linear):
             sizes = [(module.in_features,)]
             break
     sizes = sizes or [(3, size, size) for size in _SIZES]
-    return [torch.zeros(2, *size) for size in dict.fromkeys([*sizes[:1], known, *sizes]) if size]
+    shapes = [(2, *size) for size in dict.fromkeys([*sizes[:1], known, *sizes]) if size]
+    return [torch.empty(shape, device="meta") for shape in shapes]
 
 
 def _runs(

@@ -29,8 +29,14 @@ class Inputs(NamedTuple):
         return Inputs(args, kwargs)
 
     def on(self, device: torch.device | str | None) -> "Inputs":
-        """The same inputs on a device."""
-        return self.map(lambda x: x if device is None else x.to(device))
+        """The same inputs on a device; zeros for those that have no numbers."""
+
+        def there(x: Tensor) -> Tensor:
+            if x.is_meta:
+                return torch.zeros_like(x, device=device or "cpu")
+            return x if device is None else x.to(device)
+
+        return self.map(there)
 
     def of_two(self) -> "Inputs":
         """The batch twice where it has one sample: batch normalisation trains on two at least."""

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .copies import copied
 from .kinds import sizes_taken
-from .trace import Call
+from .trace import Call, without_numbers
 
 Factory = Callable[..., nn.Module]
 Share = Literal["channel", "site", "stage", "model"]
@@ -111,10 +112,13 @@ def _make(factory: Factory, call: Call, share: Share) -> tuple[nn.Module, int | 
 def _check(call: Call, new: nn.Module) -> None:
     """Raise where `new` does not keep the shape and dtype of its input."""
     device = next(new.parameters(), torch.empty(0)).device
-    x = torch.zeros(call.shape, dtype=call.dtype, device=device)
+    x = torch.empty(call.shape, dtype=call.dtype, device="meta")
     try:
         with torch.no_grad():
-            y = copy.deepcopy(new).eval()(x)
+            try:
+                y = copied(new, without_numbers).eval()(x)
+            except Exception:  # it computes with numbers as it runs
+                y = copy.deepcopy(new).eval()(torch.zeros_like(x, device=device))
     except Exception as error:
         raise ValueError(
             f"{type(new).__name__} fails on the input {call.shape} of {call.name}: {error}"

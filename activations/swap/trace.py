@@ -121,7 +121,7 @@ def run(
     With `meta` the copy has shapes and no numbers. `kinds` are names of further gates. `backward`
     adds a backward pass, for which inputs and outputs of the modules `watched` must not change.
     """
-    twin = copied(model, _without_numbers if meta else Tensor.clone).train(training)
+    twin = copied(model, without_numbers if meta else Tensor.clone).train(training)
     seen: set[nn.Module] = set()
     for path, module in list(twin.named_modules(remove_duplicate=False)):
         transform: Any = module
@@ -149,7 +149,8 @@ def run(
     return watch
 
 
-def _without_numbers(value: Tensor) -> Tensor:
+def without_numbers(value: Tensor) -> Tensor:
+    """The shape of `value` on torch's meta device."""
     return value.to("meta")
 
 

@@ -1081,3 +1081,33 @@ def test_sizes_are_tried_where_none_is_given():
     assert replace_activations(nn.Sequential(nn.Linear(7, 5), nn.ReLU()), CosLU)[0].shape == (2, 5)
     signal = nn.Sequential(nn.Conv1d(2, 5, 3), nn.ReLU())
     assert replace_activations(signal, CosLU)[0].channels == 5
+
+
+class Noting(nn.Module):
+    numbers = 0  # the most that an input held
+
+    def forward(self, x):
+        Noting.numbers = max(Noting.numbers, 0 if x.is_meta else x.numel())
+        return x.relu()
+
+
+def test_a_network_for_video_is_tried_without_numbers():
+    network = nn.Sequential(nn.Conv3d(3, 8, 3, padding=1), nn.ReLU(), nn.AvgPool3d((16, 7, 7)))
+    report = replace_activations(network, Noting)
+    assert report[0].shape == (2, 8, 16, 224, 224)
+    assert Noting.numbers < 100_000  # a few to see which kind of function it is
+
+
+def test_volumes_that_are_no_video():
+    network = nn.Sequential(nn.Conv3d(1, 4, 32, stride=32), nn.ReLU())
+    assert replace_activations(network, CosLU)[0].shape == (2, 4, 2, 2, 2)
+
+
+class OfNumbers(nn.Module):
+    def forward(self, x):
+        return x.relu() if x.mean().item() < 1 else x
+
+
+def test_an_activation_that_computes_with_numbers():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    assert replace_activations(network, OfNumbers)[0].new == "OfNumbers()"

@@ -1,4 +1,4 @@
-"""The swap on every torchvision classification network and on one of each of timm's families.
+"""The swap on every network of torchvision and on one of each of timm's families.
 
 Each call gets a module that computes what was there before, chosen by this file from the old one's
 name; outputs must agree to 1e-5 in both modes. What each call computes together with the module
@@ -6,6 +6,7 @@ around it is then tried on numbers: a square around it, for example, was part of
 """
 
 import copy
+from typing import Any
 
 import pytest
 import timm
@@ -14,6 +15,7 @@ import torchvision
 from timm.models._registry import _module_to_models
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models import detection, optical_flow, segmentation, video
 
 from activations import replace_activations
 
@@ -41,10 +43,10 @@ def tensors(output):
     return [tensor for part in parts if part is not None for tensor in tensors(part)]
 
 
-def check(network: nn.Module, x: torch.Tensor):
+def check(network: nn.Module, *inputs: Any, example_input: Any = None):
     before = copy.deepcopy(network)
     state = {name: value.clone() for name, value in network.state_dict().items()}
-    report = replace_activations(network, Twin)
+    report = replace_activations(network, Twin, example_input=example_input)
     after = network.state_dict()
     replaced = tuple(f"{call.key[0]}." for call in report if call.function is None)
     kept = {name: value for name, value in state.items() if not name.startswith(replaced)}
@@ -72,7 +74,7 @@ def check(network: nn.Module, x: torch.Tensor):
         for model in (before, network):
             torch.manual_seed(1)
             with torch.no_grad():
-                outputs.append(tensors(model.train(training)(x)))
+                outputs.append(tensors(model.train(training)(*inputs)))
         for old, new in zip(*outputs, strict=True):
             torch.testing.assert_close(new, old, rtol=1e-5, atol=1e-6, equal_nan=True)
 
@@ -115,6 +117,46 @@ def test_torchvision(name: str):
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     network = torchvision.models.get_model(name, **options)
     check(network, torch.randn(2, 3, *[299 if large else 224] * 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", torchvision.models.list_models(module=segmentation))
+def test_segmentation(name: str):
+    options = {} if name.startswith("lraspp") else {"aux_loss": True}
+    network = torchvision.models.get_model(name, weights_backbone=None, **options)
+    check(network, torch.randn(2, 3, 64, 96))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", torchvision.models.list_models(module=video))
+def test_video(name: str):
+    size = (112, 112) if name.endswith("_18") else (224, 224)
+    check(torchvision.models.get_model(name), torch.randn(2, 3, 16, *size))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", torchvision.models.list_models(module=optical_flow))
+def test_optical_flow(name: str):
+    pair = torch.randn(2, 3, 128, 128), torch.randn(2, 3, 128, 128)
+    check(torchvision.models.get_model(name), *pair, example_input=pair)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", torchvision.models.list_models(module=detection))
+def test_detection(name: str):
+    network: Any = torchvision.models.get_model(name, weights_backbone=None)
+    if not name.startswith("ssd"):
+        network.transform.min_size, network.transform.max_size = (128,), 256
+    (network.roi_heads if "rcnn" in name else network).score_thresh = 0.0
+    images = [torch.rand(3, 96, 128), torch.rand(3, 96, 128)]
+    target = {
+        "boxes": torch.tensor([[10.0, 10.0, 60.0, 60.0]]),
+        "labels": torch.tensor([1]),
+        "masks": torch.ones(1, 96, 128, dtype=torch.uint8),
+        "keypoints": 60 * torch.rand(1, 17, 3),
+    }
+    batch = images, [target, target]
+    check(network, *batch, example_input=batch)
 
 
 @pytest.mark.slow
