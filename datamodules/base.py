@@ -43,6 +43,8 @@ class ImageDataModule(LightningDataModule):
         augment: more transforms of each training image, before it is normalised, such as
             torchvision.transforms.v2.RandAugment; no Normalize. They give uint8, or floats in
             [0, 1].
+        workers: processes that decode files and apply `augment`, two batches each in advance; null
+            for one per core, 0 for none. What is drawn does not depend on it.
         mix: torchvision.transforms.v2.MixUp or CutMix, applied to each training batch.
         balance: for classes of unequal size: `sampling` draws all classes equally often, `loss`
             weights the classes in the training loss.
@@ -79,13 +81,14 @@ class ImageDataModule(LightningDataModule):
     augment: list[nn.Module] | None = None
     mix: nn.Module | None = None
     balance: Literal["sampling", "loss"] | None = None
+    workers: int | None = None
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
         check_types(self)
         check_range(1, math.inf, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
-        check_range(0, math.inf, crop_padding=self.crop_padding or 0)
+        check_range(0, math.inf, crop_padding=self.crop_padding or 0, workers=self.workers or 0)
         check_range(-(2**63), 2**63 - 1, split_seed=self.split_seed)
         check_part(val_fraction=self.val_fraction)
         if any(type(each).__name__ == "Normalize" for each in _within(self.augment or ())):
@@ -159,6 +162,7 @@ class ImageDataModule(LightningDataModule):
                     "epoch: lower it, or set check_val_every_n_epoch to null"
                 )
             if self.augment or self.mix:
+                loader.workers = 0
                 next(iter(loader))  # refuses transforms that fail
                 loader.next_batch = 0
 
@@ -226,6 +230,7 @@ class ImageDataModule(LightningDataModule):
             fixed=bool(getattr(trainer, "overfit_batches", 0)),
             rank=trainer.global_rank,
             world_size=trainer.world_size,
+            local=trainer.num_devices,
             device=trainer.strategy.root_device,
         )
 

@@ -90,7 +90,7 @@ class ImageFolder(Pool):
         self._files, labels, parts = self.files()
         side, files = self.image_size, self._files
         shape = (len(files), 3, side, side)
-        fits = math.prod(shape) <= self.cache_limit * 1e9
+        fits = self.random_resized_crop is None and math.prod(shape) <= self.cache_limit * 1e9
 
         def build(create: Create) -> None:
             create("first", (len(files),), np.int64)[:] = first_copies(files)

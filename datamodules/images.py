@@ -1,11 +1,12 @@
-"""Image files: finding them, reading their pixels as uint8, and decoding batches by threads."""
+"""Image files: finding them, and reading their pixels as uint8."""
 
+import io
 import math
 import os
 import re
-from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .workers import cores, prepared
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+Place = Callable[[int, int], Box]  # of an upright image's width and height
+
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp", ".tif", ".tiff", ".gif"}
 
+ORIENTATION = 0x0112  # a number of EXIF
 # what these suffixes stand for: PIL knows others by their content, some of which are programs
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP", "TIFF", "GIF")
 # PIL reads this header byte by byte, and all comments between plain numbers again and again
@@ -68,17 +75,20 @@ def files_within(folder: Path, suffixes: Collection[str]) -> list[Path]:
     )
 
 
-def read_image(file: Path, side: int, *, resize: bool = True) -> np.ndarray:
+def read_image(
+    file: str | Path, side: int, *, resize: bool = True, place: Place | None = None
+) -> np.ndarray:
     """Pixels of one image file as (3, side, side) in uint8.
 
-    The shorter side is resized to `side`, then the middle is cut out. Grey and 16-bit images
-    become RGB of the same brightness, transparency is dropped, and the rotation that a camera has
-    noted is applied.
+    By default the shorter side is resized to `side`, then the middle is cut out. Grey and 16-bit
+    images become RGB of the same brightness, transparency is dropped, and the rotation that a
+    camera has noted is applied.
 
     Args:
         file: the image.
         side: side of the result in pixels.
         resize: resize an image of another size; False refuses it.
+        place: the part of the image that becomes the result; by default the square in the middle.
 
     Raises:
         ValueError: the file is not a readable image, or has a size that is refused.
@@ -86,53 +96,68 @@ def read_image(file: Path, side: int, *, resize: bool = True) -> np.ndarray:
     from PIL import Image
 
     try:
-        _check_pnm(file)
-        with Image.open(file, formats=FORMATS) as image:
-            image.draft("RGB", (side, side))  # a large JPEG is decoded at about the wanted size
-            width, height = image.size
-            if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):  # PIL allows twice as many
-                raise ValueError(f"{width} x {height} pixels are too many")
-            if not resize and (width, height) != (side, side):
+        content = Path(file).read_bytes()
+        _check_pnm(content)
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            turned = image.getexif().get(ORIENTATION, 1) >= 5  # it lies on its side
+            width, height = image.size[::-1] if turned else image.size
+            box = (place or middle)(width, height)
+            if resize:  # a large JPEG is decoded at about the wanted size
+                ratio = min(box[2] - box[0], box[3] - box[1]) / side
+                image.draft("RGB", tuple(max(1, round(each / ratio)) for each in image.size))  # pyright: ignore
+            elif image.size != (side, side):
                 raise ValueError(f"it has {width} x {height} pixels, not {side} x {side}")
+            if math.prod(image.size) > (Image.MAX_IMAGE_PIXELS or math.inf):  # PIL allows twice
+                raise ValueError(f"{image.width} x {image.height} pixels are too many")
             pixels = rgb(image)
+            pixels.load()
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise damaged(file, error, "replace or delete it") from error
-    return square(pixels, side)
+    across, down = pixels.width / width, pixels.height / height
+    left, top, right, bottom = box
+    return square(pixels, side, (left * across, top * down, right * across, bottom * down))
 
 
-def rgb(image: "Image") -> np.ndarray:
-    """Pixels (H, W, 3) of an image of any mode, as :func:`read_image` reads them."""
+def middle(width: int, height: int) -> Box:
+    """The largest square in the middle of an image."""
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
+def rgb(image: "Image") -> "Image":
+    """An image of any mode in RGB, as :func:`read_image` reads it."""
     from PIL import Image, ImageOps
 
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits, which convert("RGB") would clip at 255
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if "transparency" in image.info:
         image = image.convert("RGBA")
-    return np.asarray(image.convert("RGB"))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _check_pnm(file: Path) -> None:
+def _check_pnm(content: bytes) -> None:
     """Refuse a PNM file that is slow to read: a long header, or much more than its numbers."""
-    with file.open("rb") as opened:
-        begin = opened.read(2**21)
-    if re.match(rb"P[1-6][\s#]", begin):
+    if re.match(rb"P[1-6][\s#]", content):
+        begin = content[: 2**21]
         header = PNM.match(begin)
         if not header:
             raise ValueError(f"its first {len(begin):,} bytes name no width and height")
         plain, pixels = int(header[1]) < 4, int(header[2]) * int(header[3])
-        if plain and file.stat().st_size > 2**16 + 48 * pixels:  # 16 for each of three numbers
-            raise ValueError(f"{file.stat().st_size:,} bytes are too many for {pixels:,} pixels")
+        if plain and len(content) > 2**16 + 48 * pixels:  # 16 for each of three numbers
+            raise ValueError(f"{len(content):,} bytes are too many for {pixels:,} pixels")
 
 
-def square(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Pixels (H, W, 3) as (3, side, side), resized and cut as :func:`read_image` does."""
-    from PIL import Image, ImageOps
+def square(image: "Image", side: int, box: Box | None = None) -> np.ndarray:
+    """The part `box` of an RGB image, by default its middle, as (3, side, side)."""
+    from PIL import Image
 
-    if pixels.shape[:2] != (side, side):
-        image = ImageOps.fit(Image.fromarray(pixels), (side, side), Image.Resampling.BILINEAR)
-        pixels = np.asarray(image)
-    return pixels.transpose(2, 0, 1)
+    left, top, right, bottom = box or middle(*image.size)
+    inside = left, top, min(right, image.width), min(bottom, image.height)
+    resized = image.resize((side, side), Image.Resampling.BILINEAR, box=inside)
+    return np.asarray(resized).transpose(2, 0, 1)
 
 
 def normalisation(
@@ -154,45 +179,37 @@ class Images:
     Args:
         files: one file per image.
         side: side in pixels; see :func:`read_image`.
-        threads: number of threads that decode; by default one per core.
     """
 
     dtype = torch.uint8
 
-    def __init__(self, files: Sequence[Path], side: int, threads: int | None = None) -> None:
-        self.files, self.side, self.threads = files, side, threads or os.cpu_count() or 1
+    def __init__(self, files: Sequence[str | Path], side: int) -> None:
+        # one array, which worker processes share: reading a list of texts would copy it
+        self._names = np.array([os.fsencode(file) for file in files])
+        self.side = side
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self.files)
+        return len(self._names)
 
-    def stream(self, batches: Iterable[Tensor], *, resize: bool = True) -> Iterator[Tensor]:
-        """The images at each batch of positions; two more batches are decoded in advance."""
-        with ThreadPoolExecutor(self.threads) as pool:
-            waiting: deque[list[Future[np.ndarray]]] = deque()
-            try:
-                for batch in batches:
-                    files = [self.files[position] for position in batch.tolist()]
-                    waiting.append(
-                        [pool.submit(read_image, f, self.side, resize=resize) for f in files]
-                    )
-                    if len(waiting) > 2:
-                        yield _stack(waiting.popleft())
-                while waiting:
-                    yield _stack(waiting.popleft())
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+    def __getitem__(self, positions: Tensor) -> Tensor:
+        """The images at these positions."""
+        return self.read(positions)
+
+    def read(self, positions: Tensor, places: Iterable[Place] | None = None, **how: bool) -> Tensor:
+        """The images at these positions; `places` and `how` as :func:`read_image` takes them."""
+        names = (os.fsdecode(name) for name in self._names[positions.numpy()])
+        each = zip(names, places or repeat(None), strict=False)
+        read = [read_image(name, self.side, place=place, **how) for name, place in each]
+        return torch.from_numpy(np.stack(read))
 
     def decode_into(self, array: np.ndarray, *, resize: bool = True) -> None:
-        """Decode all images into `array`, (M, 3, side, side)."""
+        """Decode all images into `array`, (M, 3, side, side), by all cores."""
         first = 0
-        for images in self.stream(torch.arange(len(self)).split(256), resize=resize):
+        parts = torch.arange(len(self)).split(64)
+        for images in prepared(partial(self.read, resize=resize), parts, cores()):
             array[first : first + len(images)] = images.numpy()
             first += len(images)
-
-
-def _stack(futures: list[Future[np.ndarray]]) -> Tensor:
-    return torch.from_numpy(np.stack([future.result() for future in futures]))
 
 
 def some(names: Sequence[object]) -> str:
@@ -220,6 +237,6 @@ def require(files: Sequence[Path], remedy: str) -> None:
         )
 
 
-def damaged(file: Path, why: object, remedy: str = "unpack it again") -> ValueError:
+def damaged(file: str | Path, why: object, remedy: str = "unpack it again") -> ValueError:
     """The error for a file with content that cannot be used."""
     return ValueError(f"{str(file)!r} is damaged ({why}): {remedy}")

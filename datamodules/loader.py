@@ -2,35 +2,19 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Sampler
 
+from .augment import Augmentation, Source, drawing, uniform
 from .images import Images, normalisation
+from .workers import cores, prepared
 
 if TYPE_CHECKING:
     from .base import ImageDataModule
-
-_MIX = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)  # of SplitMix64, as int64
-
-
-def uniform(seed: int, epoch: int, index: Tensor, below: tuple[int, ...]) -> list[Tensor]:
-    """For each bound in `below`, one integer in [0, bound) per sample.
-
-    It depends on (seed, epoch, index) alone: not on the batch, the processes or the device.
-    """
-    draws = []
-    for stream, bound in enumerate(below):
-        start = seed * 0x9E3779B97F4A7C15 + epoch * 0xBF58476D1CE4E5B9 + stream * 0xD1B54A32D192ED03
-        bits = index * _MIX[1] + start % 2**63
-        for multiplier in _MIX:
-            bits = (bits ^ ((bits >> 30) & 0x3FFFFFFFF)) * multiplier
-        draws.append(((bits >> 31) & 0x7FFFFFFF) % bound)
-    return draws
 
 
 class EpochOrder(Sampler[int]):
@@ -91,6 +75,7 @@ class ImageLoader:
         fixed: all epochs are like the first.
         rank: number of this process.
         world_size: number of processes.
+        local: number of them on this machine.
         device: device of the batches.
 
     Raises:
@@ -108,6 +93,7 @@ class ImageLoader:
         fixed: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        local: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
         self.data, self.images, self.labels, self.indices = data, images, labels, indices
@@ -124,7 +110,10 @@ class ImageLoader:
         self.sampler = EpochOrder(indices, self.seed, weights, fixed=fixed)
         self.batch_sampler = None  # Lightning asks for it where there is a sampler
         self.next_batch = 0
-        self._checked = False
+        # stored images alone need no processes: a batch of them is cropped as a whole
+        works = isinstance(images, Images) or bool(training and data.augment)
+        each = max(1, cores() // local) if data.workers is None else data.workers
+        self.workers = each if works else 0
         self._resumed_epoch = -1
         if len(self) == 0 or len(indices) < world_size:
             raise ValueError(
@@ -157,33 +146,30 @@ class ImageLoader:
         order = self.sampler.draw() if self.training else self.indices
         mine = order[self.rank :: self.world_size]
         batches = mine[first * self.batch_size : len(self) * self.batch_size].split(self.batch_size)
-        if isinstance(source := self.images, Images):
-            pixels = source.stream(batches)
-        else:
-            pixels = map(source.__getitem__, batches)
+        augmentation = self._augmentation() if self.training else None
+        source, pinned = Source(self.images, augmentation), self.device.type == "cuda"
+        pixels = prepared(source, batches, self.workers, pinned=pinned)
         for batch, chosen in enumerate(batches, start=first):
-            images = self._images(next(pixels), chosen)
+            images = next(pixels).to(self.device, non_blocking=True)
+            if augmentation and not augmentation.transforms:  # else the source has shifted them
+                images = augmentation.shift(images, chosen)
+            images = (images.float() - self.shift) * self.scale
             labels, index = self._send(self.labels[chosen]), self._send(chosen)
             if self.training and self.data.mix is not None:
                 images, labels = self._mix(images, labels, self.data.mix, batch)
             self.next_batch = batch + 1
             yield self.data.transform_batch(images), labels, index
 
-    def _images(self, images: Tensor, chosen: Tensor) -> Tensor:
-        images = self._send(images)
-        if self.training:
-            side = 2 * self.crop_padding + 1
-            bounds = (side, side, 2, 2**31)
-            top, left, mirrored, seeds = uniform(self.seed, self.sampler.drawn, chosen, bounds)
-            if self.crop_padding:
-                images = crop(images, self.crop_padding, self._send(top), self._send(left))
-            if self.data.flip:
-                mirrored = self._send(mirrored).bool().view(-1, 1, 1, 1)
-                images = torch.where(mirrored, images.flip(3), images)
-            if self.data.augment:
-                drawn = zip(images, seeds, strict=True)
-                images = self._augmented([self._augment(image, seed) for image, seed in drawn])
-        return (images.float() - self.shift) * self.scale
+    def _augmentation(self) -> Augmentation:
+        data = self.data
+        return Augmentation(
+            self.seed,
+            self.sampler.drawn,
+            self.crop_padding,
+            data.flip,
+            tuple(data.augment or ()),
+            getattr(data, "random_resized_crop", None),
+        )
 
     def _send(self, tensor: Tensor) -> Tensor:
         """Copy to the device; from pinned memory, so that the host does not wait."""
@@ -191,64 +177,10 @@ class ImageLoader:
             return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
-    def _augment(self, image: Tensor, seed: Tensor) -> Tensor:
-        new: Any = image
-        with self._drawing(seed):
-            for transform in self.data.augment or ():
-                try:
-                    new = transform(new)
-                except Exception as error:
-                    raise ValueError(
-                        f"augment: {type(transform).__name__} fails on a training image, a tensor "
-                        f"{tuple(image.shape)} of {image.dtype}: {error}. Transforms of whole "
-                        "batches, such as MixUp, belong to mix"
-                    ) from error
-        if not isinstance(new, Tensor) or new.shape != image.shape:
-            found = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
-            raise ValueError(
-                f"augment makes {found} of an image {tuple(image.shape)}: it must be a tensor of "
-                "the same shape"
-            )
-        return new.as_subclass(Tensor)
-
-    def _augmented(self, images: list[Tensor]) -> Tensor:
-        """One batch of augmented images, in the range of the images before."""
-        batch = torch.stack(images)
-        if self.images.dtype != torch.uint8 or batch.dtype == torch.uint8:
-            return batch
-        if not self._checked:  # once: the host waits for the numbers
-            mean, deviation = batch.float().mean().item(), batch.float().std().item()
-            if not (batch.is_floating_point() and 0 <= mean <= 1 and deviation <= 0.5):
-                raise ValueError(
-                    f"augment gives {batch.dtype} with mean {mean:.3g} and standard deviation "
-                    f"{deviation:.3g}: it must give uint8, or floats in [0, 1] "
-                    "(ToDtype(torch.float32, scale=True)) that are not normalised: leave out "
-                    "Normalize, the images are normalised afterwards"
-                )
-            self._checked = True
-        return batch * 255
-
     def _mix(
         self, images: Tensor, labels: Tensor, mix: nn.Module, batch: int
     ) -> tuple[Tensor, Tensor]:
         number = torch.tensor(batch * self.world_size + self.rank)
         [seed] = uniform(self.seed, self.sampler.drawn, number, (2**31,))
-        with self._drawing(seed):
+        with drawing(seed, self.device):
             return mix(images, F.one_hot(labels, self.data.num_classes).float())
-
-    @contextmanager
-    def _drawing(self, seed: Tensor) -> Iterator[None]:
-        """Seed torch's generator, and restore it at the end."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(int(seed))
-            yield
-
-
-def crop(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
-    """Pad with zeros, then cut a window of the old size out of each image, at (top, left)."""
-    height, width = images.shape[-2:]
-    padded = F.pad(images, (padding,) * 4)
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-    each = torch.arange(len(images), device=images.device)
-    return windows[each, :, top, left]

@@ -158,14 +158,22 @@ class MiniImageNet(ImageFolder):
             return super().read()
         require(files, "Put the other pickles of mini-ImageNet there too")
 
+        if self.random_resized_crop is not None:
+            raise ValueError(
+                "random_resized_crop reads photos, and these pickles hold squares of 84 pixels: "
+                "leave it out, or give a folder of the photos"
+            )
+
         def build(create: Create) -> None:
+            from PIL import Image
+
             contents = [read_pickle(file) for file in files]
             images = [image for pixels, _ in contents for image in pixels]
             names = [name for _, classes in contents for name in classes]
             check_classes(self.folder, names, self.class_names, REMEDY)
             pixels = create("images", (len(images), 3, side, side), np.uint8)
             for position, image in enumerate(images):
-                pixels[position] = square(image, side)
+                pixels[position] = square(Image.fromarray(image), side)
             labels = [self.class_names.index(name) for name in names]
             create("labels", (len(images),), np.int64)[:] = labels
             digests = (hashlib.sha256(image).digest() for image in images)

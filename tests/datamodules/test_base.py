@@ -12,8 +12,9 @@ from lightning.pytorch import Callback, Trainer
 
 import datamodules
 from datamodules import CIFAR10, CIFAR100, Digits, ImageDataModule, ImageFolder
+from datamodules.augment import crop, uniform
 from datamodules.base import stratified_split
-from datamodules.loader import ImageLoader, crop, uniform
+from datamodules.loader import ImageLoader
 from tests.data import Tiny, part_of, write_official, write_tree
 from tests.trainings import Small, trainer
 
