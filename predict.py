@@ -133,7 +133,7 @@ def of_records(network: Network, files: dict[str, Path], refused: Refused) -> It
         for time, label, shares in zip(
             beats.times, labels, predicted(network, beats.batch), strict=True
         ):
-            known = {"record": record, "time": f"{time:.3f}", "lead": prepare.lead}
+            known = {"record": record, "time": f"{time:.3f}", "lead": beats.lead}
             yield Row(next(number), known, label, shares)
 
 

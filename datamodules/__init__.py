@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .mitbih import MITBIH
     from .mnist import MNIST
     from .tinyimagenet import TinyImageNet
+    from .wfdbbeats import WFDBBeats
 
 __all__ = [
     "CIFAR10",
@@ -26,6 +27,7 @@ __all__ = [
     "MiniImageNet",
     "Silkworm",
     "TinyImageNet",
+    "WFDBBeats",
 ]
 # whoever prepares one sample (preprocess.py) needs no Lightning, which these import
 _FILES = {

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from .images import damaged
-from .records import baseline_of, lead_of, read_notes, read_record
+from .records import baseline_of, leads_of, named, positions, read_notes, read_record
 
-RATE = 360  # samples per second of every record
 FLAT = 1e-3  # millivolt; one step of the converter is 5e-3, so a lead with less is not connected
 SYMBOLS = "NLRejAaJSVEF/fQ"  # the annotations that AAMI EC57 counts as beats
 AAMI = {"N": "NLRej", "S": "AaJS", "V": "VE", "F": "F", "Q": "/fQ"}
@@ -21,113 +20,143 @@ Representation = Literal["signal", "image", "spectrogram"]
 
 
 class Window(NamedTuple):
-    """How a beat is cut out: the options of `MITBIH`, whose `window` is `before` and `after`."""
+    """How a beat is cut out: the options of `WFDBBeats`, whose `window` is `before` and `after`.
 
-    lead: str
+    With `cycles`, a beat lasts from `before` to so many median RR intervals of its record, and
+    zeros follow up to `after`.
+    """
+
+    lead: tuple[str, ...]
+    leads: int
     before: float
     after: float
-    rate: float | None
+    rate: float
     baseline: bool
     normalize: Normalize
+    cycles: float | None = None
 
     @property
     def samples(self) -> int:
         """Length of a beat."""
-        return round((self.before + self.after) * (self.rate or RATE))
+        return round((self.before + self.after) * self.rate)
 
 
 class Beats(NamedTuple):
     """The annotated beats of one record.
 
     Attributes:
-        signals: (K, samples), float32, of the K beats whose window lies inside the record.
+        signals: (K, C, samples), float32, of the K beats whose window lies inside the record.
         symbols: (M,), positions in `SYMBOLS`.
         peaks: (M,), the R peaks in samples of the record.
         inside: (M,), whether the window lies inside the record.
+        lead: the names of the leads.
+        rate: samples per second of the record.
     """
 
     signals: np.ndarray
     symbols: np.ndarray
     peaks: np.ndarray
     inside: np.ndarray
+    lead: str
+    rate: float
 
 
-def read_beats(path: Path, window: Window, sums: dict[str, str]) -> Beats | None:
-    """The beats of a record; None if it lacks the lead.
+def read_beats(
+    path: Path, window: Window, sums: dict[str, str], rate: float | None = None
+) -> Beats | list[str]:
+    """The beats of a record, or the names of its signals if it lacks the leads.
 
     Args:
         path: path of the record, without suffix.
         window: how beats are cut out.
         sums: SHA-256 of files by name, as far as they are known.
+        rate: samples per second that the record must have; None accepts 30 to 10,000.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged.
     """
-    record = read_record(path, sums, RATE)
+    record = read_record(path, sums, rate)
     peaks, symbols = read_notes(path, sums, record.sig_len)
-    if window.lead not in record.sig_name:
-        return None
+    chosen = positions(record.sig_name, window.lead, window.leads)
+    if not chosen:
+        return record.sig_name
     beat = np.array([symbol in SYMBOLS for symbol in symbols], dtype=bool)
     kinds = np.array([SYMBOLS.index(s) for s in symbols if s in SYMBOLS], dtype=np.int64)
-    signals, inside = cut(lead_of(record, window.lead), peaks[beat], window)
-    return Beats(signals, kinds, peaks[beat], inside)
+    signal, _ = leads_of(record, chosen, path)
+    signals, inside = cut(signal, peaks[beat], window, record.fs)
+    return Beats(signals, kinds, peaks[beat], inside, named(record, chosen), record.fs)
 
 
 def cut(
-    signal: np.ndarray, peaks: np.ndarray, window: Window, rate: float = RATE
+    signal: np.ndarray, peaks: np.ndarray, window: Window, rate: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The windows (K, samples) that lie inside the signal, and the mask (M,) of their peaks.
+    """The windows (K, C, samples) that lie inside the signal, and the mask (M,) of their peaks.
 
     Args:
-        signal: in millivolt, with `rate` samples per second.
+        signal: (C, L), in millivolt, with `rate` samples per second.
         peaks: (M,), the R peaks in samples of the signal.
         window: how beats are cut out; the signal is resampled to its rate.
         rate: see above.
     """
     from scipy.signal import resample_poly
 
-    wanted = window.rate or RATE
+    wanted = window.rate
     if wanted != rate:
         ratio = Fraction(wanted / rate).limit_denominator(1000)
-        signal = resample_poly(signal, ratio.numerator, ratio.denominator, padtype="line")
+        signal = resample_poly(signal, ratio.numerator, ratio.denominator, axis=1, padtype="line")
         peaks = np.round(peaks * wanted / rate).astype(np.int64)
     if window.baseline:
-        signal = signal - baseline_of(signal, wanted)
+        signal = signal - np.stack([baseline_of(each, wanted) for each in signal])
     first = peaks - round(window.before * wanted)
-    inside = (first >= 0) & (first + window.samples <= len(signal))
-    beats = signal[first[inside, None] + np.arange(window.samples)]
+    if window.cycles:
+        return _cycles(signal, first, window)
+    inside = (first >= 0) & (first + window.samples <= signal.shape[1])
+    beats = signal[:, first[inside, None] + np.arange(window.samples)].swapaxes(0, 1)
     return normalised(beats, window.normalize).astype(np.float32), inside
 
 
+def _cycles(signal: np.ndarray, first: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
+    """Beats of `window.cycles` median RR intervals, followed by zeros; without the last beat."""
+    inside = (first >= 0) & (np.arange(len(first)) < len(first) - 1)
+    beats = np.zeros((int(inside.sum()), len(signal), window.samples), np.float32)
+    assert window.cycles is not None
+    length = round(window.cycles * np.median(np.diff(first))) if len(first) > 1 else 0
+    for beat, start in zip(beats, first[inside], strict=True):
+        part = signal[:, start : start + min(length, window.samples)]
+        beat[:, : part.shape[1]] = normalised(part, window.normalize)
+    return beats, inside
+
+
 def normalised(beats: np.ndarray, how: Normalize) -> np.ndarray:
-    """Beats (K, samples), each scaled as `how` says."""
+    """Beats (..., samples), each lead scaled as `how` says."""
     if how == "zscore":
-        beats = beats - beats.mean(1, keepdims=True)
-        return beats / np.maximum(beats.std(1, keepdims=True), FLAT)
+        beats = beats - beats.mean(-1, keepdims=True)
+        return beats / np.maximum(beats.std(-1, keepdims=True), FLAT)
     if how == "minmax":
-        beats = beats - beats.min(1, keepdims=True)
-        return beats / np.maximum(beats.max(1, keepdims=True), FLAT)
+        beats = beats - beats.min(-1, keepdims=True)
+        return beats / np.maximum(beats.max(-1, keepdims=True), FLAT)
     return beats
 
 
 def represented(beats: Tensor, representation: Representation) -> Tensor:
-    """Beats (N, 1, L) as they are (`signal`), as (N, 1, 1, L), or as spectrograms."""
+    """Beats (N, C, L) as they are (`signal`), as (N, C, 1, L), or as spectrograms."""
     if representation == "image":
         return beats.unsqueeze(2)
     return spectrogram(beats) if representation == "spectrogram" else beats
 
 
 def spectrogram(beats: Tensor) -> Tensor:
-    """Log power of beats (N, 1, L) as images (N, 1, 32, 32), each with mean 0 and deviation 1.
+    """Log power of beats (N, C, L) as images (N, C, 32, 32), each with mean 0 and deviation 1.
 
     Frequency goes from 0 at the bottom to half the sampling rate at the top, time from left to
     right.
     """
     hop = max(1, beats.shape[-1] // 31)
     window = torch.hann_window(62, device=beats.device)
-    power = torch.stft(beats[:, 0], 62, hop, window=window, return_complex=True).abs().square()
-    image = (power[..., :32] + 1e-3).log().flip(1).unsqueeze(1)
+    flat = beats.flatten(0, 1)
+    power = torch.stft(flat, 62, hop, window=window, return_complex=True).abs().square()
+    image = (power[..., :32] + 1e-3).log().flip(1).unflatten(0, beats.shape[:2])
     deviation, mean = torch.std_mean(image, dim=(2, 3), keepdim=True)
     return (image - mean) / deviation.clamp(min=1e-6)
 

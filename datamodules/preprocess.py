@@ -29,6 +29,7 @@ class Beats(NamedTuple):
         outside: beats whose window leaves the record.
         missing: samples that the record lacks; they lie on a line between their neighbours.
         rate: of the record, in samples per second.
+        lead: the names of the leads.
     """
 
     batch: Tensor
@@ -37,6 +38,7 @@ class Beats(NamedTuple):
     outside: int
     missing: int
     rate: float
+    lead: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +55,11 @@ class Preparation:
         std: of each channel.
         step: code of the data module that changes its batches, which is not stored.
         representation: of heart beats; None for others.
-        lead: of heart beats that are cut out of records; None where they come cut out.
+        lead: names of the leads of heart beats that are cut out of records, the first that a record
+            has; None where beats come cut out.
         window: seconds before and after the R peak.
+        cycles: median RR intervals after the R peak, with zeros up to the end of the window; None
+            fills the window.
         rate: samples per second.
         baseline: subtract the baseline.
         normalize: how each beat is scaled.
@@ -72,8 +77,9 @@ class Preparation:
     std: list[float]
     step: str | None = None
     representation: Representation | None = None
-    lead: str | None = None
+    lead: str | list[str] | None = None
     window: list[float] | None = None
+    cycles: float | None = None
     rate: float | None = None
     baseline: bool = False
     normalize: Normalize = "none"
@@ -125,7 +131,21 @@ class Preparation:
         """How beats are cut out of a record."""
         assert self.window is not None, "of heart beats alone"
         before, after = self.window
-        return Window(self.lead or "", before, after, self.rate, self.baseline, self.normalize)
+        return Window(
+            self.leads,
+            self.channels,
+            before,
+            after,
+            self.rate or math.nan,
+            self.baseline,
+            self.normalize,
+            self.cycles,
+        )
+
+    @property
+    def leads(self) -> tuple[str, ...]:
+        """The names of the leads."""
+        return (self.lead,) if isinstance(self.lead, str) else tuple(self.lead or ())
 
     def __call__(
         self, sample: Any, *, rate: float | None = None, peaks: Sequence[int] | None = None
@@ -135,8 +155,8 @@ class Preparation:
         Args:
             sample: an image: its file, an image of PIL, an array (H, W) or (H, W, C), or a tensor
                 (C, H, W); uint8 or floats in [0, 1], and only uint8 is resized. Or a signal: a
-                WFDB record, or the numbers (L,), in millivolt, from which beats are cut. A signal
-                as long as a beat is one.
+                WFDB record, or the numbers (L,), in millivolt, from which beats are cut; (C, L) for
+                a network of several leads. A signal as long as a beat is one.
             rate: samples per second of a signal.
             peaks: R peaks of a signal, in samples; by default XQRS, wfdb's detector, finds them.
 
@@ -149,28 +169,29 @@ class Preparation:
         if isinstance(sample, str | os.PathLike):
             return self.beats(Path(sample)).batch
         signal = np.asarray(sample, dtype=np.float64)
-        if signal.ndim == 2 and len(signal) == 1:
-            signal = signal[0]
-        if signal.ndim != 1 or not np.isfinite(signal).all():
-            raise ValueError(
-                f"a signal must be finite numbers of one lead, (L,), got shape {signal.shape}"
-            )
-        if peaks is None and self._is_beat(len(signal)) and rate in (None, self.rate):
+        shape = signal.shape
+        signal = signal[None] if signal.ndim == 1 else signal
+        if signal.ndim != 2 or len(signal) != self.channels or not np.isfinite(signal).all():
+            several = f"{self.channels} leads, ({self.channels}, L)"
+            wanted = several if self.channels > 1 else "one lead, (L,)"
+            raise ValueError(f"a signal must be finite numbers of {wanted}, got shape {shape}")
+        length = signal.shape[1]
+        if peaks is None and self._is_beat(length) and rate in (None, self.rate):
             beat = normalised(signal[None], self.normalize).astype(np.float32)
-            return self.finish(torch.from_numpy(beat).unsqueeze(1))
+            return self.finish(torch.from_numpy(beat))
         if self.lead is None:
             raise ValueError(
-                f"a signal of {len(signal)} samples is no beat of {self.name}, which has "
+                f"a signal of {length} samples is no beat of {self.name}, which has "
                 f"{self.size} and came cut out"
             )
         if rate is None or not 30 <= rate <= 10_000:
             raise ValueError(
-                f"a signal of {len(signal)} samples needs its rate, from 30 to 10,000 a second, "
+                f"a signal of {length} samples needs its rate, from 30 to 10,000 a second, "
                 f"got {rate}: rate=360; a single beat has {self.cut.samples} samples at "
                 f"{self.rate:g} a second"
             )
-        found = detect(signal, rate) if peaks is None else np.asarray(peaks, dtype=np.int64)
-        own = Own(signal, rate, found, None, 0)
+        found = detect(signal[0], rate) if peaks is None else np.asarray(peaks, dtype=np.int64)
+        own = Own(signal, rate, found, None, 0, "")
         return self._cut(own, "the signal").batch
 
     def beats(self, path: Path) -> Beats:
@@ -185,7 +206,8 @@ class Preparation:
                 f"no beats can be cut out of {str(path)!r}, since those of {self.name} came cut "
                 "out: give beats of that kind"
             )
-        return self._cut(read_own(path, self.lead, SYMBOLS), f"record {str(path)!r}")
+        own = read_own(path, self.leads, self.channels, SYMBOLS)
+        return self._cut(own, f"record {str(path)!r}")
 
     def finish(self, raw: Tensor) -> Tensor:
         """Normalise a batch, and bring heart beats into their form."""
@@ -205,11 +227,11 @@ class Preparation:
                 f"{source} has no beat with {self.window} seconds around its R peak, among "
                 f"{len(own.peaks)} peaks"
             )
-        batch = self.finish(torch.from_numpy(beats).unsqueeze(1))
+        batch = self.finish(torch.from_numpy(beats))
         symbols = own.symbols and [s for s, kept in zip(own.symbols, inside, strict=True) if kept]
         outside = int((~inside).sum())
         times = own.peaks[inside] / own.rate
-        return Beats(batch, times, symbols, outside, own.missing, own.rate)
+        return Beats(batch, times, symbols, outside, own.missing, own.rate, own.lead)
 
     def _is_beat(self, length: int) -> bool:
         return length == (self.size if self.lead is None else self.cut.samples)

@@ -1,6 +1,7 @@
 """WFDB records: reading them safely, and the beats of a record that belongs to no data set."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,19 +11,23 @@ import numpy as np
 from .images import damaged, require, some
 
 SUFFIXES = (".hea", ".dat", ".atr")
+# annotations that MIT-BIH lacks, as those that EC57 counts alike: a supraventricular escape beat as
+# an atrial one, a bundle branch block as normal, R-on-T as PVC, and an unclassified beat as unknown
+ALIKE = {"n": "e", "B": "N", "r": "V", "?": "Q"}
 MILLIVOLT = {"mV": 1, "uV": 1e-3, "V": 1e3}
 _damaged = partial(damaged, remedy="replace it; MIT-BIH comes anew with --data.download true")
 
 
 class Own(NamedTuple):
-    """One lead of a record, and its R peaks.
+    """Leads of a record, and its R peaks.
 
     Attributes:
-        signal: in millivolt.
+        signal: (C, L), in millivolt.
         rate: samples per second.
         peaks: (M,), in samples.
         symbols: the M annotations; None where the peaks were detected.
         missing: samples that the record lacks; they lie on a line between their neighbours.
+        lead: the names of the leads.
     """
 
     signal: np.ndarray
@@ -30,14 +35,16 @@ class Own(NamedTuple):
     peaks: np.ndarray
     symbols: list[str] | None
     missing: int
+    lead: str
 
 
-def read_own(path: Path, lead: str, beats: str) -> Own:
+def read_own(path: Path, lead: Sequence[str], leads: int, beats: str) -> Own:
     """Read a record of any rate: its annotated beats, or without annotations those detected.
 
     Args:
         path: path of the record, with or without suffix.
-        lead: name of the signal.
+        lead: names of signals, see :func:`positions`.
+        leads: how many signals.
         beats: the annotations that are beats.
 
     Raises:
@@ -46,31 +53,66 @@ def read_own(path: Path, lead: str, beats: str) -> Own:
     """
     path = path.with_suffix("") if path.suffix in SUFFIXES else path
     record = read_record(path, {})
-    if lead not in record.sig_name:
+    chosen = positions(record.sig_name, lead, leads)
+    if not chosen:
+        other = f" with {leads - 1} more" if leads > 1 else ""
         raise ValueError(
-            f"record {str(path)!r} has the leads {some(record.sig_name)}, not {lead}, by which the "
-            "network was trained"
+            f"record {str(path)!r} has the leads {some(record.sig_name)}, not "
+            f"{' or '.join(lead)}{other}, by which the network was trained"
         )
-    position = record.sig_name.index(lead)
-    unit = record.units[position]
-    if unit not in MILLIVOLT:
-        raise ValueError(f"record {str(path)!r} has {lead} in {unit!r}, not in mV, uV or V")
-    signal = record.dac()[:, position]
-    if MILLIVOLT[unit] != 1:
-        signal *= MILLIVOLT[unit]
-    known = np.isfinite(signal)
-    if not known.any():
-        raise ValueError(f"record {str(path)!r} has no sample of {lead}")
-    if not known.all():
-        every = np.arange(len(signal))
-        signal = np.interp(every, every[known], signal[known])
-    missing = int((~known).sum())
+    signal, missing = leads_of(record, chosen, path)
+    lead_names = named(record, chosen)
     if not path.with_suffix(".atr").is_file():
-        return Own(signal, record.fs, detect(signal, record.fs), None, missing)
+        peaks = detect(signal[0], record.fs)
+        return Own(signal, record.fs, peaks, None, missing, lead_names)
     peaks, symbols = read_notes(path, {}, record.sig_len)
-    beat = [symbol in beats for symbol in symbols]
-    named = [symbol for symbol in symbols if symbol in beats]
-    return Own(signal, record.fs, peaks[np.array(beat, dtype=bool)], named, missing)
+    beat = np.array([symbol in beats for symbol in symbols], dtype=bool)
+    kept = [symbol for symbol in symbols if symbol in beats]
+    return Own(signal, record.fs, peaks[beat], kept, missing, lead_names)
+
+
+def positions(names: Sequence[str], lead: Sequence[str], leads: int) -> list[int]:
+    """Which signals are taken: those named in `lead`, in its order, then the others in theirs.
+
+    Args:
+        names: of the record's signals.
+        lead: the signals that come first.
+        leads: how many are taken.
+
+    Returns:
+        Their positions; none if no signal is named, or there are too few.
+    """
+    first = [names.index(each) for each in dict.fromkeys(lead) if each in names]
+    order = first + [each for each in range(len(names)) if each not in first]
+    return order[:leads] if first and len(order) >= leads else []
+
+
+def named(record: Any, chosen: Sequence[int]) -> str:
+    """The names of some signals of a record, as one word."""
+    return "+".join(record.sig_name[each] for each in chosen)
+
+
+def leads_of(record: Any, chosen: Sequence[int], path: Path) -> tuple[np.ndarray, int]:
+    """Signals of a record (C, L) in millivolt, and how many of their samples are missing.
+
+    Raises:
+        ValueError: a signal has another unit, or no sample.
+    """
+    signals, missing = record.dac()[:, list(chosen)].T.copy(), 0
+    for signal, lead in zip(signals, chosen, strict=True):
+        name, unit = record.sig_name[lead], record.units[lead]
+        if unit not in MILLIVOLT:
+            raise ValueError(f"record {str(path)!r} has {name} in {unit!r}, not in mV, uV or V")
+        if MILLIVOLT[unit] != 1:
+            signal *= MILLIVOLT[unit]
+        known = np.isfinite(signal)
+        if not known.any():
+            raise ValueError(f"record {str(path)!r} has no sample of {name}")
+        if not known.all():
+            every = np.arange(len(signal))
+            signal[:] = np.interp(every, every[known], signal[known])
+        missing += int((~known).sum())
+    return signals, missing
 
 
 def detect(signal: np.ndarray, rate: float) -> np.ndarray:
@@ -96,7 +138,8 @@ def baseline_of(signal: np.ndarray, rate: float) -> np.ndarray:
     from scipy import ndimage
 
     for seconds in (0.2, 0.6):
-        signal = ndimage.median_filter(signal, 2 * round(seconds * rate / 2) + 1, mode="nearest")
+        nearest_odd = 2 * int(seconds * rate / 2) + 1
+        signal = ndimage.median_filter(signal, nearest_odd, mode="nearest")
     return signal
 
 
@@ -130,7 +173,7 @@ def read_record(path: Path, sums: dict[str, str], rate: float | None = None) -> 
 
 
 def read_notes(path: Path, sums: dict[str, str], length: int) -> tuple[np.ndarray, list[str]]:
-    """The samples and the symbols of a record's annotations.
+    """The samples and the symbols of a record's annotations, with those of `ALIKE` replaced.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -139,17 +182,12 @@ def read_notes(path: Path, sums: dict[str, str], length: int) -> tuple[np.ndarra
     import wfdb
 
     notes = _read(path, ".atr", sums, lambda: wfdb.rdann(str(path), "atr"))
-    peaks, symbols = np.asarray(notes.sample), list(notes.symbol)
+    names = map(str, notes.symbol)  # an unknown code is a NaN
+    peaks, symbols = np.asarray(notes.sample), [ALIKE.get(each, each) for each in names]
     whole = path.with_suffix(".atr").read_bytes().endswith(b"\0\0")
     if not whole or (len(peaks) and (peaks.min() < 0 or peaks.max() >= length)):
         raise _damaged(path.with_suffix(".atr"), "cut off, or with times outside of the record")
     return peaks, symbols
-
-
-def lead_of(record: Any, name: str) -> np.ndarray:
-    """A signal of a record, in the unit that its header names."""
-    lead = record.sig_name.index(name)
-    return (record.d_signal[:, lead] - record.baseline[lead]) / record.adc_gain[lead]
 
 
 def known_sums(folder: Path) -> dict[str, str]:

@@ -100,10 +100,12 @@ def spectrogram(beats: Tensor) -> Tensor:
     angles = torch.arange(size, dtype=torch.float64) * (2 * math.pi / size)
     waves = torch.arange(size // 2 + 1)[:, None] * angles
     kernels = torch.cat([waves.cos(), waves.sin()]) * (0.5 - 0.5 * angles.cos())
+    leads = beats.shape[1]
     padded = F.pad(beats, (size // 2, size // 2), mode="reflect")
-    parts = F.conv1d(padded, kernels[:, None].to(beats), stride=hop)
-    power = parts.square().unflatten(1, (2, -1)).sum(1)
-    image = (power[..., :32] + 1e-3).log().flip(1).unsqueeze(1)
+    kernels = kernels[:, None].to(beats).repeat(leads, 1, 1)
+    parts = F.conv1d(padded, kernels, stride=hop, groups=leads)
+    power = parts.square().unflatten(1, (leads, 2, -1)).sum(2)
+    image = (power[..., :32] + 1e-3).log().flip(2)
     mean = image.mean((2, 3), keepdim=True)
     centred = image - mean
     count = image.shape[2] * image.shape[3]

@@ -124,6 +124,38 @@ def write_records(
     return written
 
 
+LEADS12 = ("I", "II", "III", "AVR", "AVL", "AVF", "V1", "V2", "V3", "V4", "V5", "V6")
+
+
+def write_foreign(
+    root: Path, rate: int = 257, leads: Sequence[str] = LEADS12, records: int = 10
+) -> dict[str, list[tuple[int, str]]]:
+    """Records of 20 s as INCART (257 Hz, 12 leads) or SVDB have them; the annotations of each.
+
+    Lead k holds a bump of k + 1 mV at each beat, of a width that is the class's own.
+    """
+    import wfdb
+
+    root.mkdir(parents=True)
+    written = {}
+    for number in range(1, records + 1):
+        kinds = "NNNNVnNANBNrNFNN?NSN"
+        peaks = np.linspace(0.4, 19.3, len(kinds)) + 0.01 * (number % 7)
+        samples = np.round(peaks * rate).astype(int)
+        times, bump = np.arange(20 * rate) / rate, np.zeros(20 * rate)
+        for sample, symbol in zip(samples, kinds, strict=True):
+            width = 0.05 if symbol in "Vr" else 0.02
+            bump += np.exp(-0.5 * ((times - sample / rate) / width) ** 2)
+        name = f"I{number:02}"
+        wfdb.wrsamp(name, rate, ["mV"] * len(leads), list(leads),
+                    np.stack([(k + 1) * bump for k in range(len(leads))], axis=1),
+                    fmt=["16"] * len(leads), adc_gain=[300 + k for k in range(len(leads))],
+                    baseline=[-7] * len(leads), write_dir=str(root))  # fmt: skip
+        wfdb.wrann(name, "atr", samples, list(kinds), write_dir=str(root))
+        written[name] = list(zip(samples.tolist(), kinds, strict=True))
+    return written
+
+
 def write_kaggle(root: Path, rows: int = 40) -> np.ndarray:
     """mitbih_train.csv and mitbih_test.csv with the same rows."""
     generator = np.random.default_rng(2)

@@ -180,12 +180,12 @@ def test_bad_numbers(arguments: dict, message: str):
         ("Digits", {"augment": 3}, "augment must be a list, each a torch.nn.Module or None, got 3"),
         ("Digits", {"augment": [3]}, r"augment must be .*, got \[3\]"),
         ("CIFAR100", {"root": None}, "root must be text, got None"),
-        ("MITBIH", {"protocol": "x"}, "must be 'inter_patient', 'intra_patient' or 'kaggle', got"),
+        ("MITBIH", {"protocol": "x"}, "must be 'inter_patient', 'patient_specific', .*'kaggle' or 'kaggle_rebuilt', got"),
         ("MITBIH", {"window": (0.5,)}, r"window must be \(a number, a number\), got \(0\.5,\)"),
         (
             "MITBIH",
             {"val_records": "101"},
-            "val_records must be a list, each an integer, got '101'",
+            "val_records must be a list, each an integer or text or None, got '101'",
         ),
     ],
 )
@@ -318,7 +318,7 @@ def test_every_set_has_the_shared_options(name: str):
     }
     folder = {"crop_padding": None} if issubclass(kind, ImageFolder) else {}
     shared |= own.get(name, folder)
-    if name == "MITBIH":  # a beat is not cropped and not flipped
+    if name in ("MITBIH", "WFDBBeats"):  # a beat is not cropped and not flipped
         del shared["crop_padding"], shared["flip"]
         assert "crop_padding" not in defaults
     assert {option: defaults[option] for option in shared} == shared

@@ -53,8 +53,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def beats(file: Path) -> Any:
-    found = read_beats(file.with_suffix(""), Window("MLII", 0.2, 0.2, None, False, "none"), {})
-    assert found is None or np.isfinite(found.signals).all()
+    for lead, rate in (("MLII", 360), ("V1", None)):  # of MIT-BIH, and of any folder
+        window = Window((lead,), 1, 0.2, 0.2, 360.0, False, "none")
+        found = read_beats(file.with_suffix(""), window, {}, rate)
+        assert isinstance(found, list) or np.isfinite(found.signals).all()
 
 
 def image(file: Path) -> Any:

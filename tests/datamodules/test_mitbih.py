@@ -108,15 +108,17 @@ def test_windows_hold_the_written_samples_of_the_lead(records: Any):
 
 def test_resampling_keeps_the_time_axis():
     times = np.arange(20 * 360) / 360
-    window = Window("MLII", 0.5, 0.996, 125.0, False, "none")
+    window = Window(("MLII",), 2, 0.5, 0.996, 125.0, False, "none")
     peaks = np.array([100, 1800, 3601, 7100])
-    beats, inside = cut(np.sin(2 * np.pi * 5 * times), peaks, window)
+    waves = np.stack([np.sin(2 * np.pi * 5 * times), np.sin(2 * np.pi * 3 * times)])
+    beats, inside = cut(waves, peaks, window, 360)
     assert inside.tolist() == [False, True, True, False]
-    assert beats.shape == (2, 187)
+    assert beats.shape == (2, 2, 187)
     for beat, peak in zip(beats, peaks[inside], strict=True):
         start = (round(peak * 125 / 360) - round(0.5 * 125)) / 125
-        expected = np.sin(2 * np.pi * 5 * (start + np.arange(187) / 125))
-        np.testing.assert_allclose(beat, expected, atol=0.01)
+        for lead, hertz in zip(beat, (5, 3), strict=True):
+            expected = np.sin(2 * np.pi * hertz * (start + np.arange(187) / 125))
+            np.testing.assert_allclose(lead, expected, atol=0.01)
 
 
 def test_the_peak_stands_where_the_window_says(records: Any):
@@ -130,8 +132,8 @@ def test_the_peak_stands_where_the_window_says(records: Any):
 def test_baseline_and_normalisation(records: Any):
     def signals(**options: Any) -> Tensor:
         found = read_beats(records[0] / "101", MITBIH(**options).cut, {})
-        assert found is not None
-        return torch.from_numpy(found.signals)
+        assert not isinstance(found, list)
+        return torch.from_numpy(found.signals[:, 0])
 
     drifting, flat = signals(normalize="none", baseline=False), signals(normalize="none")
     assert drifting.median(-1).values.abs().mean() > 0.2
@@ -143,7 +145,8 @@ def test_baseline_and_normalisation(records: Any):
     unit = signals(normalize="minmax")
     assert unit.amin(-1).eq(0).all()
     assert unit.amax(-1).sub(1).abs().max() < 1e-6
-    constant, _ = cut(np.ones(2000), np.array([900]), Window("", 0.5, 0.5, 125.0, False, "zscore"))
+    window = Window(("",), 1, 0.5, 0.5, 125.0, False, "zscore")
+    constant, _ = cut(np.ones((1, 2000)), np.array([900]), window, 360)
     assert np.abs(constant).max() < 0.1  # a dead lead is no division by zero
 
 
@@ -164,6 +167,96 @@ def test_intra_patient_splits_every_class(records: Any):
     assert torch.equal(again.test_indices, data.test_indices)
     other = ready(records[0], protocol="intra_patient", test_fraction=0.25, split_seed=1)
     assert not torch.equal(other.test_indices, data.test_indices)
+
+
+def test_another_lead_where_a_record_lacks_the_first(
+    records: Any, caplog: pytest.LogCaptureFixture
+):
+    import wfdb
+
+    root, _ = records
+    data = ready(root, protocol="intra_patient", lead=["MLII", "V5"], window=(0.2, 0.2), **PLAIN)
+    told = [data.describe(i) for i in range(len(part_of(data, "train")[1]))]
+    by_lead = {name: {t["record"] for t in told if t["lead"] == name} for name in ("MLII", "V5")}
+    assert by_lead == {"MLII": {*DS1, *DS2, *PACED} - {102, 104}, "V5": {102, 104}}
+    signals, _ = part_of(data, "train")
+    for about, signal in zip(told, signals, strict=True):
+        if about["record"] not in (102, 114):
+            continue
+        record: Any = wfdb.rdrecord(str(root / str(about["record"])))
+        peak = round(float(about["time"]) * 360)
+        lead = record.p_signal[peak - 72 : peak + 72, record.sig_name.index(about["lead"])]
+        np.testing.assert_allclose(signal[0], lead, atol=1e-6)
+    assert data.description["lead"] == ["MLII", "V5"]
+    with pytest.raises(ValueError, match="in a split of 5 records; without a lead V5: 101, 118"):
+        ready(root, lead="V5")
+    with pytest.raises(ValueError, match=r"a lead MLII and 2 more: 100 has MLII and V1"):
+        ready(root, leads=3)
+
+
+def test_both_leads_are_the_channels_of_a_beat(records: Any):
+    root, _ = records
+    one, two = (ready(root, leads=n, batch_size=8) for n in (1, 2))
+    assert (two.in_channels, two.image_size) == (2, 187)
+    first, second = part_of(one, "train")[0], part_of(two, "train")[0]
+    assert torch.equal(first[:, 0], second[:, 0])
+    assert second.shape == (len(first), 2, 187)
+    assert not torch.allclose(second[:, 0], second[:, 1])
+    leads = {two.describe(i)["record"]: two.describe(i)["lead"] for i in range(len(second))}
+    assert (leads[100], leads[114]) == ("MLII+V1", "MLII+V5")  # 114 has V5 first
+    for representation, shape in (("image", (8, 2, 1, 187)), ("spectrogram", (8, 2, 32, 32))):
+        data = ready(root, leads=2, batch_size=8, representation=representation)
+        images, _, index = next(iter(data.train_dataloader()))
+        assert images.shape == shape
+        of_one = ready(root, representation=representation).transform_batch(first[index])
+        torch.testing.assert_close(images[:, :1], of_one)
+
+
+def test_kaggles_beats_cut_anew(records: Any):
+    """By hand: from R to 1.2 median RR at 125 Hz, in [0, 1], then zeros; all records but their last beat."""
+    import wfdb
+    from scipy.signal import resample_poly
+
+    root, written = records
+    data = ready(root, protocol="kaggle_rebuilt", test_fraction=0.25)
+    signals, labels = part_of(data, "train")
+    assert len(labels) == sum(len(beats) - 1 for beats in written.values())
+    assert signals.shape[1:] == (1, 187)
+    position = 0
+    for record in sorted(written):
+        lead = "V5" if record in (102, 104) else "MLII"
+        read: Any = wfdb.rdrecord(str(root / str(record)), channel_names=[lead])
+        signal = resample_poly(read.p_signal[:, 0], 25, 72, padtype="line")
+        peaks = np.array([round(sample * 125 / 360) for sample, _ in written[record]])
+        length = round(1.2 * float(np.median(peaks[1:] - peaks[:-1])))
+        assert length < 187
+        for peak, (_, symbol) in list(zip(peaks, written[record], strict=True))[:-1]:
+            part = signal[peak : peak + length]
+            expected = np.zeros(187)
+            expected[: len(part)] = (part - part.min()) / (part.max() - part.min())
+            np.testing.assert_allclose(signals[position, 0], expected, atol=1e-5)
+            assert data.class_names[int(labels[position])] == CLASS[symbol]
+            position += 1
+    index = torch.cat([data.train_indices, data.val_indices, data.test_indices])
+    assert index.sort().values.tolist() == list(range(len(labels)))
+
+
+def test_the_first_minutes_of_a_patient_are_for_training(
+    records: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("datamodules.mitbih.LEARNING", 5)  # the records last 14 s
+    apart = ready(records[0])
+    for patient, tested in ((None, set(DS2)), (200, {200})):
+        data = ready(records[0], protocol="patient_specific", patient=patient)
+        assert torch.equal(data.val_indices, apart.val_indices)
+        added = set(data.train_indices.tolist()) - set(apart.train_indices.tolist())
+        assert set(apart.train_indices.tolist()) < set(data.train_indices.tolist())
+        whole = [int(i) for i in apart.test_indices if data.describe(int(i))["record"] in tested]
+        early = {i for i in whole if float(data.describe(i)["time"]) < 5}
+        assert added == early
+        assert set(data.test_indices.tolist()) == set(whole) - early
+        assert early
+        assert len(early) < len(whole) / 2
 
 
 def test_symbols_and_a_class_too_small_to_split(records: Any, tmp_path: Path):
@@ -261,6 +354,11 @@ def epochs(data: MITBIH, epoch: int):
     ("options", "message"),
     [
         ({"val_records": [100, 101]}, r"val_records \[100\] are not in DS1"),
+        ({"patient": 101, "protocol": "patient_specific"}, "patient 101 is not in DS2"),
+        ({"patient": 100}, "patient 100 needs the protocol patient_specific"),
+        ({"leads": 0}, "leads must be an integer from 1"),
+        ({"lead": []}, "lead must name a signal, such as MLII"),
+        ({"test_fraction": 1}, "test_fraction must be"),
         ({"val_records": []}, "not none and not all"),
         ({"val_records": list(DS1)}, "not none and not all"),
         ({"rate": 0}, "rate must be an integer from 10 to 3600"),
@@ -269,7 +367,7 @@ def epochs(data: MITBIH, epoch: int):
         ({"window": (0.0, 0.001)}, "together hold 8 samples"),
         ({"rate": 1.0}, "rate must be a number from 10 to 3600"),
         ({"test_fraction": 1.5}, "test_fraction must lie between 0 and 1"),
-        ({"protocol": "kaggle", "classes": "symbols"}, "set classes to aami"),
+        ({"protocol": "kaggle", "classes": "symbols"}, "set classes to aami and leads to 1"),
     ],
 )
 def test_bad_options(options: dict, message: str):
@@ -288,7 +386,7 @@ def test_missing_files_are_named(records: Any, tmp_path: Path):
         ready(tmp_path / "copy")
     with pytest.raises(FileNotFoundError, match=r"mitbih_train.csv.*--data.root DIR"):
         ready(tmp_path, protocol="kaggle")
-    with pytest.raises(ValueError, match="has a lead 'MLIII'"):
+    with pytest.raises(ValueError, match=r"has a lead MLIII: 100 has MLII and V1, 101 has MLII"):
         ready(records[0], lead="MLIII")
 
 
@@ -352,9 +450,9 @@ def test_a_damaged_file_is_named_with_its_remedy(records: Any, tmp_path: Path, n
         shutil.copy(file, tmp_path)
     file = tmp_path / f"100{suffix}"
     file.write_bytes(change(file.read_bytes()))
-    window = Window("MLII", 0.2, 0.2, None, False, "none")
+    window = Window(("MLII",), 1, 0.2, 0.2, 360, False, "none")
     with pytest.raises(ValueError, match=r"100.\w+' is damaged \(.*--data.download true") as error:
-        read_beats(tmp_path / "100", window, {})
+        read_beats(tmp_path / "100", window, {}, 360)
     assert message in str(error.value)
     assert f"100{suffix}" in str(error.value)
 

@@ -1,0 +1,107 @@
+"""Folders of WFDB records that are not MIT-BIH: their rate, leads, annotations and splits."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from datamodules import WFDBBeats
+from datamodules.records import baseline_of
+from tests.data import part_of, write_foreign
+
+GROUP = dict(zip("NnBAVrF?S", "NNNSVVFQS", strict=True))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    root = tmp_path_factory.mktemp("foreign") / "incart"
+    return root, write_foreign(root)
+
+
+def test_incarts_form(folder: tuple[Path, Any], caplog: pytest.LogCaptureFixture):
+    """257 Hz and twelve leads become beats of MIT-BIH's default form; every record in one split."""
+    root, written = folder
+    data = WFDBBeats(str(root))
+    with caplog.at_level("INFO"):
+        data.setup("fit")
+        data.setup("test")
+    assert "WFDBBeats records: 140/20/20/10/10 beats annotated (N/S/V/F/Q)" in caplog.text
+    signals, labels = part_of(data, "train")
+    assert signals.shape == (len(labels), 1, 187)
+    of = {}
+    for split in ("train", "val", "test"):
+        index = getattr(data, f"{split}_indices").tolist()
+        of[split] = {data.describe(i)["record"] for i in index}
+        for i in index:
+            about = data.describe(i)
+            assert about["lead"] == "II"
+            sample = round(float(about["time"]) * 257)
+            [symbol] = [s for at, s in written[about["record"]] if at == sample]
+            assert data.class_names[int(labels[i])] == GROUP[symbol]
+            assert abs(int(signals[i, 0, 40:85].argmax()) + 40 - 62) <= 1
+    assert of["train"] | of["val"] | of["test"] == set(written)
+    assert [len(each) for each in of.values()] == [7, 1, 2]
+    named = WFDBBeats(str(root), test_records=["I03"], val_records=["I01", "I02"])
+    named.setup("fit")
+    named.setup("test")
+    assert {named.describe(int(i))["record"] for i in named.test_indices} == {"I03"}
+    assert {named.describe(int(i))["record"] for i in named.val_indices} == {"I01", "I02"}
+
+
+def test_leads_by_name_and_number(folder: tuple[Path, Any]):
+    root, _ = folder
+    plain: Any = {"baseline": False, "normalize": "none", "window": (0.3, 0.3)}
+    data = WFDBBeats(str(root), lead=["V6", "AVR"], leads=3, test_fraction=1, **plain)
+    data.setup("test")
+    signals, _ = part_of(data, "test")
+    assert data.in_channels == 3
+    assert signals.shape[1:] == (3, 75)  # 0.6 s at 125 a second
+    heights = signals.amax(-1).median(0).values
+    np.testing.assert_allclose(heights, [12, 4, 1], rtol=0.05)
+    assert data.describe(0)["lead"] == "V6+AVR+I"
+    assert len(data.test_indices) == len(signals)
+
+
+def test_all_records_are_the_test_set_of_another_network(folder: tuple[Path, Any]):
+    data = WFDBBeats(str(folder[0]), test_fraction=1)
+    data.setup("test")
+    assert len({data.describe(int(i))["record"] for i in data.test_indices}) == 10
+    with pytest.raises(ValueError, match="no beat in a split of 0 records"):
+        data.setup("fit")
+
+
+def test_another_rate_gives_the_same_beats(folder: tuple[Path, Any], tmp_path: Path):
+    """SVDB's 128 Hz and names; a record without annotations is left out."""
+    write_foreign(tmp_path / "svdb", 128, ["ECG1", "ECG2"])
+    (tmp_path / "svdb" / "I10.atr").unlink()
+    slow, quick = WFDBBeats(str(tmp_path / "svdb")), WFDBBeats(str(folder[0]))
+    for data in (slow, quick):
+        data.setup("fit")
+    assert {name for name, _, _ in slow._about} == {f"I{n:02}" for n in range(1, 10)}
+    beats = [part_of(data, "train")[0][:150, 0] for data in (slow, quick)]
+    gap = (beats[0] - beats[1]).abs()
+    assert gap.mean() < 0.1  # the peaks lie up to half a sample beside each other
+    assert slow.describe(0)["lead"] == "ECG1"
+
+
+def test_what_is_wrong_is_named(folder: tuple[Path, Any], tmp_path: Path):
+    wrong: dict[str, dict[str, Any]] = {
+        "rate must be a number: the rates of the records may differ": {"rate": None},
+        "test_fraction must lie between 0 and 1": {"test_fraction": 1.5},
+        "no record in .* has a lead V9: I01 has I and II": {"lead": "V9"},
+        "test_records I99 are not among the records I01, I02": {"test_records": ["I99"]},
+    }
+    for message, options in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            WFDBBeats(str(folder[0]), **options).setup("fit")
+    with pytest.raises(FileNotFoundError, match=r"Give the folder of the records with --data.root"):
+        WFDBBeats(str(tmp_path)).setup("fit")
+
+
+def test_a_running_median_has_the_length_that_was_asked_for():
+    """0.6 s are 75 samples at 125 Hz: a pulse of 38 stays in the baseline, one of 37 does not."""
+    for width, stays in ((37, False), (38, True)):
+        pulse = np.zeros(801)
+        pulse[400 : 400 + width] = 1
+        assert baseline_of(pulse, 125).any() == stays
