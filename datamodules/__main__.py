@@ -48,8 +48,11 @@ def draw_batch(path: Path, data: ImageDataModule, images: Tensor, labels: Tensor
     axes = figure.subplots(ROWS, COLUMNS).flat
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
     for axis, image, label in zip(axes, images, labels, strict=False):
-        if image.shape[-2] == 1:  # a signal, or an image of one row
-            axis.plot(image.flatten().numpy(), linewidth=0.8, color="black")
+        if data.dims == 1 or image.shape[-2] == 1:  # a signal, or an image of one row
+            for lead, color in zip(
+                image.flatten(1), ("black", "tab:red", *["0.7"] * 62), strict=False
+            ):
+                axis.plot(lead.numpy(), linewidth=0.8, color=color)
         elif len(image) == 3:
             axis.imshow((image * std + mean).clamp(0, 1).permute(1, 2, 0).numpy())
         else:

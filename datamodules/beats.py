@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .images import damaged
-from .records import baseline_of, leads_of, named, positions, read_notes, read_record
+from .records import baseline_of, leads_of, named, patient_of, positions, read_notes, read_record
 
 FLAT = 1e-3  # millivolt; one step of the converter is 5e-3, so a lead with less is not connected
 SYMBOLS = "NLRejAaJSVEF/fQ"  # the annotations that AAMI EC57 counts as beats
@@ -51,6 +51,7 @@ class Beats(NamedTuple):
         inside: (M,), whether the window lies inside the record.
         lead: the names of the leads.
         rate: samples per second of the record.
+        patient: whose record it is.
     """
 
     signals: np.ndarray
@@ -59,6 +60,7 @@ class Beats(NamedTuple):
     inside: np.ndarray
     lead: str
     rate: float
+    patient: str
 
 
 def read_beats(
@@ -85,7 +87,8 @@ def read_beats(
     kinds = np.array([SYMBOLS.index(s) for s in symbols if s in SYMBOLS], dtype=np.int64)
     signal, _ = leads_of(record, chosen, path)
     signals, inside = cut(signal, peaks[beat], window, record.fs)
-    return Beats(signals, kinds, peaks[beat], inside, named(record, chosen), record.fs)
+    told = named(record, chosen), record.fs, patient_of(record)
+    return Beats(signals, kinds, peaks[beat], inside, *told)
 
 
 def cut(

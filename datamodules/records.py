@@ -1,6 +1,7 @@
 """WFDB records: reading them safely, and the beats of a record that belongs to no data set."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -90,6 +91,12 @@ def positions(names: Sequence[str], lead: Sequence[str], leads: int) -> list[int
 def named(record: Any, chosen: Sequence[int]) -> str:
     """The names of some signals of a record, as one word."""
     return "+".join(record.sig_name[each] for each in chosen)
+
+
+def patient_of(record: Any) -> str:
+    """The patient: the number that the comments of a header give, as INCART's do, or the record."""
+    found = re.search(r"\bpatient\W*(\d+)", " ".join(record.comments or []), re.IGNORECASE)
+    return f"patient {found[1]}" if found else record.record_name
 
 
 def leads_of(record: Any, chosen: Sequence[int], path: Path) -> tuple[np.ndarray, int]:

@@ -1,4 +1,4 @@
-"""Heart beats of any folder of WFDB records with beat annotations, split by record."""
+"""Heart beats of any folder of WFDB records with beat annotations, split by patient."""
 
 import json
 from collections import defaultdict
@@ -29,8 +29,9 @@ class WFDBBeats(ImageDataModule):
     """Heart beats of a folder of WFDB records (`I01.hea`, `I01.dat`, `I01.atr`, ...) of any rate.
 
     Such as those of the St Petersburg INCART or the MIT-BIH Supraventricular Arrhythmia Database.
-    Each record is in one split alone. The annotations are those of MIT-BIH; records without them
-    are left out.
+    The annotations are those of MIT-BIH; records without them are left out. Each patient is in one
+    split alone: records whose headers name the same patient number, as INCART's do, belong
+    together, and any other record is a patient of its own.
 
     Beats whose window leaves the record are dropped, and so are records without the leads; both
     are logged.
@@ -49,9 +50,10 @@ class WFDBBeats(ImageDataModule):
         baseline: subtract the baseline, two running medians of 0.2 s and 0.6 s.
         normalize: scale each lead of a beat to mean 0 and standard deviation 1 (`zscore`) or to
             [0, 1] (`minmax`), or leave it in millivolt (`none`).
-        val_records: the validation set; by default the part `val_fraction` of the records that are
-            not in the test set, at random. Name them where a patient has several records.
-        test_records: the test set; by default the part `test_fraction` of all records, at random.
+        val_records: the validation set; by default the records of a part `val_fraction` of the
+            patients who are not in the test set, at random.
+        test_records: the test set; by default the records of a part `test_fraction` of all
+            patients, at random.
         test_fraction: see above; with 1 all records are the test set of a network that was trained
             on other data.
 
@@ -113,7 +115,8 @@ class WFDBBeats(ImageDataModule):
         self.dims = 1 if self.representation == "signal" else 2
         self.image_size = 32 if self.representation == "spectrogram" else self.cut.samples
         self._beats: dict[str, Tensor] = {}
-        self._about: list[tuple[str, str, float]] = []  # of each record: name, leads, rate
+        # of each record: name, leads, rate, patient
+        self._about: list[tuple[str, str, float, str]] = []
 
     @property
     def description(self) -> dict[str, Any]:
@@ -160,25 +163,31 @@ class WFDBBeats(ImageDataModule):
         return self._beats["signals"], self._beats["labels"]
 
     def choose(self, split: Split, labels: Tensor) -> Tensor:
-        """The beats of whole records."""
-        known = [name for name, _, _ in self._about]
+        """The beats of whole records, and of whole patients."""
+        known = {name: patient for name, _, _, patient in self._about}
         test = self._some(known, self.test_records, self.test_fraction, "test_records")
-        rest = [name for name in known if name not in test]
-        val = self._some(rest, self.val_records, self.val_fraction, "val_records") if rest else []
-        train = [name for name in rest if name not in val]
+        rest = {name: patient for name, patient in known.items() if name not in test}
+        val = self._some(rest, self.val_records, self.val_fraction, "val_records")
+        train = rest.keys() - val
         return self.beats_of({"train": train, "val": val, "test": test}[split])
 
-    def _some(self, names: list[str], given: Names | None, part: float, option: str) -> list[str]:
+    def _some(
+        self, patients: dict[str, str], given: Names | None, part: float, option: str
+    ) -> set[str]:
+        """The records that are `given`, or those of a part of the patients."""
         if given is not None:
-            wanted = list(map(str, given))
-            if strangers := sorted(set(wanted) - set(names)):
+            wanted = set(map(str, given))
+            if strangers := sorted(wanted - patients.keys()):
                 raise ValueError(
-                    f"{option} {', '.join(strangers)} are not among the records {some(names)}"
+                    f"{option} {', '.join(strangers)} are not among the records "
+                    f"{some(list(patients))}"
                 )
             return wanted
+        people = sorted(set(patients.values()))
         generator = torch.Generator().manual_seed(self.split_seed)
-        order = torch.randperm(len(names), generator=generator).tolist()
-        return sorted(names[each] for each in order[: max(1, round(part * len(names)))])
+        order = torch.randperm(len(people), generator=generator).tolist()
+        chosen = {people[each] for each in order[: max(1, round(part * len(people)))]}
+        return {name for name, patient in patients.items() if patient in chosen}
 
     def beats_of(self, names: Iterable[int | str], start: float = 0, end: float = inf) -> Tensor:
         """The positions of the beats of records with these names, between two times in seconds.
@@ -187,12 +196,12 @@ class WFDBBeats(ImageDataModule):
             ValueError: there are none.
         """
         wanted = set(map(str, names))
-        number = [n for n, (name, _, _) in enumerate(self._about) if name in wanted]
-        record, rates = self._beats["records"], torch.tensor([rate for _, _, rate in self._about])
+        number = [n for n, (name, *_) in enumerate(self._about) if name in wanted]
+        record, rates = self._beats["records"], torch.tensor([each[2] for each in self._about])
         seconds = self._beats["peaks"] / rates[record]
         found = torch.isin(record, torch.tensor(number)) & (seconds >= start) & (seconds < end)
         if not found.any():
-            without = sorted(wanted - {name for name, _, _ in self._about})
+            without = sorted(wanted - {each[0] for each in self._about})
             lacking = f"; without {self._wanted}: {some(without)}" if without else ""
             raise ValueError(
                 f"{type(self).__name__}: no beat in a split of {len(wanted)} records{lacking}: "
@@ -203,7 +212,7 @@ class WFDBBeats(ImageDataModule):
     def describe(self, index: int) -> dict[str, Any]:
         """Record, time in seconds and leads of a beat."""
         record, peak = (int(self._beats[name][index]) for name in ("records", "peaks"))
-        name, lead, rate = self._about[record]
+        name, lead, rate, _ = self._about[record]
         known = int(name) if name.isdecimal() else name
         return {"record": known, "time": f"{peak / rate:.3f}", "lead": lead}
 
@@ -228,7 +237,7 @@ class WFDBBeats(ImageDataModule):
                     without.append(f"{record} has {' and '.join(found)}")
                     continue
                 columns["records"].append(np.full(len(found.symbols), len(about)))
-                about.append((record, found.lead, found.rate))
+                about.append((record, found.lead, found.rate, found.patient))
                 for name in ("signals", "symbols", "peaks", "inside"):
                     columns[name].append(getattr(found, name))
             if not columns:
@@ -252,7 +261,7 @@ class WFDBBeats(ImageDataModule):
     def _report(self, annotated: dict[str, Tensor]) -> None:
         """Log how many beats of each class are annotated, and how many are dropped."""
         labels, name = annotated["labels"], type(self).__name__
-        known = [record for record, _, _ in self._about]
+        known = [each[0] for each in self._about]
         last = "they are the last ones of their records"
         why = last if self.cut.cycles else "their window leaves the record"
         for part, records in self.parts.items():

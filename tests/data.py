@@ -132,7 +132,8 @@ def write_foreign(
 ) -> dict[str, list[tuple[int, str]]]:
     """Records of 20 s as INCART (257 Hz, 12 leads) or SVDB have them; the annotations of each.
 
-    Lead k holds a bump of k + 1 mV at each beat, of a width that is the class's own.
+    Lead k holds a bump of k + 1 mV at each beat, of a width that is the class's own. Two records
+    are of one patient, as their headers say.
     """
     import wfdb
 
@@ -150,7 +151,8 @@ def write_foreign(
         wfdb.wrsamp(name, rate, ["mV"] * len(leads), list(leads),
                     np.stack([(k + 1) * bump for k in range(len(leads))], axis=1),
                     fmt=["16"] * len(leads), adc_gain=[300 + k for k in range(len(leads))],
-                    baseline=[-7] * len(leads), write_dir=str(root))  # fmt: skip
+                    baseline=[-7] * len(leads), write_dir=str(root),
+                    comments=["<age>: 65", f"patient {(number + 1) // 2}"])  # fmt: skip
         wfdb.wrann(name, "atr", samples, list(kinds), write_dir=str(root))
         written[name] = list(zip(samples.tolist(), kinds, strict=True))
     return written

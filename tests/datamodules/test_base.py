@@ -180,7 +180,11 @@ def test_bad_numbers(arguments: dict, message: str):
         ("Digits", {"augment": 3}, "augment must be a list, each a torch.nn.Module or None, got 3"),
         ("Digits", {"augment": [3]}, r"augment must be .*, got \[3\]"),
         ("CIFAR100", {"root": None}, "root must be text, got None"),
-        ("MITBIH", {"protocol": "x"}, "must be 'inter_patient', 'patient_specific', .*'kaggle' or 'kaggle_rebuilt', got"),
+        (
+            "MITBIH",
+            {"protocol": "x"},
+            "must be 'inter_patient', 'patient_specific', .*'kaggle' or 'kaggle_rebuilt', got",
+        ),
         ("MITBIH", {"window": (0.5,)}, r"window must be \(a number, a number\), got \(0\.5,\)"),
         (
             "MITBIH",
