@@ -14,7 +14,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
 import datamodules
-from activations import set_progress
+from activations import set_progress, tabulate
+from activations.activation import positive
 from activations.files import check_writable, replacing
 from models import Classifier, load
 from models.deployed import Raw, deployed
@@ -71,6 +72,13 @@ def options() -> Parser:
         help="Write model_int8.onnx too; its ranges are those of validation samples.",
     )
     parser.add_argument(
+        "--tabulate",
+        type=float | None,
+        metavar="TOLERANCE",
+        help="Functions become tables (activations.tabulate) with at most this error, such as "
+        "1e-3; their ranges are those of validation samples.",
+    )
+    parser.add_argument(
         "--license", type=str | None, help="Of the weights, for the model card, such as mit."
     )
     parser.add_argument(
@@ -91,6 +99,8 @@ def main(args: list[str]) -> None:
         raise ValueError("--int8 makes an ONNX file smaller: add onnx to --format")
     if config.push and "hub" not in formats:
         raise ValueError("--push uploads a folder with a model card: add hub to --format")
+    if config.tabulate is not None:
+        positive("--tabulate", config.tabulate)
     check_formats(formats)
     path = find(config.ckpt_path)
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
@@ -102,8 +112,9 @@ def main(args: list[str]) -> None:
     if config.data is None and (spec := data_of(run / "config.yaml")):
         config = parser.parse_args([*args, "--data", json.dumps(spec)])
     data: Any = parser.instantiate_classes(config)["data"]
-    if config.int8 and data is None:
-        raise ValueError("--int8 needs validation samples: name the data with --data")
+    for name in ("int8", "tabulate"):
+        if config[name] and data is None:
+            raise ValueError(f"--{name} needs validation samples: name the data with --data")
     if data is not None:
         check_data(model, data)
     content = about(model, path, getattr(data, "description", None))
@@ -126,7 +137,16 @@ def main(args: list[str]) -> None:
             print(f"the scores differ from those in float64 by up to {limit / 2:.0e} themselves")
         if not has_ended(network):
             print("the checkpoint is of the middle of a schedule, and so are the files")
-        made = deployed(network)
+        made, computed = deployed(network), expected
+        if config.tabulate:
+            content["tables"] = replace_by_tables(made, data, config.tabulate)
+            limit = tolerance(made, next(iter(samples))[1][:128])
+            computed = [made(each) for _, each, _ in samples]
+            same = compare(expected, computed)
+            print(
+                f"the files hold these tables and are compared with the network that has them: on "
+                f"{samples} the class of the checkpoint for {same.same} of {same.samples}"
+            )
         made = Raw(made, content["data"]) if raw else made
         (folder / CONFIG).write_text(json.dumps(content, indent=1))
         write(made, samples.example(), formats, folder, content)
@@ -134,7 +154,8 @@ def main(args: list[str]) -> None:
             write_weights(network, folder / FILES["safetensors"], content)
         for name in formats:
             if file := FILES.get(name):
-                print(check(folder / file, samples, expected, limit, config.trust))
+                wanted = expected if name == "safetensors" else computed
+                print(check(folder / file, samples, wanted, limit, config.trust))
         if config.int8:
             text, content["int8"] = reduce(folder, Samples(data, content, raw, "val"))
             print(text)
@@ -145,6 +166,26 @@ def main(args: list[str]) -> None:
     print(f"written to {output}")
     if config.push:
         print(f"pushed to {push(output, config.push)}")
+
+
+def replace_by_tables(network: nn.Module, data: Any, tolerance: float) -> dict[str, Any]:
+    """Tabulate a network in place and print how; what is stored of it, as plain data."""
+    data.prepare_data()
+    data.setup("validate")
+    report = tabulate(network, data.val_dataloader(), tolerance)
+    print(report)
+    if not report.tables:
+        raise ValueError("--tabulate finds no function that can become a table: leave it out")
+    assert report.accuracy is not None
+    before, after = report.accuracy
+    return {
+        "tolerance": tolerance,
+        "sites": [each.name for each in report.tables],
+        "largest_error": max(each.error for each in report.tables),
+        "samples": report.samples,
+        "val/acc before": before,
+        "after": after,
+    }
 
 
 def reduce(folder: Path, samples: "Samples") -> tuple[str, dict[str, Any]]:

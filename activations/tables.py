@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .activation import Activation, positive, precise
+from .folding import Folded
 from .functions.bspline import Take, linear_spline, look_up
 from .fusion.kernel import Expression
 from .swap.choose import Left
@@ -125,7 +126,7 @@ class TableReport:
             seen = f"{each.low:.3g} to {each.high:.3g}"
             errors = f"{each.error:.1e}", f"{each.beyond:.1e}"
             rows.append((each.name, each.was, seen, str(each.cells), *errors))
-        lines = [*aligned(rows), *reasons(self.left)]
+        lines = [*(aligned(rows) if self.tables else ()), *reasons(self.left)]
         if self.same_class is not None:
             lines.append(f"{self.same_class:.2%} of {self.samples} samples have the same class")
         if self.accuracy:
@@ -190,7 +191,7 @@ def tabulate(model: nn.Module, inputs: Any, tolerance: float = 1e-3) -> TableRep
         fits = {name: _fit(name, site, tolerance) for name, site in sites.items()}
         for name, fit in fits.items():
             if isinstance(fit, str):
-                report.left.append(Left(name, type(sites[name].module).__name__, fit))
+                report.left.append(Left(name, _class(sites[name].module), fit))
             else:
                 _place(model, sites[name].module, fit[0])
                 report.tables.append(fit[1])
@@ -236,18 +237,29 @@ class _Site:
 def _sites(model: nn.Module, left: list[Left]) -> dict[str, _Site]:
     """The activations of this package that are functions of single numbers, by name."""
     sites: dict[str, _Site] = {}
+    seen: list[str] = []
     for name, module in model.named_modules():
-        inside = any(name.startswith(f"{other}.") for other in sites)
-        if inside or not isinstance(module, Activation) or isinstance(module, Tabulated):
+        if any(name.startswith(f"{other}.") for other in seen) or not is_activation(module):
             continue
+        seen.append(name)
         parts = [p for p in module.modules() if p is not module and not is_activation(p)]
         mixing = next((p for p in parts if [*p.parameters(recurse=False)]), None)
-        if mixing is None:
-            sites[name] = _Site(module)
-        else:
+        if isinstance(module, Tabulated):
+            why = "is a table"
+        elif not isinstance(module, Activation):
+            why = "is not of this package"
+        elif mixing is not None:
             why = f"holds a {type(mixing).__name__}: no function of single numbers"
-            left.append(Left(name, type(module).__name__, why))
+        else:
+            sites[name] = _Site(module)
+            continue
+        left.append(Left(name, _class(module), why))
     return sites
+
+
+def _class(module: nn.Module) -> str:
+    """The class of an activation, before it was folded."""
+    return module.kind if isinstance(module, Folded) else type(module).__name__
 
 
 def _fit(name: str, site: _Site, tolerance: float) -> tuple[Tabulated, Table] | str:
@@ -258,14 +270,15 @@ def _fit(name: str, site: _Site, tolerance: float) -> tuple[Tabulated, Table] | 
         return "saw inputs that are not finite"
     function, (low, high) = site.function(), (site.low, site.high)
     deviation = function(torch.cat(site.samples)).std().item() or 1.0
-    was = type(site.module).__name__
+    was = _class(site.module)
+    of = was if isinstance(site.module, Folded) else f"{was}({site.module.extra_repr()})"
     width = high - low or 1.0
     found = "not finite on the inputs' range"
     for cells in _CELLS:
         knots = _knots(low - width / 2, high + width / 2, cells)
         values = function(knots[:, None].expand(-1, site.channels)).T
         table = Tabulated(
-            f"{was}({site.module.extra_repr()})",
+            of,
             knots[0].item(),
             knots[-1].item(),
             values.float(),

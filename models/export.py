@@ -67,7 +67,7 @@ def write(
     """
     texts = {name: json.dumps(value) for name, value in about.items()}
     batch = ({0: torch.export.Dim("batch", min=1)},)
-    with _quiet():
+    with _quiet(), torch.no_grad():
         try:
             program = torch.export.export(network, (example,), dynamic_shapes=batch)
         except Exception as error:

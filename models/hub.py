@@ -191,6 +191,11 @@ def _data(about: Mapping[str, Any]) -> str:
     if about.get("include_preprocessing"):
         raw = "heart beats in millivolt" if "normalize" in data else "images in uint8"
         rows["Input of the files"] = f"{raw}, not normalised"
+    if tables := about.get("tables"):
+        rows["Functions in the files"] = (
+            f"tables with an error of at most {tables['largest_error']:.0e} of their outputs' "
+            "deviation; the weights hold the formulas"
+        )
     titles = {"mean": "Mean", "std": "Standard deviation", "resize": "Photos are resized",
               "rate": "Samples a second", "lead": "Lead", "normalize": "Each beat is scaled",
               "window": "Seconds before and after the R peak",

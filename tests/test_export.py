@@ -16,10 +16,10 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 import train
-from activations import CosLU, DiTAC, DSReLU, Rational
+from activations import ACONC, CosLU, DiTAC, DSReLU, Rational, Swish
 from datamodules import MITBIH, Digits
 from export import data_of
-from models import Classifier, read_weights
+from models import Classifier, load, read_weights
 from models.deployed import Raw, deployed
 from models.export import FILES, compare, read, tolerance, write
 from models.hub import push
@@ -129,6 +129,40 @@ def test_three_functions_agree_in_all_formats(kind: Any, tmp_path: Path, capsys:
     assert "128 random inputs, since no data were given (--data)" in said
 
 
+def test_functions_become_tables(tmp_path: Path, capsys: Any):
+    """The programs hold tables, made for validation samples; the weights hold the formulas."""
+    file, output = tmp_path / "best.ckpt", tmp_path / "made"
+    model = save(file, include=["act1", "layer1.*"])
+    data = Tiny()
+    data.setup("validate")
+    batches = [(model(x).detach(), y) for x, y, *_ in data.val_dataloader()]
+    right = torch.cat([y.argmax(1) == labels for y, labels in batches]).double().mean().item()
+    export(file, output, *DATA, "--tabulate", "0.01", "--format", "onnx", "hub")
+    said = capsys.readouterr().out
+    assert re.search(r"\nact1 +CosLU .*\nlayer1.0.act1 +CosLU ", said)
+    assert "left: ReLU (is not of this package): layer2.0.act1, " in said
+    assert "compared with the network that has them: on the test set of Tiny the class" in said
+    assert said.count("same class 23 of 23") == 2
+
+    stored = json.loads((output / "config.json").read_text())["tables"]
+    assert stored.pop("largest_error") <= 0.01
+    sites = ["act1", "layer1.0.act1", "layer1.0.act2"]
+    assert stored.pop("val/acc before") == pytest.approx(right)
+    assert abs(stored.pop("after") - right) < 0.2
+    count = sum(len(labels) for _, labels in batches)
+    assert stored == {"tolerance": 0.01, "sites": sites, "samples": count}
+    import onnx
+
+    operators = [node.op_type for node in onnx.load(output / "model.onnx").graph.node]
+    assert operators.count("GatherElements") == 6
+    assert "Cos" not in operators
+    x, _ = next(iter(data.val_dataloader()))[:2]
+    y, tabled = model(x).detach(), read(output / FILES["onnx"])(x)
+    assert 1e-6 < (tabled - y).abs().max() / y.abs().max() < 0.1
+    assert torch.equal(load(output).backbone(x), model.backbone(x))
+    assert "| Functions in the files | tables" in (output / "README.md").read_text()
+
+
 class Log1p(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.log1p(x)
@@ -144,6 +178,22 @@ def test_small_numbers_keep_their_digits(tmp_path: Path):
     for name in ("onnx", "openvino"):
         found = read(tmp_path / FILES[name])(batch).numpy()[:, 0]
         np.testing.assert_allclose(found, np.log1p(x.astype(np.float64)), rtol=2e-6)
+
+
+def test_a_learned_gate_is_one_kernel_of_onnx_runtime(tmp_path: Path):
+    """Swish and ACON-C: it knows x sigmoid(b x), if nothing else is between them."""
+    import onnx
+    import onnxruntime
+
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), Swish(beta=1.3), nn.Conv2d(4, 4, 3), ACONC())
+    write(deployed(network), torch.randn(2, 3, 8, 8), ["onnx"], tmp_path, {})
+    settings = onnxruntime.SessionOptions()
+    settings.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    settings.log_severity_level = 3  # such a file is for this processor alone
+    onnxruntime.InferenceSession(tmp_path / FILES["onnx"], settings)
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert kinds.count("QuickGelu") == 2
+    assert not {"Sigmoid", "Clip"} & set(kinds)
 
 
 class Tricky(nn.Module):
@@ -181,12 +231,20 @@ def test_bad_input_is_one_sentence(tmp_path: Path, capsys: Any, monkeypatch: Any
             "Digits",
         ): "the checkpoint is of data with num_classes 3, Digits has 10",
         (str(file), "--int8"): "--int8 needs validation samples",
+        (str(file), "--tabulate", "0.1"): "--tabulate needs validation samples",
+        (str(file), "--tabulate", "0"): "--tabulate must be > 0, got 0.0",
+        (str(file), "--tabulate", "x"): "--tabulate 'x' does not fit: give a number or null",
         (str(file), "--push", "me/x"): "add hub to --format",
         (str(file), "--output", str(tmp_path / "full")): "is there already: name a new folder",
         (str(file), "--output", str(file / "x")): "cannot write",
         (str(file), "--format", "tflite"): "give onnx, pt2, safetensors, openvino or hub",
     }.items():
         assert sentence in refused(["export", *made, "--ckpt_path", *words], capsys)
+    save(tmp_path / "relu.ckpt", nn.ReLU)
+    words = [*made, "--ckpt_path", str(tmp_path / "relu.ckpt"), *DATA, "--tabulate", "0.1"]
+    assert "--tabulate finds no function that can become a table" in refused(
+        ["export", *words], capsys
+    )
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     said = refused(["export", *made, "--ckpt_path", str(file)], capsys)
     assert "the format onnx needs the package onnxscript: pip install '.[export]'" in said

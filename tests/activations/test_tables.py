@@ -140,6 +140,7 @@ def test_what_is_left_is_named():
     assert reasons == {
         "lslu": "holds a Conv2d: no function of single numbers",
         "never": "was not called",
+        "relu": "is not of this package",
         "steep": reasons["steep"],
     }
     assert "with 16384 cells, above the tolerance" in reasons["steep"]
@@ -164,7 +165,17 @@ def test_classes_and_labels_are_counted(net: tuple[nn.Sequential, Tensor]):
     assert len(seen) == 4  # the hook has moved to the table
     assert (report.samples, report.same_class, report.accuracy) == (16, 1.0, (0.75, 0.75))
     assert str(report).endswith("accuracy: 75.00% before, 75.00% after")
-    assert tabulate(model, x).tables == []
+    again = tabulate(model, x)
+    assert again.tables == []
+    assert str(again).startswith("left: Tabulated (is a table): 2, 4, 7\n")
+
+
+def test_a_folded_function_keeps_its_name(net: tuple[nn.Sequential, Tensor]):
+    model, x = net
+    model = A.fold(model)
+    report = tabulate(model, x)
+    assert [table.was for table in report.tables] == ["DELU", "CosLU", "BSpline"]
+    assert "Folded" not in f"{report}{tables_of(model)}"
 
 
 def test_slips_are_named():
