@@ -13,7 +13,6 @@ from torch import Tensor, fx, nn
 from torch.types import Device
 
 from .fusion.kernel import Expression, evaluate, fusible
-from .torch_private import is_exporting
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _LAYOUTS = (torch.strided, torch.jagged)
@@ -391,7 +390,7 @@ def rises(table: Tensor) -> Tensor:
 
 def gate(x: Tensor) -> Tensor:
     """sigmoid(x); its gradient is exactly 0 far from 0, whatever it is multiplied by."""
-    if is_exporting() and not torch.is_grad_enabled():
+    if torch.compiler.is_exporting() and not torch.is_grad_enabled():
         return torch.sigmoid(x)  # with a product it is one kernel in ONNX Runtime
     return torch.sigmoid(x.clamp(-1000, 1000))
 
