@@ -313,7 +313,8 @@ def data_of(file: Path) -> dict[str, Any] | None:
         kind = spec if isinstance(spec, str) else spec["class_path"]
         given = {} if isinstance(spec, str) else spec.get("init_args") or {}
         known = getattr(datamodules, kind.rpartition(".")[2])
-        if kind not in (known.__name__, f"datamodules.{known.__name__}"):
+        ours = kind in (known.__name__, f"datamodules.{known.__name__}")
+        if not ours or "dataset" in given:  # FromDataset's, a class of any package
             return None
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
         return None

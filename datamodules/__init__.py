@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from .base import ImageDataModule
     from .cifar import CIFAR10, CIFAR100
     from .digits import Digits
+    from .fromdataset import FromDataset
     from .imagefolder import ImageFolder, Silkworm
     from .imagelist import ImageList
     from .miniimagenet import MiniImageNet
@@ -19,6 +20,7 @@ __all__ = [
     "CIFAR10",
     "CIFAR100",
     "Digits",
+    "FromDataset",
     "ImageDataModule",
     "ImageFolder",
     "ImageList",

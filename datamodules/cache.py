@@ -17,6 +17,13 @@ from torch import Tensor
 Create = Callable[[str, tuple[int, ...], Any], np.ndarray]
 
 
+def home(cache_dir: str | Path | None) -> Path:
+    """The folder of all prepared sets."""
+    return Path(
+        cache_dir or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/supple"
+    ).expanduser()
+
+
 def stamp(root: Path, files: Iterable[Path]) -> tuple[str, list[tuple[str, int, int]]]:
     """`root`, and the name, size and time of change of each file in it: for the key of a cache."""
     status = ((file, file.stat()) for file in files)
@@ -44,8 +51,7 @@ def prepare(
     """
     from filelock import FileLock
 
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(cache_dir or f"{home}/supple").expanduser()
+    folder = home(cache_dir)
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
     whole = folder / f"{name}-{digest}"
     if found := _open(whole):

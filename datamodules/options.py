@@ -1,7 +1,7 @@
 """Checks of options; those of the command line have been checked by their types before."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -11,7 +11,8 @@ from torch import nn
 
 _KINDS = {int: Integral, float: Real, str: (str, os.PathLike), list: Sequence, tuple: Sequence}
 _NAMES = {int: "an integer", float: "a number", bool: "True or False", str: "text",
-          NoneType: "None", nn.Module: "a torch.nn.Module"}  # fmt: skip
+          NoneType: "None", nn.Module: "a torch.nn.Module", Callable: "a class or a function",
+          dict: "a mapping"}  # fmt: skip
 
 
 def check_types(options: Any) -> None:
@@ -43,12 +44,16 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, each) for each in inner)
     if kind is Literal:
         return isinstance(value, str) and value in inner
+    if kind is Any or kind is Callable:
+        return kind is Any or callable(value)
     if isinstance(value, bool):  # an integer to Python
         return kind is bool
     if not isinstance(value, _KINDS.get(kind, kind)) or (inner and isinstance(value, str)):
         return False
     if not inner:
         return True
+    if kind is dict:
+        return all(_fits(key, inner[0]) and _fits(value[key], inner[1]) for key in value)
     each = inner if kind is tuple else inner * len(value)
     return len(value) == len(each) and all(map(_fits, value, each))
 
@@ -60,4 +65,6 @@ def _named(hint: Any) -> str:
         return f"{', '.join(names[:-1])} or {names[-1]}"
     if kind is tuple:
         return f"({', '.join(map(_named, inner))})"
+    if kind in (Callable, dict):
+        return _NAMES[kind]
     return f"a list, each {_named(inner[0])}" if inner else _NAMES.get(hint, str(hint))

@@ -7,8 +7,9 @@ import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from inspect import Parameter
+from inspect import Parameter, signature
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -196,15 +197,20 @@ def check_given(value: Any, option: str) -> None:
     """Raise ValueError if a parsed option of the command line names a function, at any depth.
 
     A class is accepted unless it is Python's own: the parser has compared it with the option's
-    type. Functions are accepted from torchvision's transforms alone.
+    type. Functions are accepted from torchvision's transforms alone, and where a class itself has
+    them as its defaults.
     """
     thing = value if callable(value) and not isinstance(value, os.PathLike) else None
     if isinstance(value, dict):
-        for key, inner in value.items():
-            check_given(inner, option if key == "init_args" else f"{option}.{key}")
-        name = value.get("class_path")
+        name, usual = value.get("class_path"), dict[str, Any]()
         if isinstance(name, str) and "." in name:
             thing = pkgutil.resolve_name(name)
+            with suppress(TypeError, ValueError):  # no signature
+                usual = {n: p.default for n, p in signature(thing).parameters.items()}
+        for key, inner in value.items():
+            if key == "init_args" and isinstance(inner, dict):
+                inner = {n: v for n, v in inner.items() if v is None or v is not usual.get(n)}
+            check_given(inner, option if key == "init_args" else f"{option}.{key}")
     elif isinstance(value, list | tuple):
         for inner in value:
             check_given(inner, option)

@@ -260,6 +260,7 @@ def test_the_data_of_a_run_are_those_of_its_config(tmp_path: Path):
             "image_size": 16
         },
         "data: {class_path: evil.Digits}": None,
+        "data: {class_path: datamodules.FromDataset, init_args: {dataset: evil.Set}}": None,
         "data: {class_path: datamodules.annotations}": None,
         "data: [1]": None,
         "data: {class_path: datamodules.Digits, init_args: [": None,

@@ -11,10 +11,11 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Callback, Trainer
 
 import datamodules
-from datamodules import CIFAR10, CIFAR100, Digits, ImageDataModule, ImageFolder
+from datamodules import CIFAR10, CIFAR100, Digits, ImageDataModule
 from datamodules.augment import crop, uniform
 from datamodules.base import stratified_split
 from datamodules.loader import ImageLoader
+from datamodules.pool import Pool
 from tests.data import Tiny, part_of, write_official, write_tree
 from tests.trainings import Small, trainer
 
@@ -320,7 +321,7 @@ def test_every_set_has_the_shared_options(name: str):
         "Digits": {"batch_size": 64, "crop_padding": 2, "flip": False},
         "MNIST": {"crop_padding": 2, "flip": False},
     }
-    folder = {"crop_padding": None} if issubclass(kind, ImageFolder) else {}
+    folder = {"crop_padding": None} if issubclass(kind, Pool) else {}
     shared |= own.get(name, folder)
     if name in ("MITBIH", "WFDBBeats"):  # a beat is not cropped and not flipped
         del shared["crop_padding"], shared["flip"]
@@ -328,7 +329,7 @@ def test_every_set_has_the_shared_options(name: str):
     assert {option: defaults[option] for option in shared} == shared
     options = [action for action in parser._actions if action.dest.startswith("data.")]
     assert {action.dest.removeprefix("data.") for action in options if action.help} >= {*defaults}
-    assert ("root" in defaults) == (name != "Digits")
+    assert ("root" in defaults) == (name not in ("Digits", "FromDataset", "HuggingFace"))
     with pytest.raises(ArgumentError, match="nonsense"):
         parser.parse_args(["--data.nonsense", "3"])
 

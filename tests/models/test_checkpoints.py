@@ -214,11 +214,18 @@ def test_functions_are_no_options(option: str, capsys: Any):
 
 
 def test_classes_and_transforms_are_options():
+    from torchvision import datasets
     from torchvision.transforms.v2 import functional
 
     check_given({"class_path": "torch.nn.GELU", "init_args": {}}, "model.activation")
     check_given({"init_args": {"lambd": functional.invert}}, "data.augment")
     check_given({"class_path": f"{__name__}.Own"}, "model.activation")
+    folder = {"class_path": "torchvision.datasets.ImageFolder", "init_args": {"root": "x"}}
+    folder["init_args"]["loader"] = datasets.folder.default_loader  # the default of the class
+    check_given(folder, "data.dataset")
+    folder["init_args"]["loader"] = datasets.folder.pil_loader
+    with pytest.raises(ValueError, match=r"dataset\.loader cannot be torchvision.*pil_loader"):
+        check_given(folder, "data.dataset")
     with pytest.raises(ValueError, match=r"backbone_kwargs\.x cannot be subprocess\.Popen"):
         check_given({"x": {"class_path": "subprocess.Popen"}}, "model.backbone_kwargs")
 

@@ -1,0 +1,99 @@
+"""Any data set class of samples (image, label), such as those of torchvision."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset, IterableDataset
+
+from .cache import home, stamp
+from .samples import Samples, Source
+
+# how the classes of torchvision choose a part
+CHOICES = {"train": {"train": True, "test": False}, "split": {"train": "train", "test": "test"}}
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class FromDataset(Samples):
+    """The samples of a data set class, each (image, label).
+
+    The class is made once for each part, with the arguments of `dataset` and those of the part. By
+    default these are `train: true` and `train: false` for a class that takes `train`, else
+    `split: train` and `split: test` for one that takes `split`. Of a class that takes neither, some
+    samples of every class are the test set.
+
+    Args:
+        dataset: a class with `__len__` and `__getitem__`, such as torchvision.datasets.SVHN, and
+            its arguments.
+        train: arguments of the training part.
+        val: arguments of the validation part; without them it is taken from the training part.
+        test: arguments of the test part.
+
+    Raises:
+        ValueError: the class cannot be made, or gives no such samples.
+    """
+
+    dataset: Callable[[], Dataset] | None = None
+    train: dict[str, Any] | None = None
+    val: dict[str, Any] | None = None
+    test: dict[str, Any] | None = None
+
+    def source(self) -> Source:
+        """Make the class for each part."""
+        make: Any = self.dataset  # a class, or a partial of one; jsonargparse has it as an argument
+        made_of = (make, getattr(make, "func", None), *getattr(make, "args", ()))
+        kind = next((each for each in made_of if isinstance(each, type)), None)
+        if kind is None:
+            raise ValueError("FromDataset needs the class of a data set: --data.dataset CLASS")
+        if issubclass(kind, IterableDataset) or not hasattr(kind, "__len__"):
+            raise ValueError(
+                f"{kind.__name__} cannot be split, as its samples have no numbers: name a class "
+                "with __len__ and __getitem__"
+            )
+        known = signature(kind).parameters
+        name = next((name for name in CHOICES if name in known), None)
+        usual = {part: {name: value} for part, value in CHOICES[name].items()} if name else {}
+        own = {"train": self.train, "val": self.val, "test": self.test}
+        given = {p: usual.get(p) if chosen is None else chosen for p, chosen in own.items()}
+        given = {part: chosen for part, chosen in given.items() if chosen is not None}
+        parts = {
+            p: self._made(make, kind, arguments) for p, arguments in ({"train": {}} | given).items()
+        }
+        names = {part: named(getattr(samples, "classes", None)) for part, samples in parts.items()}
+        if other := [part for part in parts if names[part] != names["train"]]:
+            raise ValueError(f"{kind.__name__}: {other[0]} has other classes than train")
+        arguments = [getattr(make, "keywords", {}), *given.values()]
+        values = [value for each in arguments for value in each.values()]
+        code = getattr(sys.modules[kind.__module__], "__file__", None)
+        files = [self._files(Path(v)) for v in (code, *values) if isinstance(v, str | os.PathLike)]
+        key = (kind.__module__, kind.__qualname__, given, arguments, files)
+        return Source(kind.__name__, parts, names["train"], key)
+
+    def _made(self, make: Any, kind: type, arguments: dict[str, Any]) -> Any:
+        try:
+            return make(**arguments)
+        except Exception as error:  # of any code
+            shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+            raise ValueError(
+                f"{kind.__name__}({shown}) cannot be made ({type(error).__name__}: {error}): give "
+                "the arguments of a part with --data.train, --data.val and --data.test, those of "
+                "all with --data.dataset.NAME VALUE"
+            ) from error
+
+    def _files(self, path: Path) -> Any:
+        """Name, size and time of a file, or of the files in a folder; nothing of another text."""
+        path, own = path.expanduser(), home(self.cache_dir)
+        within = path.rglob("*") if path.is_dir() else [path]
+        files = sorted(file for file in within if file.is_file() and own not in file.parents)
+        return stamp(path.parent, files) if files else None
+
+
+def named(classes: Any) -> list[str] | None:
+    """The names of classes; one that has several, as in ImageNet, has them all."""
+    if not isinstance(classes, list | tuple) or not classes:
+        return None
+    return [", ".join(each) if isinstance(each, list | tuple) else str(each) for each in classes]

@@ -1,0 +1,240 @@
+"""Sets of samples that a class gives: what is read of each, their parts, and what is refused."""
+
+import gzip
+import struct
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset
+from torchvision import datasets
+from torchvision.transforms import v2
+
+import models
+import train
+from datamodules import FromDataset
+from export import data_of
+from tests.data import part_of
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+FORMS = {
+    "PIL": (3, Image.fromarray),
+    "PIL, grey": (1, lambda x: Image.fromarray(x[..., 0])),
+    "PIL, 16 bits": (1, lambda x: Image.fromarray(x[..., 0].astype(np.uint16) * 257)),
+    "array": (3, lambda x: x),
+    "array, grey": (1, lambda x: x[..., 0]),
+    "array, transparent": (3, lambda x: np.concatenate([x, x[..., :1]], axis=2)),
+    "tensor": (3, lambda x: torch.from_numpy(x).permute(2, 0, 1)),
+    "tensor, grey": (1, lambda x: torch.from_numpy(x[..., 0])),
+    "tensor of floats": (3, lambda x: torch.from_numpy(x / 255).permute(2, 0, 1).float()),
+    "array of floats": (3, lambda x: x / 255),
+}
+LABELS = {int: int, np.int64: np.int64, torch.tensor: torch.tensor}
+
+
+class Made(Dataset[Any]):
+    """`PIXELS`, the last 10 for the test; the rest for training."""
+
+    classes = ("even", "odd")
+
+    def __init__(self, train: bool = True, form: Any = "PIL", label: Any = int) -> None:
+        self.numbers = range(30) if train else range(30, 40)
+        self.form, self.label, self.train = form, label, train
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, number: int) -> Any:
+        index = self.numbers[number]
+        form = FORMS[self.form][1] if isinstance(self.form, str) else self.form
+        return form(PIXELS[index]), self.label(index % 2)
+
+
+def read(dataset: Any, tmp_path: Path, **options: Any) -> FromDataset:
+    data = FromDataset(dataset=dataset, cache_dir=str(tmp_path / "cache"), **options)
+    data.setup("fit")
+    data.setup("test")
+    return data
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_image_keeps_its_numbers(tmp_path: Path, form: str):
+    label = list(LABELS.values())[len(form) % 3]
+    data = read(partial(Made, form=form, label=label), tmp_path)
+    channels = FORMS[form][0]
+    images, labels = part_of(data, "train")
+    assert (data.in_channels, data.image_size, data.class_names) == (channels, 8, ("even", "odd"))
+    np.testing.assert_array_equal(images, PIXELS.transpose(0, 3, 1, 2)[:, :channels])
+    assert labels.tolist() == [0, 1] * 20
+    assert len(data.mean) == len(data.std) == channels
+    assert data.test_indices.tolist() == [*range(30, 40)]
+    assert len(data.train_indices) + len(data.val_indices) == 30
+    assert data.describe(31) == {"sample": "test 1"}
+    assert data.description["name"] == "Made"
+
+
+def test_sizes_and_channels_that_are_chosen(tmp_path: Path):
+    data = read(partial(Made, form="tensor"), tmp_path, image_size=16, channels=1)
+    images, _ = part_of(data, "train")
+    assert images.shape == (40, 1, 16, 16)
+    expected = Image.fromarray(PIXELS[5]).resize((16, 16), Image.Resampling.BILINEAR).convert("L")
+    np.testing.assert_array_equal(images[5, 0], np.asarray(expected))
+
+
+def test_the_parts_of_a_class_that_has_three(tmp_path: Path):
+    class Split(Made):
+        def __init__(self, split: str = "train") -> None:
+            super().__init__()
+            first = ["train", "val", "test"].index(split) * 12
+            self.numbers = range(first, first + 12)
+
+    split = read(Split, tmp_path, val={"split": "val"})
+    assert [split.train_indices.tolist(), split.val_indices.tolist(), split.test_indices.tolist()] == [
+        [*range(12)], [*range(12, 24)], [*range(24, 36)]
+    ]  # fmt: skip
+    whole = read(Split, tmp_path / "other", test={"split": "val"})
+    assert whole.test_indices.tolist() == [*range(12, 24)]
+
+
+def test_a_class_without_parts_is_a_pool(tmp_path: Path):
+    class Whole(Made):
+        def __init__(self) -> None:
+            super().__init__()
+
+    data = read(Whole, tmp_path, test_fraction=0.2)
+    indices = [data.train_indices, data.val_indices, data.test_indices]
+    assert [len(each) for each in indices] == [22, 2, 6]
+    assert torch.cat(indices).sort().values.tolist() == [*range(30)]
+
+
+def test_equal_images_are_never_in_two_splits(tmp_path: Path):
+    class Twins(Made):
+        def __getitem__(self, number: int) -> Any:
+            return FORMS["PIL"][1](PIXELS[number]), number % 2
+
+    data = read(Twins, tmp_path)  # all test images are copies of the first ten training images
+    trained = [*data.train_indices.tolist(), *data.val_indices.tolist()]
+    assert sorted(trained) == [*range(10, 30)]
+    assert data.test_indices.tolist() == [*range(30, 40)]
+
+
+def test_torchvisions_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """FashionMNIST, as it lies on the disk, by the command line; the set need not be there later."""
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.random.default_rng(1).integers(0, 256, (80, 28, 28), dtype=np.uint8)
+    for part, some in (("train", slice(60)), ("t10k", slice(60, None))):
+        count, labels = len(pixels[some]), bytes(i % 10 for i in range(80)[some])
+        idx = {
+            "images-idx3": struct.pack(">HBBIII", 0, 8, 3, count, 28, 28) + pixels[some].tobytes(),
+            "labels-idx1": struct.pack(">HBBI", 0, 8, 1, count) + labels,
+        }
+        for name, content in idx.items():
+            (raw / f"{part}-{name}-ubyte").write_bytes(content)
+            (raw / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(content))
+    monkeypatch.chdir(tmp_path)
+    line = (
+        f"fit --data FromDataset --data.dataset torchvision.datasets.FashionMNIST --data.cache_dir c "
+        f"--data.dataset.root {tmp_path} --model.backbone resnet8 --trainer.max_epochs 1 "
+        "--data.batch_size 25 --trainer.accelerator cpu --test_after_fit last --monitor.figure false --trainer.log_every_n_steps 1"
+    )
+    train.main(line.split())
+    run = next(tmp_path.glob("runs/*/version_0"))
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert "torchvision" not in str(content["hyper_parameters"])  # it would be imported
+    network = models.load(run)
+    assert network.class_names[0] == "T-shirt/top"
+    assert network.preparation.name == "FashionMNIST"
+    data = read(partial(datasets.FashionMNIST, tmp_path), tmp_path)
+    np.testing.assert_array_equal(part_of(data, "test")[0][:, 0], pixels)
+    shares = network(network.preprocess(pixels[70]))
+    stored = np.load(run / "test.npz")
+    row = stored["index"].tolist().index(70)
+    np.testing.assert_allclose(shares.softmax(1)[0].detach(), stored["probability"][row], atol=1e-5)
+    assert data_of(run / "config.yaml") is None  # no command makes the class by itself
+
+
+def test_samples_are_read_once_until_their_files_change(tmp_path: Path):
+    calls: list[int] = []
+
+    class Watched(Made):
+        def __init__(self, root: str, train: bool = True) -> None:
+            super().__init__(train)
+
+        def __getitem__(self, number: int) -> Any:
+            calls.append(number)
+            return super().__getitem__(number)
+
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a").write_text("1")
+    read(partial(Watched, root=str(tmp_path / "files")), tmp_path)
+    assert len(calls) > 40
+    calls.clear()
+    read(partial(Watched, root=str(tmp_path / "files")), tmp_path)
+    assert calls == [0]
+    (tmp_path / "files" / "a").write_text("12")
+    read(partial(Watched, root=str(tmp_path / "files")), tmp_path)
+    assert len(calls) > 40
+
+
+class Other(Made):
+    """Not as the other half."""
+
+    classes = None  # pyright: ignore
+
+    def __init__(self, train: bool = True, odd: Any = None, label: Any = None) -> None:
+        super().__init__(train)
+        self.odd, self.own = odd, label
+
+    def __getitem__(self, number: int) -> Any:
+        image, label = super().__getitem__(number)
+        odd = number == 3
+        image = self.odd(image) if self.odd and odd else image
+        return image, self.own if self.own is not None and odd else label
+
+
+class Bare:
+    def __getitem__(self, number: int) -> Any:
+        return PIXELS[0], 0
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "message"),
+    [
+        (None, {}, "needs the class of a data set: --data.dataset CLASS"),
+        (lambda: Made(), {}, "needs the class of a data set"),
+        (Bare, {}, "Bare cannot be split"),
+        (IterableDataset, {}, "IterableDataset cannot be split"),
+        (Made, {"test": {"size": 3}}, r"Made\(size=3\) cannot be made \(TypeError.*--data.test"),
+        (partial(Made, form=lambda x: x.tolist()), {}, r"sample 0 of train has list  ?as its image"),
+        (partial(Other, odd=lambda x: x.resize((9, 8))), {}, "sample 3 of train has 9 x 8 pixels.*8 x 8.*image_size"),
+        (partial(Other, odd=lambda x: x.convert("L")), {}, "has 1 channels, the first 3.*--data.channels"),
+        (partial(Other, label=1.5), {}, "sample 3 of train: 'float'"),
+        (partial(Other, label=-1), {}, "sample 3 of train has the label -1, which is no class"),
+        (partial(Other, label=10**9), {}, "has the label 1000000000"),
+        (partial(Other, odd=lambda x: 1 / 0), {}, r"sample 3 of train cannot be read \(ZeroDivisionError"),
+        (partial(Made, form=lambda x: v2.RandomCrop(8, padding=4)(Image.fromarray(x))), {}, "is another one.*--data.augment"),
+        (partial(Made, form=lambda x: x.astype(np.float32)), {}, r"must lie in \[0, 1\]"),
+        (partial(Made, form=lambda x: x[:, :6]), {}, "first image has 6 x 8 pixels, which is no square"),
+        (Made, {"cache_limit": 1e-9}, "needs 7.7e-06 GB of prepared images, more than --data.cache_limit"),
+        (Made, {"dataset": 3}, "dataset must be a class or a function or None, got 3"),
+        (Made, {"test": 3}, "test must be a mapping or None, got 3"),
+    ],
+)  # fmt: skip
+def test_sets_that_cannot_be_right(tmp_path: Path, dataset: Any, options: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        read(**{"dataset": dataset, "tmp_path": tmp_path, **options})
+
+
+def test_parts_with_other_classes(tmp_path: Path):
+    for part, names in (("train", "ab"), ("test", "ac")):
+        for name in names:
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.fromarray(PIXELS[ord(name) % 40]).save(tmp_path / part / name / "0.png")
+    with pytest.raises(ValueError, match="ImageFolder: test has other classes than train"):
+        read(datasets.ImageFolder, tmp_path, train={"root": str(tmp_path / "train")},
+             test={"root": str(tmp_path / "test")})  # fmt: skip
