@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .cifar import CIFAR10, CIFAR100
     from .digits import Digits
     from .fromdataset import FromDataset
+    from .huggingface import HuggingFace
     from .imagefolder import ImageFolder, Silkworm
     from .imagelist import ImageList
     from .miniimagenet import MiniImageNet
@@ -21,6 +22,7 @@ __all__ = [
     "CIFAR100",
     "Digits",
     "FromDataset",
+    "HuggingFace",
     "ImageDataModule",
     "ImageFolder",
     "ImageList",

@@ -10,7 +10,6 @@ from typing import Any
 
 from torch.utils.data import Dataset, IterableDataset
 
-from .cache import home, stamp
 from .samples import Samples, Source
 
 # how the classes of torchvision choose a part
@@ -69,7 +68,7 @@ class FromDataset(Samples):
         arguments = [getattr(make, "keywords", {}), *given.values()]
         values = [value for each in arguments for value in each.values()]
         code = getattr(sys.modules[kind.__module__], "__file__", None)
-        files = [self._files(Path(v)) for v in (code, *values) if isinstance(v, str | os.PathLike)]
+        files = [self.stamp(Path(v)) for v in (code, *values) if isinstance(v, str | os.PathLike)]
         key = (kind.__module__, kind.__qualname__, given, arguments, files)
         return Source(kind.__name__, parts, names["train"], key)
 
@@ -83,13 +82,6 @@ class FromDataset(Samples):
                 "the arguments of a part with --data.train, --data.val and --data.test, those of "
                 "all with --data.dataset.NAME VALUE"
             ) from error
-
-    def _files(self, path: Path) -> Any:
-        """Name, size and time of a file, or of the files in a folder; nothing of another text."""
-        path, own = path.expanduser(), home(self.cache_dir)
-        within = path.rglob("*") if path.is_dir() else [path]
-        files = sorted(file for file in within if file.is_file() and own not in file.parents)
-        return stamp(path.parent, files) if files else None
 
 
 def named(classes: Any) -> list[str] | None:

@@ -15,9 +15,7 @@ from torch import Tensor
 
 from .cache import Create, prepare, stamp
 from .images import Images, class_folders, list_images, some
-from .pool import NUMBER, Pool, first_equal
-
-_PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
+from .pool import NUMBER, PARTS, Pool, first_equal
 
 
 @dataclass(eq=False, repr=False)
@@ -109,7 +107,7 @@ class ImageFolder(Pool):
         """The folders of the splits; `root` alone for a pool, of which a class may be `train`."""
         parts = {
             part: self.folder / name
-            for part, known in _PARTS.items()
+            for part, known in PARTS.items()
             for name in class_folders(self.folder)
             if name.lower() in known and class_folders(self.folder / name)
         }

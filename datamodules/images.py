@@ -96,9 +96,7 @@ def read_image(
     from PIL import Image
 
     try:
-        content = Path(file).read_bytes()
-        _check_pnm(content)
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with opened(Path(file).read_bytes()) as image:
             turned = image.getexif().get(ORIENTATION, 1) >= 5  # it lies on its side
             width, height = image.size[::-1] if turned else image.size
             box = (place or middle)(width, height)
@@ -116,6 +114,14 @@ def read_image(
     across, down = pixels.width / width, pixels.height / height
     left, top, right, bottom = box
     return square(pixels, side, (left * across, top * down, right * across, bottom * down))
+
+
+def opened(content: bytes) -> "Image":
+    """The image of PIL in the content of a file, if it is of a format that holds no program."""
+    from PIL import Image
+
+    _check_pnm(content)
+    return Image.open(io.BytesIO(content), formats=FORMATS)
 
 
 def middle(width: int, height: int) -> Box:

@@ -12,6 +12,8 @@ from .base import Data, ImageDataModule, Part, Split, stratified_split
 from .images import Images
 from .options import check_part, check_range
 
+# names of the parts of a set, as its author may have called them
+PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 NUMBER = {"train": 0, "val": 1, "test": 2}
 LEFT_OUT = -1
 
@@ -88,6 +90,11 @@ class Pool(ImageDataModule):
         """All images and their classes, whatever the split."""
         if self._pool is None:
             images, labels, parts, first = self.read()
+            if self.random_resized_crop is not None and not isinstance(images, Images):
+                raise ValueError(
+                    "random_resized_crop needs files of photos, as ImageFolder and ImageList have "
+                    f"them: {type(self).__name__} has its images as squares"
+                )
             self._splits = self.divide(labels, parts, first)
             self._report(labels, first)
             self._pool = images, labels

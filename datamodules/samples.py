@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from .cache import Create, prepare
+from .cache import Create, home, prepare, stamp
 from .options import check_range
 from .pool import NUMBER, Pool, first_equal
 from .preprocess import Preparation
@@ -99,6 +100,13 @@ class Samples(Pool):
         """Open the set."""
         raise NotImplementedError
 
+    def stamp(self, path: Path) -> Any:
+        """Name, size and time of a file, or of the files in a folder; None if there are none."""
+        path, own = path.expanduser(), home(self.cache_dir)
+        within = path.rglob("*") if path.is_dir() else [path]
+        files = sorted(file for file in within if file.is_file() and own not in file.parents)
+        return stamp(path.parent, files) if files else None
+
     def read(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Images, classes, the part of each image, and the position of its first copy."""
         parts = [NUMBER[part] for part, count in self._counts.items() for _ in range(count)]
@@ -174,7 +182,7 @@ class Samples(Pool):
         name = self._name(part, number)
         try:
             sample = source.parts[part][number]
-        except Exception as error:  # of any code
+        except Exception as error:  # any code may have raised it
             why = f"{type(error).__name__}: {error}"
             raise ValueError(f"{name} cannot be read ({why})") from error
         if not isinstance(sample, tuple | list) or len(sample) != 2:

@@ -34,6 +34,7 @@ OWN = {
 }
 OTHERS = {
     "executorch",  # asks for a torch of its own; 1.5.1 runs with ours by pip install --no-deps
+    "datasets",  # an extra: imported only by --data HuggingFace
     "ray",  # an extra: imported only with --on auto or an address
     "wandb",  # a logger: imported only where the user chose it
     "edited_network",  # a file that a test writes

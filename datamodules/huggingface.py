@@ -1,0 +1,161 @@
+"""Data sets of the Hugging Face hub, and folders in the forms of its library."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from .images import opened
+from .pool import PARTS
+from .samples import Samples, Source
+
+LABELS = ("label", "labels", "class", "target", "fine_label")
+
+
+@dataclass(eq=False, repr=False)
+class HuggingFace(Samples):
+    """Images and labels of a set that Hugging Face's package `datasets` reads.
+
+    `path` is a folder of Parquet files (`train*.parquet`, `test*.parquet`), of `save_to_disk`, or
+    of another form that `load_dataset` reads; or the name of a set on the hub, which is downloaded.
+    No code of the set is run. Without a test part, the validation part is the test set, or else
+    some samples of every class.
+
+    Args:
+        path: see above.
+        configuration: of a set that has several.
+        image: column of the images; null finds it.
+        label: column of the classes; null takes the one with names of classes, or one that is
+            called label, labels, class, target or fine_label.
+        train: name of the training part in the set; null finds it.
+        val: name of the validation part.
+        test: name of the test part.
+
+    Raises:
+        ImportError: the package `datasets` is not installed.
+        ValueError: the set cannot be read, or a column or a part is missing.
+    """
+
+    path: str = "data"
+    _: KW_ONLY
+    configuration: str | None = None
+    image: str | None = None
+    label: str | None = None
+    train: str | None = None
+    val: str | None = None
+    test: str | None = None
+
+    def source(self) -> Source:
+        """Open the set by `datasets`."""
+        found = self._opened()
+        parts = self._parts(found)
+        image, label = self._columns(found[parts["train"]].features)
+        kind = found[parts["train"]].features[label]
+        names, number = getattr(kind, "names", None), None
+        if names is None and "string" in str(kind.dtype):
+            names = sorted({name for part in parts.values() for name in found[part].unique(label)})
+            number = {name: place for place, name in enumerate(names)}
+        plain = import_module("datasets").Image(decode=False)  # we decode: fewer formats
+        samples = {
+            part: Rows(found[name].cast_column(image, plain), image, label, number)
+            for part, name in parts.items()
+        }
+        folder = Path(self.path).expanduser()
+        files = [
+            Path(file["filename"]) for name in parts.values() for file in found[name].cache_files
+        ]
+        stamps = [self.stamp(each) for each in ([folder] if folder.is_dir() else files)]
+        key = (self.path, self.configuration, parts, image, label, stamps)
+        return Source(re.sub(r"[^\w.-]", "_", folder.resolve().name), samples, names, key)
+
+    def _opened(self) -> Mapping[str, Any]:
+        """The parts of the set, by name."""
+        if find_spec("datasets") is None:
+            raise ImportError(
+                "--data HuggingFace needs the package datasets: pip install '.[huggingface]'"
+            )
+        datasets, folder = import_module("datasets"), Path(self.path).expanduser()
+        saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+        try:
+            if saved:
+                found = datasets.load_from_disk(str(folder))
+            else:
+                path = str(folder) if folder.exists() else self.path
+                found = datasets.load_dataset(path, self.configuration)
+        except Exception as error:  # its own kinds of errors are many
+            raise ValueError(
+                f"datasets cannot read {self.path!r} ({type(error).__name__}: {error}): give a "
+                "folder or the name of a set with --data.path, and one of several configurations "
+                "with --data.configuration"
+            ) from error
+        return found if isinstance(found, Mapping) else {"train": found}
+
+    def _parts(self, found: Mapping[str, Any]) -> dict[str, str]:
+        """The names of the parts of the set, by ours."""
+        parts = {}
+        for part, known in PARTS.items():
+            name = getattr(self, part) or next((each for each in known if each in found), None)
+            if name is None and part != "train":
+                continue
+            if name not in found:
+                raise ValueError(
+                    f"{self.path!r} has the parts {', '.join(found)}, none is {name or part!r}: "
+                    f"name one with --data.{part}"
+                )
+            parts[part] = name
+        return parts
+
+    def _columns(self, features: Mapping[str, Any]) -> tuple[str, str]:
+        """The columns of the images and of the labels."""
+        kinds = {name: type(kind).__name__ for name, kind in features.items()}
+        files = [n for n, kind in features.items() if isinstance(kind, dict) and "bytes" in kind]
+        images = [name for name, kind in kinds.items() if kind == "Image"] or files
+        labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
+        labels = labels or [name for name in LABELS if name in features]
+        chosen = []
+        for option, candidates in (("image", images), ("label", labels)):
+            given = getattr(self, option)
+            if given is None and len(candidates) == 1:
+                given = candidates[0]
+            if given not in features:
+                raise ValueError(
+                    f"{self.path!r} has the columns {', '.join(features)}: name that of the "
+                    f"{option}s with --data.{option}"
+                )
+            chosen.append(given)
+        return chosen[0], chosen[1]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a part as samples.
+
+    Args:
+        rows: as `datasets` gives them.
+        image: column of the images, not decoded.
+        label: column of the labels.
+        number: of each class, where labels are names.
+    """
+
+    rows: Any
+    image: str
+    label: str
+    number: Mapping[str, int] | None
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> tuple[Any, Any]:
+        """An image of PIL, and the number of its class."""
+        row = self.rows[position]
+        file, label = row[self.image], row[self.label]
+        content = file["bytes"]
+        if content is None:
+            content = Path(file["path"]).read_bytes()
+        image = opened(content)
+        image.load()
+        return image, label if self.number is None else self.number[label]
