@@ -39,7 +39,7 @@ def main() -> None:
     about = {**machine(), "settings": settings}
     print(report.title(about), flush=True)
     table = module.measure(options)
-    print(report.show(table))
+    print("nothing was measured" if table.empty else report.show(table))
     flags = [key for key, value in settings.items() if value is True]
     path = options.out / "-".join([name, *flags])
     report.write(path, about, table)

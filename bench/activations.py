@@ -96,7 +96,7 @@ def _compare(dtype: str, options: Namespace) -> DataFrame:
     with locked(options.lock):
         times = in_turns(runs, options.rounds)
     copied = times["forward"][copy].median()
-    times = {name: each[list(modules)] for name, each in times.items()}
+    times = {name: DataFrame(each[list(modules)]) for name, each in times.items()}
     table = summarize(times, references, "ms")
     table["of_copy_percent"] = 100 * 2.5 * 1e3 * copied / table["both_ms"]
     kept = [saved_bytes(partial(each, x), each.parameters()) for each in modules.values()]

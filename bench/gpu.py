@@ -18,7 +18,7 @@ import tempfile
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -79,6 +79,7 @@ def measure(options: Namespace) -> DataFrame:
     """One row for each thing that is wanted of a GPU, with what was found."""
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("there is no GPU here; try the measurement with --device cpu --quick")
+    options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
     options.end = time.monotonic() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as folder:
@@ -116,7 +117,7 @@ def tests(options: Namespace) -> Iterator[dict[str, Any]]:
 
 
 def call(options: Namespace, name: str, words: list[str]) -> tuple[int, str]:
-    """Run Python with these words; its code, None for too late, and its output, also in a file."""
+    """Run Python with these words; its exit code and its output, which is also in a file."""
     log, left = options.out / f"{name}.log", max(1.0, options.end - time.monotonic())
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("w") as file:
@@ -147,9 +148,10 @@ def side_by_side(
                 write(options.out / name, about, pd.concat(tables))
         late = [key for future, key in futures.items() if not future.done()]
         print("did not end:", *late, file=log)
-    for process in list((pool._processes or {}).values()) if late else ():  # pyright: ignore
+    for process in multiprocessing.active_children() if late else ():
         process.terminate()
     pool.shutdown(cancel_futures=True)
+    print(f"{name}: {len(tables)} of {len(runs)} measured; {options.out / name}.log has the rest")
     return pd.concat(tables) if tables else DataFrame()
 
 
@@ -157,7 +159,7 @@ def functions(options: Namespace) -> Iterator[dict[str, Any]]:
     """Each activation, at each of SIZES."""
     names = ["CosLU", "Rational"] if options.quick else list(KINDS)
     runs = {name: partial(_function, name, options) for name in names}
-    table = side_by_side(options, "activations", runs)
+    table: Any = side_by_side(options, "activations", runs)
     if table.empty:
         return
     own = table[(table["mode"] == "activations") & (table["size"] == "large")]
@@ -211,7 +213,7 @@ def steps(options: Namespace) -> Iterator[dict[str, Any]]:
         for words in (small if options.quick else STEPS)
         for dtype in ("float32", "bfloat16")
     }
-    table = side_by_side(options, "step", runs)
+    table: Any = side_by_side(options, "step", runs)
     if table.empty:
         return
     fused = table[table["mode"] == "activations"]
@@ -238,34 +240,24 @@ def loader(options: Namespace) -> Iterator[dict[str, Any]]:
 
 def trainings(options: Namespace) -> Iterator[dict[str, Any]]:
     """Does each precision and way of compiling learn?"""
-    epochs = "1" if options.quick else "10"
-    started = {}
-    chosen = dict(list(TRAININGS.items())[: 2 if options.quick else None])
-    for name, words in chosen.items():
-        place = options.out / "fit" / re.sub(r"\W+", "_", name)
-        run = [str(ROOT / "train.py"), *FIT, *words, "--trainer.max_epochs", epochs,
-               "--trainer.accelerator", {"cuda": "gpu"}.get(options.device, "cpu"),
-               "--trainer.logger.save_dir", str(place)]  # fmt: skip
-        place.mkdir(parents=True, exist_ok=True)
-        log = (place / "log").open("w")
-        started[name] = place, subprocess.Popen([sys.executable, *run], stdout=log, stderr=-2)
-    for name, (place, process) in started.items():
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(max(1.0, options.end - time.monotonic()))
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
-        results = sorted(place.rglob("results.json"))
-        if results:
-            test = json.loads(results[-1].read_text())["test"]["last"]["test/acc"]
-            said = f"{test:.1%} of the test set after {epochs} epochs"
-        else:
-            said = f"did not end (code {process.returncode}), see {place / 'log'}"
-        yield {
-            "wanted": f"learns Digits: {name}",
-            "found": said,
-            "met": bool(results) and (options.quick or test > 0.9),
-        }
+    epochs, count = ("1", 2) if options.quick else ("10", len(TRAININGS))
+
+    def train(name: str, words: list[str]) -> dict[str, Any]:
+        slug = re.sub(r"\W+", "_", name)
+        place = options.out / "fit" / slug
+        words = [str(ROOT / "train.py"), *FIT, *words, "--trainer.max_epochs", epochs,
+                 "--trainer.accelerator", {"cuda": "gpu"}.get(options.device, "cpu"),
+                 "--trainer.logger.save_dir", str(place.resolve())]  # fmt: skip
+        code, _ = call(options, f"fit_{slug}", words)
+        found = {"wanted": f"learns Digits: {name}", "met": False}
+        for results in place.rglob("results.json"):
+            accuracy = json.loads(results.read_text())["epochs"][-1]["val/acc"]
+            said = f"{accuracy:.1%} of the validation set after {epochs} epochs"
+            return found | {"found": said, "met": accuracy > 0.9}
+        return found | {"found": f"no result (code {code}), see fit_{slug}.log"}
+
+    with ThreadPoolExecutor() as threads:
+        yield from threads.map(train, *zip(*list(TRAININGS.items())[:count], strict=True))
 
 
 PARTS: dict[str, Callable[[Namespace], Iterator[dict[str, Any]]]] = {

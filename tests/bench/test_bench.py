@@ -20,7 +20,7 @@ from lightning.pytorch import Trainer
 from pandas import DataFrame
 from torch.utils.data import DataLoader
 
-from bench import __main__, activations, data, infer, loop, measure, report, start, step
+from bench import __main__, activations, data, gpu, infer, loop, measure, report, start, step
 from models import Classifier, export
 from tests.data import Tiny, write_tree
 
@@ -418,3 +418,37 @@ def test_without_an_argument_all_measurements_are_listed(
         assert f"python -m bench {name} " in printed
     files = {file.stem for file in Path(__main__.__file__).parent.glob("[a-z]*.py")}
     assert files == {*__main__.NAMES, "measure", "report"}
+
+
+def _row() -> DataFrame:
+    return DataFrame({"function": ["CosLU"], "time": [1.5]})
+
+
+def test_what_fails_on_a_gpu_is_told_and_the_rest_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    options = argparse.Namespace(jobs=1, out=tmp_path, end=time.monotonic() + 100)
+    table = gpu.side_by_side(options, "some", {"good": _row, "bad": partial(math.sqrt, -1)})  # pyright: ignore
+    assert table.equals(_row())
+    assert "some: 1 of 2 measured" in capsys.readouterr().out
+    assert "bad: ValueError" in (tmp_path / "some.log").read_text()
+    assert json.loads((tmp_path / "some.json").read_text())["rows"] == _row().to_dict("records")
+    options.end = time.monotonic()
+    assert gpu.side_by_side(options, "late", {"late": partial(time.sleep, 100)}).empty  # pyright: ignore
+    assert "did not end: late" in (tmp_path / "late.log").read_text()
+
+
+@pytest.mark.slow
+def test_all_that_a_gpu_can_tell_tried_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    words = ["bench", "gpu", "--device", "cpu", "--quick", "--jobs", "2", "--minutes", "30"]
+    monkeypatch.setattr(sys, "argv", [*words, "--out", str(tmp_path)])
+    __main__.main()
+    rows = json.loads((tmp_path / "gpu-quick.json").read_text())["rows"]
+    found = {row["wanted"]: row["found"] for row in rows}
+    assert found["tests pass"] == "4 passed"
+    assert "after 1 epochs" in found["learns Digits: float32"]
+    assert "worst CosLU" in found["step of resnet8, float32: at most 1.03 of ReLU's"]
+    table = json.loads((tmp_path / "activations.json").read_text())["rows"]
+    assert {(row["size"], row["function"]) for row in table} >= {
+        (size, name) for size in gpu.SIZES for name in ("CosLU", "Rational", "nn.SiLU")
+    }
