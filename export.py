@@ -33,9 +33,10 @@ from models.export import (
 )
 from models.hub import about, card, push
 from models.network import find
+from models.side import Joined, class_scores, side_of
 from options import Parser
 
-SIZES = ("num_classes", "in_channels", "image_size", "dims")
+SIZES = ("num_classes", "in_channels", "image_size", "dims", "side_size")
 RANDOM = 128  # inputs, where there are no data
 CALIBRATION = 512  # at most so many samples give the ranges of int8
 PLAIN = (bool, int, float, str, list, type(None))
@@ -124,15 +125,17 @@ def main(args: list[str]) -> None:
         raise ValueError(f"{str(path)!r} does not know how its data were normalised: train anew")
     samples = Samples(data, content, raw)
     shown = "x".join(map(str, content["input"]))
+    side = content["options"].get("side_size", 0)
+    beside = f" and side input (N, {side})" if side else ""
     print(
         f"{path}\n{content['options']['backbone']} with {content['activation'] or 'its own'} "
-        f"activations; input (N, {shown}); compared on {samples}"
+        f"activations; input (N, {shown}){beside}; compared on {samples}"
     )
     with replacing(output) as folder, torch.no_grad():
         shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
         folder.mkdir()
-        expected = [network(each) for _, each, _ in samples]
-        limit = tolerance(network, next(iter(samples))[1][:128])
+        expected = [class_scores(network, *each) for _, each, _ in samples]
+        limit = tolerance(network, *(each[:128] for each in next(iter(samples))[1]))
         if limit > TOLERANCE:
             print(f"the scores differ from those in float64 by up to {limit / 2:.0e} themselves")
         if not has_ended(network):
@@ -140,14 +143,14 @@ def main(args: list[str]) -> None:
         made, computed = deployed(network), expected
         if config.tabulate:
             content["tables"] = replace_by_tables(made, data, config.tabulate)
-            limit = tolerance(made, next(iter(samples))[1][:128])
-            computed = [made(each) for _, each, _ in samples]
+            limit = tolerance(made, *(each[:128] for each in next(iter(samples))[1]))
+            computed = [class_scores(made, *each) for _, each, _ in samples]
             same = compare(expected, computed)
             print(
                 f"the files hold these tables and are compared with the network that has them: on "
                 f"{samples} the class of the checkpoint for {same.same} of {same.samples}"
             )
-        made = Raw(made, content["data"]) if raw else made
+        made = Raw(made, content["data"]) if raw else Joined(made) if side else made
         (folder / CONFIG).write_text(json.dumps(content, indent=1))
         write(made, samples.example(), formats, folder, content)
         if "safetensors" in formats:
@@ -172,7 +175,8 @@ def replace_by_tables(network: nn.Module, data: Any, tolerance: float) -> dict[s
     """Tabulate a network in place and print how; what is stored of it, as plain data."""
     data.prepare_data()
     data.setup("validate")
-    report = tabulate(network, data.val_dataloader(), tolerance)
+    batches = [((images, *more[1:]), labels) for images, labels, *more in data.val_dataloader()]
+    report = tabulate(Joined(network) if side_of(network) else network, batches, tolerance)
     print(report)
     if not report.tables:
         raise ValueError("--tabulate finds no function that can become a table: leave it out")
@@ -180,7 +184,7 @@ def replace_by_tables(network: nn.Module, data: Any, tolerance: float) -> dict[s
     before, after = report.accuracy
     return {
         "tolerance": tolerance,
-        "sites": [each.name for each in report.tables],
+        "sites": [each.name.removeprefix("network.") for each in report.tables],
         "largest_error": max(each.error for each in report.tables),
         "samples": report.samples,
         "val/acc before": before,
@@ -195,11 +199,11 @@ def reduce(folder: Path, samples: "Samples") -> tuple[str, dict[str, Any]]:
     whole, small = folder / FILES["onnx"], folder / "model_int8.onnx"
     labels = torch.cat([each for _, _, each in samples])
     step = -(-len(labels) // CALIBRATION)
-    quantise(whole, small, (raw[::step] for raw, *_ in samples))
+    quantise(whole, small, (tuple(each[::step] for each in raw) for raw, *_ in samples))
     accuracy = []
     for file in (whole, small):
         run = read(file)
-        found = torch.cat([run(raw).argmax(1) for raw, *_ in samples])
+        found = torch.cat([run(*raw).argmax(1) for raw, *_ in samples])
         accuracy.append((found == labels).double().mean().item())
     before, after = (f"{100 * each:.2f}%" for each in accuracy)
     size = small.stat().st_size / 1e6
@@ -213,7 +217,8 @@ def reduce(folder: Path, samples: "Samples") -> tuple[str, dict[str, Any]]:
 class Samples:
     """The test or validation samples, or random ones where there are no data.
 
-    Iterating gives batches: as the file takes them, as the network takes them, and labels.
+    Iterating gives batches: the inputs as the file takes them, as the network takes them, and
+    labels.
     """
 
     def __init__(
@@ -231,29 +236,32 @@ class Samples:
             plain = replace(data, **{n: v for n, v in unit.items() if n in known})
             self.unread, _ = plain.load("test" if part == "test" else "train")
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]]:
         if self.data is None:
             yield from self._random()
             return
         test = self.part == "test"
         loader = self.data.test_dataloader() if test else self.data.val_dataloader()
-        for images, labels, *index in loader:
-            yield images if self.unread is None else self.unread[index[0]], images, labels
+        for images, labels, *more in loader:
+            read = images if self.unread is None else self.unread[more[0]]
+            yield (read, *more[1:]), (images, *more[1:]), labels
 
-    def _random(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _random(self) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]]:
         generator, none = torch.Generator().manual_seed(0), torch.empty(0)
+        size = self.about["options"].get("side_size", 0)
         for _ in range(RANDOM // 32):
             if self.raw:
                 prepare = Raw(nn.Identity(), self.about["data"])
                 x = prepare.random(32, generator)
-                yield x, prepare(x), none
+                y = prepare(x)
             else:
-                x = torch.randn(32, *self.about["input"], generator=generator)
-                yield x, x, none
+                x = y = torch.randn(32, *self.about["input"], generator=generator)
+            side = (torch.randn(32, size, generator=generator),) if size else ()
+            yield (x, *side), (y, *side), none
 
-    def example(self) -> Tensor:
-        """A batch of two as the files take it."""
-        return next(self._random())[0][:2]
+    def example(self) -> tuple[Tensor, ...]:
+        """The inputs for a batch of two, as the files take them."""
+        return tuple(each[:2] for each in next(self._random())[0])
 
     def __str__(self) -> str:
         if self.data is None:
@@ -276,8 +284,10 @@ def check(
     weights = file.suffix == ".safetensors"  # of a network that takes what the data module gives
     run = load(file.parent, trust) if weights else read(file)
     first = next(iter(samples))[weights]
-    parities = [compare([expected[0][:count]], [run(first[:count])]) for count in (1, 7)]
-    parities.append(compare(expected, (run(each[weights]) for each in samples)))
+    parities = [
+        compare([expected[0][:count]], [run(*(each[:count] for each in first))]) for count in (1, 7)
+    ]
+    parities.append(compare(expected, (run(*each[weights]) for each in samples)))
     *small, whole = parities
     if any(each.same < each.samples or not each.difference <= limit for each in parities):
         raise ValueError(

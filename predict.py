@@ -131,7 +131,7 @@ def of_records(network: Network, files: dict[str, Path], refused: Refused) -> It
         print(f"{record}: {told(beats, prepare.rate)}")
         labels = [class_of.get(each) for each in beats.symbols or [""] * len(beats.times)]
         for time, label, shares in zip(
-            beats.times, labels, predicted(network, beats.batch), strict=True
+            beats.times, labels, predicted(network, beats.batch, beats.side), strict=True
         ):
             known = {"record": record, "time": f"{time:.3f}", "lead": beats.lead}
             yield Row(next(number), known, label, shares)
@@ -151,8 +151,8 @@ def told(beats: Beats, rate: float | None) -> str:
 
 
 @torch.inference_mode()
-def predicted(network: Network, batch: Tensor) -> Iterable[list[float]]:
-    """The class probabilities of each sample."""
+def predicted(network: Network, *inputs: Tensor | None) -> Iterable[list[float]]:
+    """The class probabilities of each sample, by the batch and its side input, if it has one."""
     device = next(network.parameters()).device
-    parts = [network(part.to(device)).softmax(1).cpu() for part in batch.split(BATCH)]
-    return torch.cat(parts).tolist()
+    parts = zip(*(each.to(device).split(BATCH) for each in inputs if each is not None), strict=True)
+    return torch.cat([network(*part).softmax(1).cpu() for part in parts]).tolist()

@@ -120,7 +120,7 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link the data's properties to the model, and add the callbacks that are always on."""
-        for name in ("num_classes", "in_channels", "image_size", "dims"):
+        for name in ("num_classes", "in_channels", "image_size", "dims", "side_size"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")

@@ -58,7 +58,7 @@ def measure(options: Namespace) -> DataFrame:
             files[key] = Path(folder, str(k))
             files[key].mkdir()
             if {"onnxruntime", "openvino"} & {*engines}:
-                write(network, torch.cat([x, x])[:2], ["onnx"], files[key], {})
+                write(network, (torch.cat([x, x])[:2],), ["onnx"], files[key], {})
         for engine in engines:
             for threads in sorted({options.threads, os.cpu_count() or 1}):
                 torch.set_num_threads(threads)

@@ -34,7 +34,7 @@ def main() -> None:
     try:
         data: ImageDataModule = kind(**chosen)
         data.setup("fit")
-        images, labels, _ = next(iter(data.train_dataloader()))
+        images, labels, *_ = next(iter(data.train_dataloader()))
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         sys.exit(f"error: {error}")
     draw_batch(Path(path), data, images, labels)

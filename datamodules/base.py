@@ -53,6 +53,7 @@ class ImageDataModule(LightningDataModule):
 
     Attributes:
         dims: 2 for images, 1 for signals (N, C, L).
+        side_size: how many numbers stand beside each sample, for the side input of a network.
         image_size: side of the images, or length of the signals.
         will_test: whether a test follows the training: then its data are read before, too.
         monitor: of the class: the metric that `best.ckpt` follows.
@@ -68,6 +69,7 @@ class ImageDataModule(LightningDataModule):
     mean: tuple[float, ...] = field(init=False)
     std: tuple[float, ...] = field(init=False)
     dims = 2
+    side_size = 0
     monitor = "val/acc"
     will_test = False
 
@@ -128,6 +130,10 @@ class ImageDataModule(LightningDataModule):
             "the method load(split)"
         )
 
+    def load_side(self, split: Part) -> Tensor | None:
+        """The numbers beside each sample of a part, (M, side_size), if there are some."""
+        return None
+
     def choose(self, split: Split, labels: Tensor) -> Tensor:
         """Positions of the samples of a split among those that :meth:`load` returned."""
         if split == "test":
@@ -186,9 +192,17 @@ class ImageDataModule(LightningDataModule):
         counts = self._train[1][self.train_indices].bincount(minlength=self.num_classes)
         return counts.sum() / ((counts > 0).sum() * counts.clamp(min=1))
 
+    @property
+    def side_statistics(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and deviation of the numbers beside the training samples, if there are some."""
+        if self._train is None or (side := self.load_side("train")) is None:
+            return None
+        deviation, mean = torch.std_mean(side[self.train_indices].double(), 0, correction=0)
+        return mean.float(), deviation.float()
+
     def train_dataloader(self) -> ImageLoader:
         """Shuffled, augmented training batches; after a resume, those that are left."""
-        loader = self._train_loader = self._loader(self._train, self.train_indices, training=True)
+        loader = self._train_loader = self._loader("train", self.train_indices, training=True)
         if self._resume:
             loader.load_state_dict(self._resume)
             self._resume = None
@@ -196,11 +210,11 @@ class ImageDataModule(LightningDataModule):
 
     def val_dataloader(self) -> ImageLoader:
         """The validation images, in order."""
-        return self._loader(self._train, self.val_indices)
+        return self._loader("train", self.val_indices)
 
     def test_dataloader(self) -> ImageLoader:
         """The test images, in order."""
-        return self._loader(self._test, self.test_indices)
+        return self._loader("test", self.test_indices)
 
     predict_dataloader = test_dataloader
 
@@ -218,14 +232,17 @@ class ImageDataModule(LightningDataModule):
         if self._train_loader and state_dict:
             self._train_loader.load_state_dict(state_dict)
 
-    def _loader(self, data: Data | None, indices: Tensor, *, training: bool = False) -> ImageLoader:
+    def _loader(self, part: Part, indices: Tensor, *, training: bool = False) -> ImageLoader:
+        data = self._train if part == "train" else self._test
         assert data is not None, "call setup(stage) first"
+        side = self.load_side(part)
         if (trainer := self.trainer) is None:
-            return ImageLoader(self, *data, indices, training=training)
+            return ImageLoader(self, *data, indices, side, training=training)
         return ImageLoader(
             self,
             *data,
             indices,
+            side,
             training=training,
             fixed=bool(getattr(trainer, "overfit_batches", 0)),
             rank=trainer.global_rank,

@@ -17,6 +17,9 @@ SYMBOLS = "NLRejAaJSVEF/fQ"  # the annotations that AAMI EC57 counts as beats
 AAMI = {"N": "NLRej", "S": "AaJS", "V": "VE", "F": "F", "Q": "/fQ"}
 Normalize = Literal["zscore", "minmax", "none"]
 Representation = Literal["signal", "image", "spectrogram"]
+Rhythm = bool | Literal["patient"]
+RHYTHM_SIZE = {False: 0, True: 4, "patient": 7}
+AROUND = 5  # intervals before a beat, and after it, of which the local mean is taken
 
 
 class Window(NamedTuple):
@@ -140,6 +143,38 @@ def normalised(beats: np.ndarray, how: Normalize) -> np.ndarray:
         beats = beats - beats.min(-1, keepdims=True)
         return beats / np.maximum(beats.max(-1, keepdims=True), FLAT)
     return beats
+
+
+def rhythm(peaks: np.ndarray, rate: float, kind: Rhythm) -> np.ndarray:
+    """The rhythm around each beat of a record, (M, 4) or (M, 7) in float32.
+
+    The columns are the RR intervals before and after the beat, the mean of the ten around it (five
+    before, five after, at the ends of the record those that there are), in seconds, and the first
+    divided by the third. `patient` adds the first three, divided by the mean of the whole record.
+    The first beat has no interval before it and takes the one after it; the last beat takes the one
+    before it for the one after it.
+
+    Args:
+        peaks: (M,), the R peaks of all beats of the record in samples, in the order of time.
+        rate: samples per second.
+        kind: True or `patient`.
+
+    Raises:
+        ValueError: the record has a single beat, or its peaks are not in the order of time.
+    """
+    intervals = np.diff(peaks) / rate
+    if not len(intervals) or (intervals < 0).any():
+        why = "not in the order of time" if len(intervals) else f"{len(peaks)}, not two or more"
+        raise ValueError(f"the rhythm (rr) needs all R peaks of a record: these are {why}")
+    before = np.concatenate([intervals[:1], intervals])
+    after = np.concatenate([intervals, intervals[-1:]])
+    ends, beat = np.concatenate([[0], intervals.cumsum()]), np.arange(len(peaks))
+    first, last = np.maximum(beat - AROUND, 0), np.minimum(beat + AROUND, len(intervals))
+    local = np.maximum((ends[last] - ends[first]) / (last - first), 1 / rate)
+    columns = [before, after, local, before / local]
+    if kind == "patient":
+        columns += [each / intervals.mean() for each in columns[:3]]
+    return np.stack(columns, 1).astype(np.float32)
 
 
 def represented(beats: Tensor, representation: Representation) -> Tensor:

@@ -59,7 +59,7 @@ class EpochOrder(Sampler[int]):
 
 
 class ImageLoader:
-    """Iterates over (images, labels, indices), one batch at a time.
+    """Iterates over (images, labels, indices) or (images, labels, indices, side), batch by batch.
 
     Training batches come in an order drawn from (seed, epoch); the crop and flip of each image are
     drawn from (seed, epoch, index). Images that do not fill the last training batch are left out
@@ -71,6 +71,7 @@ class ImageLoader:
         images: (M, C, H, W) in uint8, or (M, C, *) in a floating dtype, or image files.
         labels: (M,), int64.
         indices: positions of the images that this loader serves.
+        side: (M, K), numbers beside each image; they are not augmented.
         training: shuffle, augment, drop the incomplete last batch.
         fixed: all epochs are like the first.
         rank: number of this process.
@@ -79,7 +80,8 @@ class ImageLoader:
         device: device of the batches.
 
     Raises:
-        ValueError: the images do not fill one batch.
+        ValueError: the images do not fill one batch, or images are mixed that have numbers beside
+            them.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class ImageLoader:
         images: Tensor | Images,
         labels: Tensor,
         indices: Tensor,
+        side: Tensor | None = None,
         *,
         training: bool = False,
         fixed: bool = False,
@@ -98,6 +101,12 @@ class ImageLoader:
     ) -> None:
         self.data, self.images, self.labels, self.indices = data, images, labels, indices
         self.training, self.rank, self.world_size = training, rank, world_size
+        self.side = side
+        if training and side is not None and data.mix is not None:
+            raise ValueError(
+                f"mix cannot mix the {side.shape[1]} numbers beside each sample (the side input): "
+                "leave out mix, or those numbers"
+            )
         self.device = torch.device(device)
         self.batch_size = data.batch_size if training else data.eval_batch_size
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if data.seed is None else data.seed
@@ -139,7 +148,7 @@ class ImageLoader:
         """Continue inside the stored epoch."""
         self._resumed_epoch, self.next_batch = state["epoch"], state["next_batch"]
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         """The batches of the epoch; after a resume, those that are left of it."""
         first = self.next_batch if self._resumed_epoch == self.sampler.epoch else 0
         self._resumed_epoch = -1
@@ -158,7 +167,8 @@ class ImageLoader:
             if self.training and self.data.mix is not None:
                 images, labels = self._mix(images, labels, self.data.mix, batch)
             self.next_batch = batch + 1
-            yield self.data.transform_batch(images), labels, index
+            beside = () if self.side is None else (self._send(self.side[chosen]),)
+            yield self.data.transform_batch(images), labels, index, *beside
 
     def _augmentation(self) -> Augmentation:
         data = self.data

@@ -72,6 +72,11 @@ class MITBIH(WFDBBeats):
         baseline: subtract the baseline, two running medians of 0.2 s and 0.6 s.
         normalize: scale each lead of a beat to mean 0 and standard deviation 1 (`zscore`) or to
             [0, 1] (`minmax`), or leave it in millivolt (`none`).
+        rr: give the network the rhythm around each beat as a side input: the RR intervals before
+            and after the beat, the mean of the ten around it, and the first divided by that mean.
+            `patient` adds the first three, divided by the mean of the whole record. They are of all
+            annotated beats of the record; at its ends, of those that there are
+            (:func:`datamodules.beats.rhythm`).
         val_records: the records of DS1 that are the validation set.
         test_fraction: part of each class that `intra_patient` and `kaggle_rebuilt` test on.
         patient: the record of DS2 on which `patient_specific` tests; by default all.
@@ -113,6 +118,8 @@ class MITBIH(WFDBBeats):
                 "the Kaggle files have the five AAMI classes and one lead only: set classes to "
                 "aami and leads to 1"
             )
+        if self.protocol == "kaggle" and self.rr:
+            raise ValueError("the Kaggle files do not say whose beats they hold: set rr to false")
         if self.protocol == "kaggle_rebuilt":
             self.cut = self.cut._replace(lead=(*self.cut.lead, "V5"), **KACHUEE)
         if self.representation != "spectrogram":
@@ -139,7 +146,7 @@ class MITBIH(WFDBBeats):
         """What a trained network must know; how beats are cut, unless Kaggle has cut them."""
         known = super().description
         if self.protocol == "kaggle":
-            for name in ("lead", "window", "rate", "baseline", "normalize"):
+            for name in ("lead", "window", "rate", "baseline", "normalize", "rr"):
                 del known[name]
         return known
 

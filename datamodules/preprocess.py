@@ -11,7 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .beats import SYMBOLS, Normalize, Representation, Window, cut, normalised, represented
+from .beats import (
+    SYMBOLS,
+    Normalize,
+    Representation,
+    Rhythm,
+    Window,
+    cut,
+    normalised,
+    represented,
+    rhythm,
+)
 from .images import normalisation, read_image, rgb, square
 from .options import check_range, check_types
 from .records import Own, detect, read_own
@@ -30,6 +40,7 @@ class Beats(NamedTuple):
         missing: samples that the record lacks; they lie on a line between their neighbours.
         rate: of the record, in samples per second.
         lead: the names of the leads.
+        side: (K, S), the rhythm around each beat, if the network takes it.
     """
 
     batch: Tensor
@@ -39,6 +50,7 @@ class Beats(NamedTuple):
     missing: int
     rate: float
     lead: str
+    side: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +75,7 @@ class Preparation:
         rate: samples per second.
         baseline: subtract the baseline.
         normalize: how each beat is scaled.
+        rr: the rhythm around each beat that the network takes beside it.
 
     Raises:
         ValueError: a value has another type, or is out of its range.
@@ -83,6 +96,7 @@ class Preparation:
     rate: float | None = None
     baseline: bool = False
     normalize: Normalize = "none"
+    rr: Rhythm = False
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -149,8 +163,8 @@ class Preparation:
 
     def __call__(
         self, sample: Any, *, rate: float | None = None, peaks: Sequence[int] | None = None
-    ) -> Tensor:
-        """Prepare one sample, as a batch.
+    ) -> Any:
+        """Prepare one sample, as a batch; with `rr`, as a batch and its side input.
 
         Args:
             sample: an image: its file, an image of PIL, an array (H, W) or (H, W, C), or a tensor
@@ -167,7 +181,7 @@ class Preparation:
         if self.representation is None:
             return self.finish(self.numbers(sample))
         if isinstance(sample, str | os.PathLike):
-            return self.beats(Path(sample)).batch
+            return self._inputs(self.beats(Path(sample)))
         signal = np.asarray(sample, dtype=np.float64)
         shape = signal.shape
         signal = signal[None] if signal.ndim == 1 else signal
@@ -177,6 +191,11 @@ class Preparation:
             raise ValueError(f"a signal must be finite numbers of {wanted}, got shape {shape}")
         length = signal.shape[1]
         if peaks is None and self._is_beat(length) and rate in (None, self.rate):
+            if self.rr:
+                raise ValueError(
+                    "a beat alone has no rhythm, which this network takes beside it (rr): give the "
+                    "record, or the whole signal with its rate"
+                )
             beat = normalised(signal[None], self.normalize).astype(np.float32)
             return self.finish(torch.from_numpy(beat))
         if self.lead is None:
@@ -192,7 +211,7 @@ class Preparation:
             )
         found = detect(signal[0], rate) if peaks is None else np.asarray(peaks, dtype=np.int64)
         own = Own(signal, rate, found, None, 0, "")
-        return self._cut(own, "the signal").batch
+        return self._inputs(self._cut(own, "the signal"))
 
     def beats(self, path: Path) -> Beats:
         """The beats of a WFDB record, annotated or detected.
@@ -231,7 +250,13 @@ class Preparation:
         symbols = own.symbols and [s for s, kept in zip(own.symbols, inside, strict=True) if kept]
         outside = int((~inside).sum())
         times = own.peaks[inside] / own.rate
-        return Beats(batch, times, symbols, outside, own.missing, own.rate, own.lead)
+        side = None
+        if self.rr:
+            side = torch.from_numpy(rhythm(own.peaks, own.rate, self.rr)[inside])
+        return Beats(batch, times, symbols, outside, own.missing, own.rate, own.lead, side)
+
+    def _inputs(self, beats: Beats) -> Any:
+        return beats.batch if beats.side is None else (beats.batch, beats.side)
 
     def _is_beat(self, length: int) -> bool:
         return length == (self.size if self.lead is None else self.cut.samples)

@@ -50,6 +50,11 @@ class WFDBBeats(ImageDataModule):
         baseline: subtract the baseline, two running medians of 0.2 s and 0.6 s.
         normalize: scale each lead of a beat to mean 0 and standard deviation 1 (`zscore`) or to
             [0, 1] (`minmax`), or leave it in millivolt (`none`).
+        rr: give the network the rhythm around each beat as a side input: the RR intervals before
+            and after the beat, the mean of the ten around it, and the first divided by that mean.
+            `patient` adds the first three, divided by the mean of the whole record. They are of all
+            annotated beats of the record; at its ends, of those that there are
+            (:func:`datamodules.beats.rhythm`).
         val_records: the validation set; by default the records of a part `val_fraction` of the
             patients who are not in the test set, at random.
         test_records: the test set; by default the records of a part `test_fraction` of all
@@ -78,6 +83,7 @@ class WFDBBeats(ImageDataModule):
     rate: float | None = 125.0
     baseline: bool = True
     normalize: beats.Normalize = "zscore"
+    rr: beats.Rhythm = False
     val_records: Names | None = None
     test_records: Names | None = None
     test_fraction: float = 0.2
@@ -112,6 +118,7 @@ class WFDBBeats(ImageDataModule):
         self.num_classes = len(self.class_names)
         self.f1_over = {"f1_nsvf": (0, 1, 2, 3)} if self.classes == "aami" else {}
         self.in_channels = self.leads
+        self.side_size = beats.RHYTHM_SIZE[self.rr]
         self.dims = 1 if self.representation == "signal" else 2
         self.image_size = 32 if self.representation == "spectrogram" else self.cut.samples
         self._beats: dict[str, Tensor] = {}
@@ -131,6 +138,7 @@ class WFDBBeats(ImageDataModule):
             "rate": cut.rate,
             "baseline": cut.baseline,
             "normalize": cut.normalize,
+            "rr": self.rr,
             **({"cycles": cut.cycles} if cut.cycles else {}),
         }
 
@@ -156,11 +164,17 @@ class WFDBBeats(ImageDataModule):
             class_of = torch.tensor([[s in g for g in groups].index(True) for s in SYMBOLS])
             annotated["labels"] = class_of[annotated["symbols"]]
             self._report(annotated)
+            if self.rr:
+                annotated["side"] = self._rhythm(annotated)
             inside = annotated.pop("inside")
             signals = annotated.pop("signals")
             self._beats = {name: values[inside] for name, values in annotated.items()}
             self._beats["signals"] = signals
         return self._beats["signals"], self._beats["labels"]
+
+    def load_side(self, split: Part) -> Tensor | None:
+        """The rhythm around each beat, whatever the split."""
+        return self._beats.get("side")
 
     def choose(self, split: Split, labels: Tensor) -> Tensor:
         """The beats of whole records, and of whole patients."""
@@ -257,6 +271,18 @@ class WFDBBeats(ImageDataModule):
         """The leads, in words."""
         more = f" and {self.leads - 1} more" if self.leads > 1 else ""
         return f"a lead {' or '.join(self.cut.lead)}{more}"
+
+    def _rhythm(self, annotated: dict[str, Tensor]) -> Tensor:
+        """The rhythm around each beat, also around those that are dropped: (M, side_size)."""
+        found = torch.empty(len(annotated["peaks"]), self.side_size)
+        for number, (name, _, rate, _) in enumerate(self._about):
+            mine = annotated["records"] == number
+            try:
+                rows = beats.rhythm(annotated["peaks"][mine].numpy(), rate, self.rr)
+            except ValueError as error:
+                raise ValueError(f"record {name!r}: {error}; leave the record out") from error
+            found[mine] = torch.from_numpy(rows)
+        return found
 
     def _report(self, annotated: dict[str, Tensor]) -> None:
         """Log how many beats of each class are annotated, and how many are dropped."""

@@ -9,6 +9,7 @@ from torch import nn
 from activations import SwapReport, gain, replace_activations
 
 from .backbones import Stem, build_backbone, check_input
+from .side import Side
 from .weights import kaiming_
 
 
@@ -27,6 +28,7 @@ def build_network(
     dims: int = 2,
     stem: Stem = "auto",
     backbone_kwargs: dict[str, Any] | None = None,
+    side_size: int = 0,
     *,
     pretrained: bool = False,
     init: Literal["library", "kaiming"] = "library",
@@ -48,16 +50,18 @@ def build_network(
     if init == "kaiming":
         kaiming_(network, gain(activation() if activation else nn.ReLU()))
     factories = dict(activation_by_site or {}) | ({"*": activation} if activation else {})
-    if not factories:
-        return network, SwapReport()
-    report = replace_activations(
-        network,
-        factories,
-        example_input=example,
-        include=include,
-        exclude=exclude or (),
-        include_kinds=include_kinds or (),
-        share=share,
-        match="fade" if match == "fade" else False,
-    )
+    report = SwapReport()
+    if factories:
+        report = replace_activations(
+            network,
+            factories,
+            example_input=example,
+            include=include,
+            exclude=exclude or (),
+            include_kinds=include_kinds or (),
+            share=share,
+            match="fade" if match == "fade" else False,
+        )
+    if side_size:  # last: the network draws the same weights without it
+        network.side = Side(side_size, num_classes)
     return network, report

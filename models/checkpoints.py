@@ -36,7 +36,7 @@ FUNCTIONS = ("torchvision.transforms", "models.classifier",
              "lightning.pytorch.callbacks.finetuning")  # fmt: skip
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # by which Lightning makes factories
 SMALLEST = {"num_classes": 1, "in_channels": 1, "image_size": 1, "dims": 1,
-            "activation_weight_decay": 0}  # fmt: skip
+            "side_size": 0, "activation_weight_decay": 0}  # fmt: skip
 LARGEST, LONGEST = 2**13, 2**22  # pixels of a side, samples of a signal
 PLAIN = (bool, int, float, str, type(None))
 
@@ -144,7 +144,8 @@ def check_options(
     sizes = [side for value in state.values() for side in value.shape]
     widest = max(sizes, default=0)
     side = LONGEST if stored.get("dims") == 1 else LARGEST
-    most = {"num_classes": widest, "in_channels": widest, "dims": 2, "image_size": side}
+    most = dict.fromkeys(("num_classes", "in_channels", "side_size"), widest)
+    most |= {"dims": 2, "image_size": side}
     for option, value in stored.items():
         hint = options[option].annotation if option in options else Any
         least, why = SMALLEST.get(option, -math.inf), ""

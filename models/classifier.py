@@ -35,6 +35,7 @@ from .checkpoints import (
     read_checkpoint,
 )
 from .metrics import classification_metrics, log_chosen, log_classes, warn_of_absent
+from .side import class_scores, side_of
 from .weights import freeze_shapes, load_shapes, load_weights, read_weights
 
 # the short name ReduceLROnPlateau means the first: Lightning's, which knows its `monitor`
@@ -56,7 +57,8 @@ class Classifier(LightningModule):
     """Image classification with a backbone whose activations are swapped.
 
     A batch is (images, labels) or, as in `datamodules`, (images, labels, positions in the data
-    set). `predict` also takes images alone.
+    set), and (images, labels, positions, side) where samples have numbers beside them, (N,
+    side_size). `predict` also takes images alone.
 
     Metrics under `val/` and `test/`: loss (cross-entropy without smoothing or weights), acc, f1 and
     auroc (both macro, over the classes that have samples), acc_top5 for ten classes or more, and
@@ -88,6 +90,8 @@ class Classifier(LightningModule):
         pretrained: start from the library's weights.
         checkpoint_path: start from the weights in this file, also those of a swapped network.
         backbone_kwargs: further arguments of the network's constructor.
+        side_size: how many numbers stand beside each sample (:class:`models.side.Side`), 0 for
+            none; train.py takes it from the data.
         init: library keeps the network's own initialisation; kaiming draws the weights with the
             gain of the activation.
         optimizer: makes the optimizer of the parameter groups; by default SGD with learning rate
@@ -137,6 +141,7 @@ class Classifier(LightningModule):
         pretrained: bool = False,
         checkpoint_path: str | None = None,
         backbone_kwargs: dict[str, Any] | None = None,
+        side_size: int = 0,
         init: Literal["library", "kaiming"] = "library",
         optimizer: OptimizerCallable = _sgd,
         lr_scheduler: SchedulerCallable | None = None,
@@ -188,12 +193,13 @@ class Classifier(LightningModule):
             dims,
             self.stem,
             backbone_kwargs,
+            side_size,
             pretrained=pretrained,
             init=init,
         )
         if checkpoint_path:
             state, new = read_weights(checkpoint_path), tuple(f"{c.name}." for c in self.swapped)
-            load_weights(self.backbone, state, source=checkpoint_path, fresh=new)
+            load_weights(self.backbone, state, source=checkpoint_path, fresh=(*new, "side."))
         if activation_from:
             if match:
                 raise ValueError("activation_from and match both set the start values: give one")
@@ -241,6 +247,10 @@ class Classifier(LightningModule):
             data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
             images, *_ = next(iter(data.train_dataloader()))
             self.swapped.match(self.backbone, images.to(next(self.parameters()).device))
+        side, data = side_of(self.backbone), getattr(self._trainer, "datamodule", None)
+        known = getattr(data, "side_statistics", None)
+        if stage == "fit" and side and known and not self.trainer.ckpt_path:
+            side.standardise(*known)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint complete: no other file of weights is read with it."""
@@ -293,11 +303,11 @@ class Classifier(LightningModule):
             model._not_stored.pop(name, None)
         return model
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, side: Tensor | None = None) -> Tensor:
         """Class scores (logits) of (N, C, H, W) images or (N, C, L) signals."""
         if images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
-        return self.backbone(images)
+        return class_scores(self.backbone, images, side)
 
     def on_fit_start(self) -> None:
         """Keep what the data tell of themselves; say what the swap left."""
@@ -318,9 +328,9 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """The training loss of one batch, plus the penalties of the activations."""
-        images, labels, _ = _parts(batch)
+        images, labels, _, side = _parts(batch)
         assert labels is not None
-        scores = self(images)
+        scores = self(images, side)
         weights = self._balance if self.class_weights is None else self.class_weights
         smoothing = self.label_smoothing
         if self.loss == "bce":
@@ -358,7 +368,7 @@ class Classifier(LightningModule):
     def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Tensor | None]:
         """Update the `test/` metrics; return what `predict_step` does."""
         scores = self._evaluate(batch, self.test_metrics, self.test_loss)
-        _, labels, index = _parts(batch)
+        _, labels, index, _ = _parts(batch)
         if self.confusion is not None and labels is not None:
             self.confusion.update(scores, labels)
         return {"index": index, "label": labels, "probability": scores.softmax(1)}
@@ -385,15 +395,16 @@ class Classifier(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
         """Position in the data set, label (both None if unknown) and class probabilities."""
-        images, labels, index = _parts(batch)
-        return {"index": index, "label": labels, "probability": self(images).softmax(1)}
+        images, labels, index, side = _parts(batch)
+        probability = self(images, side).softmax(1)
+        return {"index": index, "label": labels, "probability": probability}
 
     def _evaluate(
         self, batch: tuple[Tensor, ...], metrics: MetricCollection, mean_loss: MeanMetric
     ) -> Tensor:
-        images, labels, _ = _parts(batch)
+        images, labels, _, side = _parts(batch)
         assert labels is not None
-        scores = self(images).float()
+        scores = self(images, side).float()
         mean_loss.set_dtype(torch.float32)  # bf16-true would sum in three digits
         # every sample counts once, however many each process has
         mean_loss.update(F.cross_entropy(scores, labels, reduction="none"))
@@ -508,13 +519,13 @@ class Classifier(LightningModule):
             scheduler.base_lrs = [group["initial_lr"] for group in groups]
 
 
-def _parts(batch: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Images, labels and positions in the data set; None for what the batch does not hold."""
+def _parts(batch: Any) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Images, labels, positions in the data set, side; None for what the batch does not hold."""
     parts = [batch] if isinstance(batch, Tensor) else batch
-    if not isinstance(parts, list | tuple) or not 1 <= len(parts) <= 3:
+    if not isinstance(parts, list | tuple) or not 1 <= len(parts) <= 4:
         raise ValueError(
             f"a batch must be (images, labels), not {type(batch).__name__}: let the data set "
             "return an image and the number of its class"
         )
-    images, labels, index, *_ = (*parts, None, None)
-    return images, labels, index
+    images, labels, index, side, *_ = (*parts, None, None, None)
+    return images, labels, index, side

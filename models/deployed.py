@@ -12,6 +12,7 @@ from activations import fold
 from datamodules.beats import FLAT
 from datamodules.preprocess import Preparation
 
+from .side import class_scores, side_of
 from .vanillanet import ConvPair, VanillaNet
 
 KAGGLE = 187  # samples of a beat in Kaggle's files
@@ -23,7 +24,9 @@ def deployed(network: nn.Module) -> nn.Module:
     A VanillaNet becomes the plain network, if its schedule has ended.
     """
     if isinstance(network, VanillaNet) and isinstance(pair := network.stem.conv, ConvPair):
-        network = network.fuse() if pair.fade.slope == 1 else network
+        side, network = side_of(network), network.fuse() if pair.fade.slope == 1 else network
+        if side:
+            network.side = side
     return fold(network)
 
 
@@ -60,8 +63,8 @@ class Raw(nn.Module):
         self.register_buffer("shift", whole * torch.tensor(own.mean).view(each))
         self.register_buffer("scale", 1 / (whole * torch.tensor(own.std).view(each)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Class scores (logits) of a batch as it is read."""
+    def forward(self, x: Tensor, side: Tensor | None = None) -> Tensor:
+        """Class scores (logits) of a batch as it is read; a side input is as it always is."""
         x = x.float()
         match self.preparation.normalize:
             case "zscore":
@@ -80,7 +83,7 @@ class Raw(nn.Module):
                 x = spectrogram(x)
             case _:
                 pass
-        return self.network(x)
+        return class_scores(self.network, x, side)
 
     def random(self, count: int, generator: Generator) -> Tensor:
         """A batch of random numbers in the form and range of raw data."""

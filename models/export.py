@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from .side import class_scores
+
 Format = Literal["onnx", "pt2", "safetensors", "openvino", "hub"]
 FILES = {
     "onnx": "model.onnx",
@@ -23,7 +25,8 @@ FILES = {
 }
 CONFIG = "config.json"
 TOLERANCE = 1e-5
-Run = Callable[[Tensor], Tensor]
+INPUTS = ("input", "side")  # their names; a network without a side input has the first
+Run = Callable[..., Tensor]
 _PACKAGES = {
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "openvino": ("onnx", "onnxscript", "openvino"),
@@ -46,7 +49,7 @@ def check_formats(formats: Sequence[str]) -> None:
 
 def write(
     network: nn.Module,
-    example: Tensor,
+    example: tuple[Tensor, ...],
     formats: Sequence[str],
     folder: Path,
     about: Mapping[str, Any],
@@ -57,7 +60,7 @@ def write(
 
     Args:
         network: in evaluation mode.
-        example: a batch of 2.
+        example: a batch of 2, and its side input, if the network has one.
         formats: some of onnx, pt2 and openvino.
         folder: is there already.
         about: plain data that each file holds, too.
@@ -66,10 +69,10 @@ def write(
         ValueError: torch cannot export the network.
     """
     texts = {name: json.dumps(value) for name, value in about.items()}
-    batch = ({0: torch.export.Dim("batch", min=1)},)
+    batch = ({0: torch.export.Dim("batch", min=1)},) * len(example)
     with _quiet(), torch.no_grad():
         try:
-            program = torch.export.export(network, (example,), dynamic_shapes=batch)
+            program = torch.export.export(network, example, dynamic_shapes=batch)
         except Exception as error:
             why = str(error).strip().partition("\n")[0]
             raise ValueError(f"torch.export cannot trace this network: {why}") from error
@@ -79,7 +82,7 @@ def write(
             )
         if {"onnx", "openvino"}.isdisjoint(formats):
             return
-        _write_onnx(program, folder / FILES["onnx"], texts)
+        _write_onnx(program, folder / FILES["onnx"], texts, INPUTS[: len(example)])
         if "openvino" in formats:
             _write_openvino(folder / FILES["onnx"], folder / FILES["openvino"], texts)
         if "onnx" not in formats:
@@ -95,10 +98,10 @@ def write_weights(network: nn.Module, file: Path, about: Mapping[str, Any]) -> N
     file.write_bytes(save(state, {"format": "pt"} | texts))
 
 
-def _write_onnx(program: Any, file: Path, texts: Mapping[str, str]) -> None:
+def _write_onnx(program: Any, file: Path, texts: Mapping[str, str], inputs: Sequence[str]) -> None:
     import onnx
 
-    names: Any = {"input_names": ["input"], "output_names": ["logits"]}
+    names: Any = {"input_names": list(inputs), "output_names": ["logits"]}
     own: Any = {torch.ops.aten.log1p.default: _log1p}
     made: Any = torch.onnx.export(
         program, dynamo=True, verbose=False, custom_translation_table=own, **names
@@ -148,12 +151,17 @@ def read(file: Path) -> Run:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        return lambda x: torch.as_tensor(session.run(None, {"input": x.numpy()})[0])
+        return lambda *inputs: torch.as_tensor(session.run(None, named(inputs))[0])
     import openvino
 
     exact = {"INFERENCE_PRECISION_HINT": "f32"}  # some processors would use bfloat16
     compiled = openvino.compile_model(file, "CPU", exact)
-    return lambda x: torch.as_tensor(compiled(x.numpy())[0])
+    return lambda *inputs: torch.as_tensor(compiled(named(inputs))[0])
+
+
+def named(inputs: Sequence[Tensor]) -> dict[str, Any]:
+    """A batch, and its side input if there is one, as arrays by the names that a file has."""
+    return {name: x.numpy() for name, x in zip(INPUTS, inputs, strict=False)}
 
 
 @dataclass
@@ -171,13 +179,13 @@ class Parity:
     difference: float = 0.0
 
 
-def tolerance(network: nn.Module, x: Tensor) -> float:
+def tolerance(network: nn.Module, *inputs: Tensor) -> float:
     """By how much a file may differ: 1e-5, or twice the network's own rounding, if that is more.
 
     Functions that grow quickly, such as polynomials, multiply the rounding errors of float32.
     """
-    exact = copy.deepcopy(network).double()(x.double())
-    return max(TOLERANCE, 2 * compare([exact], [network(x)]).difference)
+    exact = class_scores(copy.deepcopy(network).double(), *(each.double() for each in inputs))
+    return max(TOLERANCE, 2 * compare([exact], [class_scores(network, *inputs)]).difference)
 
 
 def compare(expected: Iterable[Tensor], found: Iterable[Tensor]) -> Parity:

@@ -172,12 +172,14 @@ def _function(kind: type) -> str:
 def _loading(about: Mapping[str, Any], files: Sequence[str]) -> str:
     lines = ["```python", "from models import load  # in a copy of supple's repository", ""]
     lines += ['network = load("this/folder")']
-    lines += ["probabilities = network(network.preprocess(sample)).softmax(1)"]
+    star = "*" if about["options"].get("side_size") else ""  # a batch and its side input
+    lines += [f"probabilities = network({star}network.preprocess(sample)).softmax(1)"]
     if "model.onnx" in files:
         lines += ["```", "", "With ONNX Runtime alone:", "", "```python"]
         lines += ["import onnxruntime", ""]
         lines += ['session = onnxruntime.InferenceSession("model.onnx")']
-        lines += ['[logits] = session.run(None, {"input": batch})']
+        beside = ', "side": side' if about["options"].get("side_size") else ""
+        lines += [f'[logits] = session.run(None, {{"input": batch{beside}}})']
     return "\n".join([*lines, "```"])
 
 
@@ -188,6 +190,8 @@ def _data(about: Mapping[str, Any]) -> str:
     rows = {"Classes": f"{len(names)}: {shown}{more}"}
     shape = ", ".join(map(str, about["input"]))
     rows["Input of the network"] = f"(N, {shape}), float32, normalised"
+    if side := about["options"].get("side_size"):
+        rows["Side input"] = f"(N, {side}), float32, not standardised"
     if about.get("include_preprocessing"):
         raw = "heart beats in millivolt" if "normalize" in data else "images in uint8"
         rows["Input of the files"] = f"{raw}, not normalised"
@@ -199,7 +203,7 @@ def _data(about: Mapping[str, Any]) -> str:
     titles = {"mean": "Mean", "std": "Standard deviation", "resize": "Photos are resized",
               "rate": "Samples a second", "lead": "Lead", "normalize": "Each beat is scaled",
               "window": "Seconds before and after the R peak",
-              "baseline": "Baseline is subtracted"}  # fmt: skip
+              "baseline": "Baseline is subtracted", "rr": "Rhythm around each beat"}  # fmt: skip
     rows |= {titles[key]: _plain(data[key]) for key in titles if key in data}
     return _table(["what", "value"], rows.items())
 

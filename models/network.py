@@ -20,6 +20,7 @@ from .checkpoints import (
     factory,
     read_checkpoint,
 )
+from .side import class_scores
 from .weights import read_weights
 
 OPTIONS = {
@@ -66,11 +67,12 @@ class Network(nn.Module):
         """Of one sample; None if the network knows nothing of its data."""
         return self._preparation.shape if self._preparation else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Class scores (logits) of a batch, as `preprocess` gives it.
+    def forward(self, x: Tensor, side: Tensor | None = None) -> Tensor:
+        """Class scores (logits) of a batch, and of its side input, as `preprocess` gives them.
 
         Raises:
-            ValueError: the batch has another dtype, size or number of channels.
+            ValueError: the batch has another dtype, size or number of channels, or the side input
+                is missing.
         """
         shape = self.input_shape
         own = (self.channels, *x.shape[2:]) if shape is None else shape
@@ -87,12 +89,14 @@ class Network(nn.Module):
             )
         if x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        return self.backbone(x)
+        return class_scores(self.backbone, x, side)
 
     def preprocess(
         self, sample: Any, *, rate: float | None = None, peaks: Sequence[int] | None = None
-    ) -> Tensor:
+    ) -> Any:
         """A batch of one image, or of the beats of a signal, to the bit as the data set gives it.
+
+        A network with a side input takes two: `network(*network.preprocess(record))`.
 
         Args:
             sample: an image: its file, an image of PIL, an array (H, W) or (H, W, C), or a tensor

@@ -9,22 +9,24 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
+from .export import named
+
 LAYERS = ["Conv", "Gemm", "MatMul"]  # functions between them stay in float32: their shape matters
 
 
 class _Batches(CalibrationDataReader):
     """The inputs from which the ranges of the activations are read."""
 
-    def __init__(self, batches: Iterable[Tensor]) -> None:
-        self.batches: Iterator[Tensor] = iter(batches)
+    def __init__(self, batches: Iterable[tuple[Tensor, ...]]) -> None:
+        self.batches: Iterator[tuple[Tensor, ...]] = iter(batches)
 
     def get_next(self) -> dict[str, Any] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One batch, None at the end."""
         batch = next(self.batches, None)
-        return None if batch is None else {"input": batch.numpy()}
+        return None if batch is None else named(batch)
 
 
-def quantise(source: Path, file: Path, batches: Iterable[Tensor]) -> None:
+def quantise(source: Path, file: Path, batches: Iterable[tuple[Tensor, ...]]) -> None:
     """Write `source`, an ONNX file, with convolutions and linear layers in int8.
 
     Args:

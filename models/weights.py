@@ -68,14 +68,15 @@ def load_weights(
     """
     own = network.state_dict()
     state = dict(state)
-    weights = [name for name, value in own.items() if value.dim() > 1 and name in state]
+    large = (name for name, value in own.items() if value.dim() > 1 and name in state)
+    weights = [name for name in large if not name.startswith("side.")]
     first, last = (weights[0], weights[-1].rpartition(".")[0]) if weights else ("", "")
     if first and own[first].shape[1] != state[first].shape[1]:
         from timm.models import adapt_input_conv
 
         state[first] = adapt_input_conv(own[first].shape[1], state[first])
     wrong = [n for n, value in state.items() if n in own and value.shape != own[n].shape]
-    if wrong and all(name.rpartition(".")[0] == last for name in wrong):
+    if wrong and all(name.rpartition(".")[0] in (last, "side.out") for name in wrong):
         warnings.warn(
             f"{source} has {len(state[f'{last}.weight'])} classes, the data "
             f"{len(own[f'{last}.weight'])}: the layer {last!r} starts untrained",

@@ -83,14 +83,15 @@ def _step(made: "train.CLI") -> Callable[[], dict[str, float]]:
         data.setup("fit")
     model.setup("validate")  # fuses or compiles
     model.to(device).train()
-    images, labels, *_ = (part.to(device) for part in next(iter(data.train_dataloader())))
+    batch = next(iter(data.train_dataloader()))
+    images, labels, *more = (part.to(device) for part in batch)
     optimizer = model.optimizer(parameter_groups(model.backbone))
     parameters, bound = list(model.parameters()), trainer.gradient_clip_val
 
     def step() -> None:
         optimizer.zero_grad()
         with trainer.precision_plugin.forward_context():
-            loss = F.cross_entropy(model(images), labels) + penalty(model.backbone)
+            loss = F.cross_entropy(model(images, *more[1:]), labels) + penalty(model.backbone)
         loss.backward()
         if bound:
             torch.nn.utils.clip_grad_norm_(parameters, bound)

@@ -329,7 +329,7 @@ def test_every_function_agrees_in_every_format(case: Case, share: Any, tmp_path:
     model = save(tmp_path / "x.ckpt", kind, share=share, include=sites)
     network, x = model.backbone, torch.randn(64, 1, 8, 8)
     with torch.no_grad():
-        write(deployed(network), x[:2], ["onnx", "pt2", "openvino"], tmp_path, {})
+        write(deployed(network), (x[:2],), ["onnx", "pt2", "openvino"], tmp_path, {})
         limit, row = tolerance(network, x), [f"{case} {share}: limit {tolerance(network, x):.0e}"]
         for name in ("onnx", "pt2", "openvino"):
             run = read(tmp_path / FILES[name])
