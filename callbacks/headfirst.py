@@ -32,7 +32,7 @@ class HeadFirst(Callback):
     Args:
         epochs: so many epochs train the head alone; by default 10.
         head: globs over parameter names (`fc.*`); by default the last layer with an output for each
-            class.
+            class, and the part for a side input.
         like: Lightning's callback, which then says when and how the others begin to learn; by
             default they have the head's rate at once.
 
@@ -172,8 +172,10 @@ class HeadFirst(Callback):
         if self.head:
             return members(model, [self.head])[0]
         classes = dict(model.hparams).get("num_classes")
-        named = [name for name, each in model.named_parameters() if each.shape[:1] == (classes,)]
+        own = dict(model.named_parameters())
+        side = [own.pop(name) for name in [*own] if name.startswith("backbone.side.")]
+        named = [name for name, each in own.items() if each.shape[:1] == (classes,)]
         layers = [name.rpartition(".")[0] for name in named if name.endswith("weight")]
         if not layers:
             raise ValueError(f"no layer has {classes} outputs: name the head, such as head: [fc.*]")
-        return list(model.get_submodule(layers[-1]).parameters())
+        return [*model.get_submodule(layers[-1]).parameters(), *side]

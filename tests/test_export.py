@@ -174,7 +174,7 @@ def test_small_numbers_keep_their_digits(tmp_path: Path):
     size = np.geomspace(1e-7, 0.99, 200)
     x = np.concatenate([-size, size, np.geomspace(0.99, 1e6, 200), [0.0]]).astype(np.float32)
     batch = torch.as_tensor(x)[:, None]
-    write(Log1p(), batch[:2], ["onnx", "openvino"], tmp_path, {})
+    write(Log1p(), (batch[:2],), ["onnx", "openvino"], tmp_path, {})
     for name in ("onnx", "openvino"):
         found = read(tmp_path / FILES[name])(batch).numpy()[:, 0]
         np.testing.assert_allclose(found, np.log1p(x.astype(np.float64)), rtol=2e-6)
