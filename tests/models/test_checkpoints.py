@@ -133,6 +133,7 @@ def test_train_runs_no_code_of_a_checkpoint(whole: Path, tmp_path: Path, capsys:
 NUMBER, CLASS = [None, "x", True, [1], {"a": 1}], [-3, True, 1.5, [1]]
 WRONG: dict[str, list[Any]] = {  # names of options -> values
     "num_classes in_channels image_size dims": [*NUMBER, 1.5, 0, -3],
+    "side_size": [*NUMBER, 1.5, -3],
     "label_smoothing activation_lr_scale activation_weight_decay": [*NUMBER, -1, math.nan],
     "pretrained activation_frozen": [None, 1, 0, "x", [True]],
     "match": [None, "x", 1, [True]],
