@@ -186,7 +186,7 @@ def test_a_learned_gate_is_one_kernel_of_onnx_runtime(tmp_path: Path):
     import onnxruntime
 
     network = nn.Sequential(nn.Conv2d(3, 4, 3), Swish(beta=1.3), nn.Conv2d(4, 4, 3), ACONC())
-    write(deployed(network), torch.randn(2, 3, 8, 8), ["onnx"], tmp_path, {})
+    write(deployed(network), (torch.randn(2, 3, 8, 8),), ["onnx"], tmp_path, {})
     settings = onnxruntime.SessionOptions()
     settings.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     settings.log_severity_level = 3  # such a file is for this processor alone
