@@ -2,23 +2,25 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
+from itertools import count, groupby
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from callbacks.predictions import Row, check_target, write_table
-from datamodules.beats import AAMI
+from datamodules.beats import AAMI, SYMBOLS
 from datamodules.images import SUFFIXES, files_within, some
 from datamodules.preprocess import Beats
 from models.network import Network, load
 from options import Parser
 
 INPUT = "--predictions.input"
-OTHERS = ("--ckpt_path", "--predictions.path", "--trust", "--help", "-h")
+ANNOTATOR = "--predictions.annotator"
+OTHERS = ("--ckpt_path", "--predictions.path", ANNOTATOR, "--trust", "--help", "-h")
 BATCH = 128
 Refused = dict[str, Exception]  # by the name of the file
 
@@ -38,6 +40,12 @@ def options() -> Parser:
     parser.add_argument(
         "--predictions.path", type=str, default="predictions.csv", help="The CSV file to write."
     )
+    parser.add_argument(
+        ANNOTATOR,
+        type=str | None,
+        default=None,
+        help="Write the beats of record 100 as WFDB annotations too: 100.NAME beside the CSV file.",
+    )
     parser.add_trust()
     return parser
 
@@ -55,6 +63,9 @@ def main(args: list[str]) -> None:
     network = load(config.ckpt_path, config.trust)
     network.to("cuda" if torch.cuda.is_available() else "cpu")
     beats = network.preparation.representation is not None
+    annotator = config.predictions.annotator
+    if annotator is not None:
+        check_annotator(annotator, beats, network.class_names)
     files = find(source, [".hea"] if beats else sorted(SUFFIXES), "record" if beats else "image")
     refused: Refused = {}
     rows = list((of_records if beats else of_images)(network, files, refused))
@@ -62,6 +73,8 @@ def main(args: list[str]) -> None:
     if first and not rows:
         raise first
     write_table(target, network.class_names, rows)
+    if annotator:
+        write_notes(target.parent, annotator, network.class_names, rows)
     if first:
         sys.stderr.write(
             f"{len(refused)} of {len(files)} files have no row, since they cannot be used: "
@@ -134,7 +147,36 @@ def of_records(network: Network, files: dict[str, Path], refused: Refused) -> It
             beats.times, labels, predicted(network, beats.batch, beats.side), strict=True
         ):
             known = {"record": record, "time": f"{time:.3f}", "lead": beats.lead}
-            yield Row(next(number), known, label, shares)
+            yield Row(next(number), known, label, shares, round(time * beats.rate))
+
+
+def check_annotator(name: str, beats: bool, classes: Sequence[str]) -> None:
+    """Raise a ValueError if no annotations can be written under this name."""
+    if not beats or not set(classes) <= set(SYMBOLS):
+        raise ValueError(
+            f"{ANNOTATOR} {name} is for heart beats, but this network knows {some(list(classes))}: "
+            "leave it out"
+        )
+    if not name.isalpha() or name in ("atr", "hea", "dat"):
+        raise ValueError(
+            f"{ANNOTATOR} {name!r} must be letters, and no suffix of the records themselves: give "
+            "a name such as net"
+        )
+
+
+def write_notes(folder: Path, annotator: str, classes: Sequence[str], rows: Iterable[Row]) -> None:
+    """Write a WFDB annotation file for each record."""
+    import wfdb
+
+    for record, own in groupby(rows, lambda row: row.known["record"]):
+        found = [(row.sample, classes[row.shares.index(max(row.shares))]) for row in own]
+        file = folder / record
+        file.parent.mkdir(parents=True, exist_ok=True)
+        samples, symbols = zip(*found, strict=True)
+        wfdb.wrann(
+            file.name, annotator, np.array(samples), list(symbols), write_dir=str(file.parent)
+        )
+        print(f"Annotations: {file}.{annotator}")
 
 
 def told(beats: Beats, rate: float | None) -> str:

@@ -19,7 +19,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import BackboneFinetuning
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import distributed
 
@@ -247,12 +247,26 @@ class CLI(LightningCLI):
         if self.checkpoint:
             path = self.config[str(self.subcommand)].ckpt_path
             check_fits(self.model, self.checkpoint, str(path))
+            self._compare_data(self.checkpoint.get("hyper_parameters", {}).get("data") or {})
             self.checkpoint = None
         cores, asked = os.cpu_count() or 1, self.trainer.num_devices
         if isinstance(self.trainer.accelerator, CPUAccelerator) and asked > cores:
             raise ValueError(
                 f"--trainer.devices {asked}: no GPU is in use here, and the CPU has {cores} cores; "
                 f"ask for at most {cores}"
+            )
+
+    def _compare_data(self, known: dict[str, Any]) -> None:
+        """Warn if samples are prepared in another way than for training, of which `known` tells."""
+        mine = getattr(self.datamodule, "description", None) or {}
+        both = (known.keys() & mine.keys()) - {"name", "lead", "step"}
+        changed = [
+            f"{key} {known[key]}, now {mine[key]}" for key in both if known[key] != mine[key]
+        ]
+        if changed:
+            rank_zero_warn(
+                f"the network was trained on other data: {'; '.join(sorted(changed))}. Give the "
+                "options of the training with --data, unless you want to know what that does"
             )
 
     def before_fit(self) -> None:
@@ -289,6 +303,12 @@ class CLI(LightningCLI):
         summary = run_summary(trainer, lines)
         if trainer.is_global_zero:
             print(f"{summary}{finished}")
+
+    def after_test(self) -> None:
+        """Print what the data report besides the metrics."""
+        for each in callbacks_of(self.trainer, Results):
+            if each.report and self.trainer.is_global_zero:
+                print(each.report)
 
 
 def claim(save_dir: Path, name: str) -> Path:

@@ -20,12 +20,14 @@ class Row(NamedTuple):
         known: what is known of it, by column.
         label: its class, None where it is unknown.
         shares: probability of each class.
+        sample: of the record, the R peak of a heart beat.
     """
 
     position: int
     known: dict[str, Any]
     label: int | None
     shares: list[float]
+    sample: int = 0
 
 
 class PredictionWriter(Callback):
@@ -101,7 +103,7 @@ def write_table(path: Path, names: Sequence[str], rows: Sequence[Row]) -> None:
     """Write `rows`, of which there is at least one, for classes with these `names`."""
     known = [*rows[0].known, "label", "predicted", "probability"]
     table: list[list[Any]] = [["index", *known, *(f"probability_{name}" for name in names)]]
-    for index, told, label, shares in rows:
+    for index, told, label, shares, _ in rows:
         best = max(shares)
         named = ["" if label is None else names[label], names[shares.index(best)]]
         values = [f"{share:.6f}" for share in (best, *shares)]

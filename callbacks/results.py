@@ -41,13 +41,15 @@ class Results(Callback):
     one that is resumed loses the old one until it ends again. `test.npz` holds for each test sample
     its position `index`, its `label`, the `probability` of each class, and its `group`, such as the
     record of a heart beat, where the data name one. With `--test_after_fit both`, `probability`
-    is that of the last weights, `probability_best` that of the best.
+    is that of the last weights, `probability_best` that of the best. Data that report more on a
+    test, as heart beats do, have tables of their own beside it, such as `test_aami.csv`.
 
     Attributes:
         epochs: for each epoch its number, metrics, and trained images for each second.
         tests: last, best -> test metrics.
         learned: name -> values of what the activations learned, as the functions use them, of the
             last weights.
+        report: what the data report on the last test; "" for nothing.
     """
 
     def __init__(self) -> None:
@@ -55,6 +57,7 @@ class Results(Callback):
         self.tests: dict[str, dict[str, float]] = {}
         self.learned: dict[str, Any] = {}
         self.testing = "best"
+        self.report = ""
         self._spent = {"fit_s": 0.0, "cpu_s": 0.0}
         self._samples: dict[str, dict[str, np.ndarray]] = {}
         self._batches: list[tuple[Any, ...]] = []
@@ -85,10 +88,10 @@ class Results(Callback):
         """Find the run's folder; it has no results until this run ends."""
         folder = run_folder(trainer)
         self._folder = folder if trainer.loggers and trainer.is_global_zero else None
-        self.tests, self._samples = {}, {}
+        self.tests, self._samples, self.report = {}, {}, ""
         if self._folder:
-            for name in (FILE, TEST):
-                (self._folder / name).unlink(missing_ok=True)
+            for old in (FILE, TEST, *self._folder.glob("test_*.csv")):
+                (self._folder / old).unlink(missing_ok=True)
         self._clock, self._processor = time.perf_counter(), time.process_time()
         self._about = {
             "start": now(),
@@ -191,6 +194,22 @@ class Results(Callback):
         groups = [describe(int(each)).get("record") for each in found["index"]]
         if None not in groups:
             found["group"] = np.array(groups)
+        self._report(trainer, found)
+
+    def _report(self, trainer: Trainer, found: dict[str, np.ndarray]) -> None:
+        """Keep what the data report on a test, and write its tables."""
+        make = getattr(getattr(trainer, "datamodule", None), "test_report", lambda *_: None)
+        report = make(found["label"], found["probability"].argmax(1), found.get("group"))
+        folder = trainer.log_dir  # all processes must ask for it
+        self.report = report.text if report else ""
+        if not (report and folder and trainer.loggers and trainer.is_global_zero):
+            return
+        which = f"_{self.testing}" if len(self._samples) > 1 else ""  # as in test.npz
+        files = {Path(folder) / f"test_{name}{which}.csv": t for name, t in report.tables.items()}
+        for file, table in files.items():
+            with replacing(file) as unfinished:
+                table.to_csv(unfinished, float_format="%.6f")
+        self.report += f"\n{'tables':<12} {', '.join(map(str, files))}"
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: Any) -> None:
         """Write what ended the run; nothing if a signal did."""

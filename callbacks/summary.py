@@ -12,9 +12,11 @@ from torch import Tensor
 from .checkpoints import best_path
 from .lightning_private import callbacks_of
 from .monitor import ActivationMonitor
+from .results import Results
 
-_NAMES = {"acc": "accuracy", "f1": "macro-F1", "auroc": "AUROC", "acc_top5": "top-5",
-          "acc_many": "many-shot", "acc_medium": "medium-shot", "acc_few": "few-shot"}  # fmt: skip
+_NAMES = {"acc": "accuracy", "acc_majority": "always the commonest class", "f1": "macro-F1",
+          "auroc": "AUROC", "acc_top5": "top-5", "acc_many": "many-shot",
+          "acc_medium": "medium-shot", "acc_few": "few-shot"}  # fmt: skip
 
 
 def run_results(trainer: Trainer, stage: str, which: str = "") -> str:
@@ -40,7 +42,8 @@ def run_summary(trainer: Trainer, results: list[str]) -> str:
     monitors = callbacks_of(trainer, ActivationMonitor)
     for monitor in (monitor for monitor in monitors if monitor.last):
         lines += ["", "What the activations learned", monitor.table()]
-    lines += ["", *results, *_classes(trainer.callback_metrics)]
+    reports = [each.report for each in callbacks_of(trainer, Results) if each.report]
+    lines += ["", *results, *(reports or _classes(trainer.callback_metrics))]
     paths: dict[str, object] = {}
     if trainer.loggers and trainer.log_dir:
         paths["run"] = folder = Path(trainer.log_dir)

@@ -144,6 +144,19 @@ class ImageDataModule(LightningDataModule):
         """What is known of a test sample besides its label, for the table of predictions."""
         return {}
 
+    def test_report(self, true: Any, predicted: Any, group: Any) -> Any:
+        """What is told of a test besides the metrics: a `text`, and `tables` of pandas by name.
+
+        Args:
+            true: (M,), the classes.
+            predicted: (M,), those that were predicted.
+            group: (M,), the `record` of which :meth:`describe` tells; None if it tells none.
+
+        Returns:
+            None if there is nothing.
+        """
+        return None
+
     def transform_batch(self, images: Tensor) -> Tensor:
         """The last step of every batch, such as a spectrogram; the base class changes nothing."""
         return images

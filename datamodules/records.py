@@ -150,6 +150,20 @@ def baseline_of(signal: np.ndarray, rate: float) -> np.ndarray:
     return signal
 
 
+def read_header(path: Path, sums: dict[str, str], rate: float | None = None) -> Any:
+    """The header of a record, with the arguments and errors of :func:`read_record`."""
+    import wfdb
+
+    header = _read(path, ".hea", sums, lambda: wfdb.rdheader(str(path)))
+    names, length = getattr(header, "sig_name", None), header.sig_len
+    right = header.fs == rate if rate else header.fs and 30 <= header.fs <= 10_000
+    if not right or not names or not length:
+        wanted = f"{rate:g}" if rate else "30 to 10,000"
+        why = f"signals {names}, {length} samples, {header.fs} a second instead of {wanted}"
+        raise _damaged(path.with_suffix(".hea"), why)
+    return header
+
+
 def read_record(path: Path, sums: dict[str, str], rate: float | None = None) -> Any:
     """A record of `wfdb`, with the numbers of its file.
 
@@ -164,14 +178,8 @@ def read_record(path: Path, sums: dict[str, str], rate: float | None = None) -> 
     """
     import wfdb
 
-    header = _read(path, ".hea", sums, lambda: wfdb.rdheader(str(path)))
-    names, length = getattr(header, "sig_name", None), header.sig_len
-    right = header.fs == rate if rate else header.fs and 30 <= header.fs <= 10_000
-    if not right or not names or not length:
-        wanted = f"{rate}" if rate else "30 to 10,000"
-        why = f"signals {names}, {length} samples, {header.fs} a second instead of {wanted}"
-        raise _damaged(path.with_suffix(".hea"), why)
-    _check_size(path, header, length)
+    header = read_header(path, sums, rate)
+    _check_size(path, header, header.sig_len)
     record = _read(path, ".dat", sums, lambda: wfdb.rdrecord(str(path), physical=False))
     checksums = zip(record.calc_checksum(), record.checksum or [], strict=False)
     if any(known is not None and (found - known) % 65536 for found, known in checksums):
@@ -179,7 +187,9 @@ def read_record(path: Path, sums: dict[str, str], rate: float | None = None) -> 
     return record
 
 
-def read_notes(path: Path, sums: dict[str, str], length: int) -> tuple[np.ndarray, list[str]]:
+def read_notes(
+    path: Path, sums: dict[str, str], length: int, suffix: str = ".atr"
+) -> tuple[np.ndarray, list[str]]:
     """The samples and the symbols of a record's annotations, with those of `ALIKE` replaced.
 
     Raises:
@@ -188,12 +198,12 @@ def read_notes(path: Path, sums: dict[str, str], length: int) -> tuple[np.ndarra
     """
     import wfdb
 
-    notes = _read(path, ".atr", sums, lambda: wfdb.rdann(str(path), "atr"))
+    notes = _read(path, suffix, sums, lambda: wfdb.rdann(str(path), suffix[1:]))
     names = map(str, notes.symbol)  # an unknown code is a NaN
     peaks, symbols = np.asarray(notes.sample), [ALIKE.get(each, each) for each in names]
-    whole = path.with_suffix(".atr").read_bytes().endswith(b"\0\0")
+    whole = path.with_suffix(suffix).read_bytes().endswith(b"\0\0")
     if not whole or (len(peaks) and (peaks.min() < 0 or peaks.max() >= length)):
-        raise _damaged(path.with_suffix(".atr"), "cut off, or with times outside of the record")
+        raise _damaged(path.with_suffix(suffix), "cut off, or with times outside of the record")
     return peaks, symbols
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from . import beats
+from .aami import Report, report
 from .base import ImageDataModule, Part, Split
 from .beats import AAMI, SYMBOLS
 from .cache import Create, prepare, stamp
@@ -230,6 +231,12 @@ class WFDBBeats(ImageDataModule):
         known = int(name) if name.isdecimal() else name
         return {"record": known, "time": f"{peak / rate:.3f}", "lead": lead}
 
+    def test_report(
+        self, true: np.ndarray, predicted: np.ndarray, group: np.ndarray | None
+    ) -> Report:
+        """What EC57 asks for, of the true and the predicted classes of a test."""
+        return report(true, predicted, group, self.class_names)
+
     def transform_batch(self, images: Tensor) -> Tensor:
         """Bring beats (N, C, L) into the form that `representation` names."""
         return beats.represented(images, self.representation)
@@ -263,7 +270,7 @@ class WFDBBeats(ImageDataModule):
                 whole = np.concatenate(parts)
                 create(name, whole.shape, whole.dtype)[:] = whole
 
-        key = (*stamp(self.folder, files), self.cut)
+        key = (*stamp(self.folder, files), self.cut, beats.Beats._fields)
         return prepare(self.cache_dir, f"{type(self).__name__}-{len(self.names)}", key, build)
 
     @property

@@ -60,11 +60,12 @@ class Classifier(LightningModule):
     set), and (images, labels, positions, side) where samples have numbers beside them, (N,
     side_size). `predict` also takes images alone.
 
-    Metrics under `val/` and `test/`: loss (cross-entropy without smoothing or weights), acc, f1 and
-    auroc (both macro, over the classes that have samples), acc_top5 for ten classes or more, and
-    macro-F1 over the classes that the data choose (MIT-BIH: f1_nsvf). Image sets whose classes have
-    many (above 100), medium and few (below 20) training images also have acc_many, acc_medium and
-    acc_few, the mean accuracy of these classes.
+    Metrics under `val/` and `test/`: loss (cross-entropy without smoothing or weights), acc,
+    acc_majority (the accuracy of always naming the commonest class), f1 and auroc (both macro, over
+    the classes that have samples), acc_top5 for ten classes or more, and macro-F1 over the classes
+    that the data choose (MIT-BIH: f1_nsvf). Image sets whose classes have many (above 100), medium
+    and few (below 20) training images also have acc_many, acc_medium and acc_few, the mean accuracy
+    of these classes.
     Every sample counts once, for any number of processes. For up to ten classes `test` also logs
     `test_sensitivity/`, `test_predictivity/` and `test_f1/` of each class, and draws the confusion
     matrix, in TensorBoard and as `confusion.png` in the run's folder.

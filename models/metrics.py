@@ -18,9 +18,13 @@ from activations.picture import new_figure, save_figure
 
 
 def classification_metrics(num_classes: int) -> MetricCollection:
-    """Accuracy, macro-F1, macro-AUROC and, for ten classes or more, top-5 accuracy."""
+    """Accuracy, macro-F1, macro-AUROC and, for ten classes or more, top-5 accuracy.
+
+    `acc_majority` is the accuracy of always naming the commonest class.
+    """
     metrics: dict[str, Metric | MetricCollection] = {
         "acc": MulticlassAccuracy(num_classes, average="micro"),
+        "acc_majority": Majority(num_classes),
         "f1": Macro(MulticlassF1Score(num_classes, average="none"), num_classes),
         # exact for up to 100 classes; above, with 200 thresholds, all scores need not be kept
         "auroc": Macro(
@@ -34,6 +38,31 @@ def classification_metrics(num_classes: int) -> MetricCollection:
     # With compute groups, metrics that agree after the first batch would share their counts from
     # then on. Top-5 accuracy and F1 agree on a batch of one class and differ later.
     return MetricCollection(metrics, compute_groups=False)
+
+
+class Majority(Metric):
+    """The share of the commonest class.
+
+    Args:
+        num_classes: number of classes.
+
+    Attributes:
+        samples: (C,), the number of samples of each class.
+    """
+
+    samples: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.add_state("samples", torch.zeros(num_classes, dtype=torch.long), "sum")
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """Take a batch: scores (N, C) and labels (N,)."""
+        self.samples += labels.bincount(minlength=len(self.samples))
+
+    def compute(self) -> Tensor:
+        """The share."""
+        return self.samples.max() / self.samples.sum()
 
 
 class Macro(Metric):

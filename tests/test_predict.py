@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 import train
 from activations import CosLU
 from datamodules import MITBIH, Digits, ImageDataModule, ImageFolder
+from datamodules.aami import compare
 from models import Classifier
 from tests.data import write_folder, write_records
 from tests.models.test_checkpoints import refused
@@ -74,6 +75,10 @@ def test_what_cannot_be_read_is_named(photos: Path, tmp_path: Path, capsys: Any)
     assert "4 of 10 files have no row, since they cannot be used: 0.jpg, 1.jpg, 2.jpg" in said.err
     assert "6 predicted: " in said.out
     assert [row["file"] for row in rows(out)] == [f"a/b/{number}.jpg" for number in range(6)]
+    said = refused(
+        [*given, "--predictions.input", str(folder), "--predictions.annotator", "net"], capsys
+    )
+    assert "net is for heart beats, but this network knows ant, bee, cat: leave it out" in said
     for target, sentence in (
         (str(folder / "1.jpg"), "1.jpg' is damaged"),
         (str(tmp_path / "none"), "no image at"),
@@ -94,6 +99,8 @@ def test_what_cannot_be_read_is_named(photos: Path, tmp_path: Path, capsys: Any)
 
 
 def test_records_are_predicted_beat_by_beat(tmp_path: Path, capsys: Any):
+    import wfdb
+
     written = write_records(tmp_path / "db", [100, 101, 102])
     (tmp_path / "db" / "101.atr").unlink()
     save(tmp_path / "a.ckpt", MITBIH(), stem="imagenet")
@@ -125,6 +132,17 @@ def test_records_are_predicted_beat_by_beat(tmp_path: Path, capsys: Any):
         assert [row["time"] for row in rows(out)] == [row["time"] for row in mine]
     said = refused([*given, "--predictions.input", str(tmp_path / "db" / "102")], capsys)
     assert "has the leads V5, V2, not MLII" in said
+    # the same beats as annotations, which WFDB's tools compare with the reference
+    one = [*given, "--predictions.input", str(tmp_path / "db" / "100"), "--predictions.annotator"]
+    train.main([*one, "net"])
+    assert f"Annotations: {tmp_path / '100'}.net" in capsys.readouterr().out
+    notes = wfdb.rdann(str(tmp_path / "100"), "net")
+    assert notes.symbol == [row["predicted"] for row in mine]
+    assert [f"{sample / 360:.3f}" for sample in notes.sample] == [row["time"] for row in mine]
+    counts = compare(tmp_path / "db" / "100.atr", tmp_path / "100.net")
+    assert counts.sum() == len(written[100])
+    assert counts[:, 5].sum() == 3  # those whose window leaves the record
+    assert "must be letters, and no suffix of the records" in refused([*one, "atr"], capsys)
 
 
 def test_a_checkpoint_that_does_not_know_its_data(tmp_path: Path, capsys: Any):

@@ -16,8 +16,9 @@ from sklearn.metrics import f1_score
 from torch.utils.data import DataLoader, TensorDataset
 
 import train
-from callbacks import BestCheckpoint, Results, read_results
+from callbacks import BestCheckpoint, Results, read_results, run_results, run_summary
 from datamodules import MITBIH
+from datamodules.aami import of_test
 from models import Classifier
 from tests.data import Tiny, write_records
 from tests.trainings import Small, classifier, trainer
@@ -149,6 +150,16 @@ def test_samples_without_positions_and_groups(tmp_path: Path):
     expected = [data.describe(int(index))["record"] for index in samples["index"]]
     assert samples["group"].tolist() == expected
     assert len(set(expected)) > 1
+    # EC57's report beside it, as it can be made of it afterwards
+    [made] = of_test(tmp_path / "run/test.npz").values()
+    assert made.text in results.report
+    for name, table in made.tables.items():
+        written = pd.read_csv(tmp_path / f"run/test_{name}.csv", index_col="record")
+        np.testing.assert_allclose(written.astype(float), table.astype(float), atol=1e-6)
+    assert made.tables["aami"].loc["gross", "majority"] == pytest.approx(
+        run.callback_metrics["test/acc_majority"].item()
+    )
+    assert results.report in run_summary(run, [run_results(run, "test")])
     images = torch.cat([batch[0] for batch in data.test_dataloader()])
     labels = torch.from_numpy(samples["label"])
     loader = DataLoader(TensorDataset(images, labels), 7)
