@@ -328,7 +328,7 @@ def test_progress_is_a_line_an_epoch_without_a_terminal(
     printed = capsys.readouterr()
     lines = re.findall(r"^epoch .*", printed.out, re.MULTILINE)
     assert [re.sub(r"\d\.\d+|\d", "#", each) for each in lines] == [
-        "epoch #: train/loss #, val/acc #, val/acc_top# #, val/auroc #, val/f# #"
+        "epoch #: train/loss #, val/acc #, val/acc_majority #, val/acc_top# #, val/auroc #, val/f# #"
     ] * 2
     assert "it/s" not in printed.out + printed.err
     command(line + " --trainer.enable_progress_bar false")

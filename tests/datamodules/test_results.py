@@ -98,10 +98,19 @@ def test_beats_are_tested_and_predicted_from_the_command_line(
     printed = command(f"fit {data} {quiet} --data.batch_size 32 --trainer.max_epochs 1 "
                       "--trainer.limit_train_batches 2 --trainer.log_every_n_steps 1 --trainer.accelerator cpu "
                       "--model.backbone resnet8 --test_after_fit true")  # fmt: skip
-    assert "class        sensitivity  predictivity  F1" in printed
+    assert ", always the commonest class 0." in printed
+    assert "beats of 22 records: accuracy 0." in printed
+    assert "class  beats   Se gross     +P gross     FPR gross    Se average" in printed
     assert sum(line.startswith("V   ") for line in printed.splitlines()) == 1
     best = next(tmp_path.glob("runs/*/version_0/checkpoints/best.ckpt"))
     assert (best.parents[1] / "confusion.png").is_file()
+    tested = command(f"test {data} {quiet} --trainer.accelerator cpu --ckpt_path {best}")
+    assert "class  beats   Se gross" in tested
+    for name in ("test_aami.csv", "test/test_aami.csv", "test/test_aami_counts.csv"):
+        assert (best.parents[1] / name).is_file()
+    with pytest.warns(UserWarning, match="trained on other data: normalize zscore, now minmax"):
+        command(f"validate {data} {quiet} --trainer.accelerator cpu --ckpt_path {best} "
+                "--data.normalize minmax")  # fmt: skip
     command(f"predict {data} {quiet} --trainer.accelerator cpu --ckpt_path {best} "
             "--predictions.path out.csv --trainer.logger false")  # fmt: skip
     with open("out.csv") as file:
