@@ -53,7 +53,8 @@ class WholeFiles(TorchCheckpointIO):
 class BestCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint; a resumed run takes over the best score and its file.
 
-    With `monitor="auto"` it follows the metric that the data set names, or `val/acc`.
+    With `monitor="auto"` it follows the metric that the data set names, or `val/acc`. Data without
+    validation name None: then the last checkpoint is the best.
 
     The score is what the file itself says: of a run that was killed after it had saved a better
     network, the file is newer than the checkpoint from which it goes on.

@@ -15,7 +15,7 @@ from .monitor import ActivationMonitor
 from .results import Results
 
 _NAMES = {"acc": "accuracy", "acc_majority": "always the commonest class", "f1": "macro-F1",
-          "auroc": "AUROC", "acc_top5": "top-5", "acc_many": "many-shot",
+          "auroc": "AUROC", "ece": "ECE", "acc_top5": "top-5", "acc_many": "many-shot",
           "acc_medium": "medium-shot", "acc_few": "few-shot"}  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The base class of all data sets: splits that share no sample, and their loaders."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from .images import Images
+from .images import Images, some
 from .loader import ImageLoader
 from .options import check_part, check_range, check_types
 
@@ -33,7 +33,8 @@ class ImageDataModule(LightningDataModule):
     Args:
         batch_size: training images per step and process.
         eval_batch_size: images per step and process in validation, test and prediction.
-        val_fraction: part of the training images that becomes the validation set.
+        val_fraction: part of the training images that becomes the validation set; 0 trains on all:
+            nothing is validated, and `best.ckpt` is the last one.
         split_seed: seed of that split: runs with the same one validate on the same images.
         seed: seed of the order and augmentation of the training images; by default the seed of the
             run (`--seed_everything`).
@@ -56,7 +57,7 @@ class ImageDataModule(LightningDataModule):
         side_size: how many numbers stand beside each sample, for the side input of a network.
         image_size: side of the images, or length of the signals.
         will_test: whether a test follows the training: then its data are read before, too.
-        monitor: of the class: the metric that `best.ckpt` follows.
+        monitor: the metric that `best.ckpt` follows; None if nothing is validated.
 
     Raises:
         ValueError: an option has a value of another type, or out of its range.
@@ -92,7 +93,7 @@ class ImageDataModule(LightningDataModule):
         check_range(1, math.inf, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
         check_range(0, math.inf, crop_padding=self.crop_padding or 0, workers=self.workers or 0)
         check_range(-(2**63), 2**63 - 1, split_seed=self.split_seed)
-        check_part(val_fraction=self.val_fraction)
+        check_part(val_fraction=self.val_fraction, zero=True)
         if any(type(each).__name__ == "Normalize" for each in _within(self.augment or ())):
             raise ValueError(
                 "augment holds Normalize: leave it out. All images are normalised afterwards, with "
@@ -138,7 +139,8 @@ class ImageDataModule(LightningDataModule):
         """Positions of the samples of a split among those that :meth:`load` returned."""
         if split == "test":
             return torch.arange(len(labels))
-        return stratified_split(labels, self.val_fraction, self.split_seed)[split == "val"]
+        parts = stratified_split(labels, self.val_fraction, self.split_seed, self.class_names)
+        return parts[split == "val"]
 
     def describe(self, index: int) -> dict[str, Any]:
         """What is known of a test sample besides its label, for the table of predictions."""
@@ -221,8 +223,10 @@ class ImageDataModule(LightningDataModule):
             self._resume = None
         return loader
 
-    def val_dataloader(self) -> ImageLoader:
-        """The validation images, in order."""
+    def val_dataloader(self) -> Any:
+        """The validation images, in order; no loader if there are none."""
+        if not len(self.val_indices):
+            return []
         return self._loader("train", self.val_indices)
 
     def test_dataloader(self) -> ImageLoader:
@@ -269,6 +273,10 @@ class ImageDataModule(LightningDataModule):
         indices, name = self.choose(split, labels), f"{type(self).__name__} {split}"
         counts = labels[indices].bincount(minlength=self.num_classes).tolist()
         present = [count for count in counts if count]
+        if split == "val" and not present and self.val_fraction == 0:
+            rank_zero_info(f"{name}: none (val_fraction is 0); best.ckpt is the last checkpoint")
+            self.monitor = None  # pyright: ignore[reportAttributeAccessIssue]
+            return indices
         if not present:
             raise ValueError(f"{name}: the split is empty: add samples or choose another split")
         low, high = min(present), max(present)
@@ -289,23 +297,41 @@ def _within(transforms: Iterable[Any]) -> Iterator[Any]:
         yield from _within(transform.children() if isinstance(transform, nn.Module) else ())
 
 
-def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+def stratified_split(
+    labels: Tensor, fraction: float, seed: int, names: Sequence[str] = ()
+) -> tuple[Tensor, Tensor]:
     """Split the positions of `labels` into two sorted parts; `fraction` of each class is second.
+
+    Args:
+        labels: (M,), the class of each sample.
+        fraction: 0 leaves the second part empty; else it has a sample of each class.
+        seed: of the choice.
+        names: of the classes, for errors.
 
     Raises:
         ValueError: a class is too small to be in both parts.
     """
+    if fraction == 0:
+        return torch.arange(len(labels)), torch.arange(0)
     generator = torch.Generator().manual_seed(seed)
+    counts = labels.bincount()
+    check_sizes(counts, 2, names)
     first, second = [], []
-    for label in labels.unique().tolist():
-        members = (labels == label).nonzero().flatten()
-        members = members[torch.randperm(len(members), generator=generator)]
-        count = max(1, round(fraction * len(members)))
-        if count >= len(members):
-            raise ValueError(
-                f"class {label} has {len(members)} image{'s' if len(members) > 1 else ''}, too few "
-                f"to hold out {fraction:g} of them: add images to the class, or hold out less"
-            )
-        second.append(members[:count])
-        first.append(members[count:])
+    for members in labels.argsort(stable=True).split(counts[counts > 0].tolist()):
+        chosen = members[torch.randperm(len(members), generator=generator)]
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        second.append(chosen[:count])
+        first.append(chosen[count:])
     return torch.cat(first).sort().values, torch.cat(second).sort().values
+
+
+def check_sizes(counts: Tensor, least: int, names: Sequence[str]) -> None:
+    """Raise a ValueError that names the classes with fewer than `least` samples, but with some."""
+    small = ((counts > 0) & (counts < least)).nonzero().flatten().tolist()
+    if small:
+        each = [f"{names[c] if names else c} ({counts[c]})" for c in small]
+        raise ValueError(
+            f"{len(small)} of {int((counts > 0).sum())} classes have fewer than {least} different "
+            f"samples, too few for a sample in each split: {some(each)}. Add samples to them, or "
+            "leave these classes out"
+        )

@@ -31,11 +31,12 @@ def check_range(low: float, high: float, **values: float) -> None:
             raise ValueError(f"{name} must be {number} {limit}, got {value!r}")
 
 
-def check_part(**values: float) -> None:
-    """Raise a ValueError with the name of a value that is not between 0 and 1."""
+def check_part(*, zero: bool = False, **values: float) -> None:
+    """Raise a ValueError with the name of a value that is not between 0 and 1, or may be 0."""
     for name, value in values.items():
-        if not 0 < value < 1:
-            raise ValueError(f"{name} must lie between 0 and 1, got {value!r}")
+        if not (0 < value < 1 or (zero and value == 0)):
+            lie = "be 0 or lie" if zero else "lie"
+            raise ValueError(f"{name} must {lie} between 0 and 1, got {value!r}")
 
 
 def _fits(value: Any, hint: Any) -> bool:

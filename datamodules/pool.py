@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from .base import Data, ImageDataModule, Part, Split, stratified_split
+from .base import Data, ImageDataModule, Part, Split, check_sizes, stratified_split
 from .images import Images
 from .options import check_part, check_range
 
@@ -76,6 +76,9 @@ class Pool(ImageDataModule):
     def divide(self, labels: Tensor, parts: Tensor, first: Tensor) -> Tensor:
         """The split of each image, from its class, its part, and its first copy."""
         heldout = parts.unique().tolist()[1:]
+        if not heldout:  # one image of each class for each split
+            least = 3 if self.val_fraction else 2
+            check_sizes(labels[first.unique()].bincount(), least, self.class_names)
         if len(heldout) == 2:
             return keep_apart(parts, first)
         if heldout:
@@ -109,7 +112,8 @@ class Pool(ImageDataModule):
     def _some_of_each(self, labels: Tensor, among: Tensor, first: Tensor, part: float) -> Tensor:
         """Mask of `part` of each class within the mask `among`; copies stay together."""
         candidates = first[among].unique()
-        _, chosen = stratified_split(labels[candidates], part, self.split_seed)
+        names = self.class_names
+        _, chosen = stratified_split(labels[candidates], part, self.split_seed, names)
         return torch.isin(first, candidates[chosen]) & among
 
     def _report(self, labels: Tensor, first: Tensor) -> None:

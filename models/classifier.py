@@ -34,7 +34,7 @@ from .checkpoints import (
     describe,
     read_checkpoint,
 )
-from .metrics import classification_metrics, log_chosen, log_classes, warn_of_absent
+from .metrics import Calibration, classification_metrics, log_chosen, log_classes, warn_of_absent
 from .side import class_scores, side_of
 from .weights import freeze_shapes, load_shapes, load_weights, read_weights
 
@@ -66,6 +66,7 @@ class Classifier(LightningModule):
     that the data choose (MIT-BIH: f1_nsvf). Image sets whose classes have many (above 100), medium
     and few (below 20) training images also have acc_many, acc_medium and acc_few, the mean accuracy
     of these classes.
+    `test/ece` is the expected calibration error, in 15 bins.
     Every sample counts once, for any number of processes. For up to ten classes `test` also logs
     `test_sensitivity/`, `test_predictivity/` and `test_f1/` of each class, and draws the confusion
     matrix, in TensorBoard and as `confusion.png` in the run's folder.
@@ -219,6 +220,7 @@ class Classifier(LightningModule):
         self.train_acc = MulticlassAccuracy(num_classes, average="micro")
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
+        self.test_metrics.add_metrics({"ece": Calibration(num_classes)})
         self.val_loss = MeanMetric(nan_strategy="disable")
         self.test_loss = MeanMetric(nan_strategy="disable")
         self.confusion = MulticlassConfusionMatrix(num_classes) if num_classes <= 10 else None

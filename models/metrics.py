@@ -12,7 +12,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassF1Score
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassCalibrationError,
+    MulticlassF1Score,
+)
 
 from activations.picture import new_figure, save_figure
 
@@ -63,6 +68,17 @@ class Majority(Metric):
     def compute(self) -> Tensor:
         """The share."""
         return self.samples.max() / self.samples.sum()
+
+
+class Calibration(MulticlassCalibrationError):  # noqa: N818
+    """The expected calibration error of scores, in 15 bins (Guo et al. 2017, arXiv 1706.04599)."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, n_bins=15, norm="l1")
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Take a batch; torchmetrics would take scores that all lie in [0, 1] as probabilities."""
+        super().update(scores.softmax(1), labels)
 
 
 class Macro(Metric):

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -56,6 +57,11 @@ def test_metrics_are_right(tmp_path: Path):
     assert found["test/loss"] == pytest.approx(log_loss(label, probability), rel=1e-4)
     auroc = roc_auc_score(label, probability, multi_class="ovr", average="macro")
     assert found["test/auroc"] == pytest.approx(auroc, rel=1e-4)
+    # the mean distance of accuracy and confidence over 15 bins, weighted by their samples
+    bins = np.minimum((probability.max(1) * 15).astype(int), 14)
+    gaps = [abs((guess == label)[bins == k].mean() - probability.max(1)[bins == k].mean())
+            * (bins == k).mean() for k in np.unique(bins)]  # fmt: skip
+    assert found["test/ece"] == pytest.approx(sum(gaps), rel=1e-4)
     half = trainer(tmp_path, precision="bf16-true")  # what is summed is not rounded to bfloat16
     [found] = half.test(model, datamodule=data, verbose=False)
     model.eval()

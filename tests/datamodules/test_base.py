@@ -11,13 +11,14 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Callback, Trainer
 
 import datamodules
+from callbacks.checkpoints import BestCheckpoint
 from datamodules import CIFAR10, CIFAR100, Digits, ImageDataModule
 from datamodules.augment import crop, uniform
 from datamodules.base import stratified_split
 from datamodules.loader import ImageLoader
 from datamodules.pool import Pool
 from tests.data import Tiny, part_of, write_official, write_tree
-from tests.trainings import Small, trainer
+from tests.trainings import Small, classifier, trainer
 
 
 def test_digits_splits_never_leak():
@@ -44,8 +45,11 @@ def test_split_is_stratified_seeded_and_refuses_tiny_classes():
     assert sorted([*train.tolist(), *val.tolist()]) == list(range(87))
     assert stratified_split(labels, 0.1, seed=3)[1].equal(val)
     assert not stratified_split(labels, 0.1, seed=4)[1].equal(val)
-    with pytest.raises(ValueError, match=r"class 1 has 1 image, too few"):
-        stratified_split(torch.tensor([0, 0, 1]), 0.5, seed=0)
+    few = r"1 of 2 classes have fewer than 2 .* in each split: bee \(1\)\. Add samples"
+    with pytest.raises(ValueError, match=few):
+        stratified_split(torch.tensor([0, 0, 1]), 0.5, 0, ("ant", "bee"))
+    train, val = stratified_split(labels, 0, seed=3)
+    assert (len(train), len(val)) == (87, 0)
 
 
 def test_cifar_reads_a_tree_of_png_files(tmp_path: Path):
@@ -160,7 +164,7 @@ def test_a_missing_test_folder(tmp_path: Path):
     ("arguments", "message"),
     [
         ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
-        ({"val_fraction": 1.0}, "val_fraction must lie between 0 and 1, got 1.0"),
+        ({"val_fraction": 1.0}, "val_fraction must be 0 or lie between 0 and 1, got 1.0"),
         ({"crop_padding": -2}, "crop_padding must be an integer >= 0, got -2"),
         ({"split_seed": 2**64}, "split_seed must be an integer from -9223372036854775808"),
         ({"image_size": 4}, "image_size must be an integer from 8 to 4096, got 4"),
@@ -337,3 +341,14 @@ def test_every_set_has_the_shared_options(name: str):
 def test_too_few_images_for_a_batch():
     with pytest.raises(ValueError, match="53 images do not fill one batch of 27 in each of 2"):
         list(loaders(2, training=True, batch_size=27))
+
+
+def test_without_validation_the_last_checkpoint_is_the_best(tmp_path: Path, caplog: Any):
+    data, best = Tiny(val_fraction=0.0), BestCheckpoint(tmp_path, "best", "auto", mode="max")
+    run = trainer(tmp_path, best, enable_checkpointing=True, max_epochs=2)
+    run.fit(classifier(None), datamodule=data)
+    assert len(data.train_indices) == 60
+    assert data.val_dataloader() == []
+    assert "Tiny val: none (val_fraction is 0); best.ckpt is the last checkpoint" in caplog.text
+    assert torch.load(best.best_model_path, weights_only=True)["epoch"] == 1
+    assert not any(name.startswith("val/") for name in run.callback_metrics)
