@@ -276,6 +276,8 @@ class ImageDataModule(LightningDataModule):
         if split == "val" and not present and self.val_fraction == 0:
             rank_zero_info(f"{name}: none (val_fraction is 0); best.ckpt is the last checkpoint")
             self.monitor = None  # pyright: ignore[reportAttributeAccessIssue]
+            if self.trainer is not None:  # else Lightning warns of a loader without batches
+                self.trainer.limit_val_batches = 0
             return indices
         if not present:
             raise ValueError(f"{name}: the split is empty: add samples or choose another split")

@@ -348,7 +348,7 @@ def test_without_validation_the_last_checkpoint_is_the_best(tmp_path: Path, capl
     run = trainer(tmp_path, best, enable_checkpointing=True, max_epochs=2)
     run.fit(classifier(None), datamodule=data)
     assert len(data.train_indices) == 60
-    assert data.val_dataloader() == []
+    assert list(data.val_dataloader()) == []
     assert "Tiny val: none (val_fraction is 0); best.ckpt is the last checkpoint" in caplog.text
     assert torch.load(best.best_model_path, weights_only=True)["epoch"] == 1
     assert not any(name.startswith("val/") for name in run.callback_metrics)
