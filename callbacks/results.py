@@ -90,8 +90,9 @@ class Results(Callback):
         self._folder = folder if trainer.loggers and trainer.is_global_zero else None
         self.tests, self._samples, self.report = {}, {}, ""
         if self._folder:
-            for old in (FILE, TEST, *self._folder.glob("test_*.csv")):
-                (self._folder / old).unlink(missing_ok=True)
+            old = [self._folder / FILE, self._folder / TEST, *self._folder.glob("test_*.csv")]
+            for file in old:
+                file.unlink(missing_ok=True)
         self._clock, self._processor = time.perf_counter(), time.process_time()
         self._about = {
             "start": now(),

@@ -30,9 +30,9 @@ class WFDBBeats(ImageDataModule):
     """Heart beats of a folder of WFDB records (`I01.hea`, `I01.dat`, `I01.atr`, ...) of any rate.
 
     Such as those of the St Petersburg INCART or the MIT-BIH Supraventricular Arrhythmia Database.
-    The annotations are those of MIT-BIH; records without them are left out. Each patient is in one
-    split alone: records whose headers name the same patient number, as INCART's do, belong
-    together, and any other record is a patient of its own.
+    The annotations are those of MIT-BIH; records without them are left out. Splits at random have
+    each patient in one alone: records whose headers name the same patient number, as INCART's do,
+    belong together, and any other record is a patient of its own.
 
     Beats whose window leaves the record are dropped, and so are records without the leads; both
     are logged.

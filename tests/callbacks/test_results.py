@@ -63,6 +63,7 @@ def test_results_agree_with_the_files_of_the_run(
     assert len(results["learned"]) == 14
     # a resumed run has no results until it ends, and keeps the epochs before
     (RUN / "results.json").write_text("{}")
+    (RUN / "test_aami.csv").write_text("of the run before")
     seen: list[bool] = []
     monkeypatch.setattr(Results, "on_train_epoch_start",
                         lambda self, *args: seen.append((RUN / "results.json").exists()))  # fmt: skip
@@ -81,6 +82,7 @@ def test_results_agree_with_the_files_of_the_run(
     assert last["config"] == again["config"]
     assert last["config"]["trust"] == results["config"]["trust"] == ["a", "b"]
     assert not (RUN / "test.npz").exists()
+    assert not (RUN / "test_aami.csv").exists()
     row = pd.DataFrame(read_results("runs")).iloc[0]
     assert (row["data"], row["activation"], row["max_epochs"]) == ("Digits", "CosLU", 3)
 

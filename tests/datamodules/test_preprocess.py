@@ -116,6 +116,8 @@ def test_beats(tmp_path: Path):
         {"representation": "image", "classes": "symbols"},
         {"representation": "spectrogram"},
         {"rate": None, "baseline": False, "normalize": "minmax", "window": (0.3, 0.4)},
+        {"leads": 2, "lead": ["V9", "MLII"], "representation": "spectrogram"},
+        {"protocol": "kaggle_rebuilt"},
     ]
     for options in forms:
         data = MITBIH(str(tmp_path / "db"), **options)
@@ -123,6 +125,9 @@ def test_beats(tmp_path: Path):
         samples = samples_of(data)
         for record in (100, 234):
             mine = [s for s in samples if s[0]["record"] == record]
+            if "protocol" in options:  # all beats of the record, of which the test set has some
+                data.test_indices = data.beats_of([record])
+                mine = samples_of(data)
             batch = torch.cat([sample for _, sample in mine])
             found = prepare.beats(tmp_path / "db" / f"{record}.hea")
             assert torch.equal(found.batch, batch)
@@ -133,6 +138,9 @@ def test_beats(tmp_path: Path):
             assert torch.equal(prepare(tmp_path / "db" / str(record)), batch)
             read: Any = wfdb.rdrecord(str(tmp_path / "db" / str(record)))
             signal = read.p_signal[:, read.sig_name.index("MLII")]
+            if data.leads == 2:
+                assert read.sig_name == ["MLII", "V1"]
+                signal = read.p_signal.T
             peaks = [sample for sample, _ in written[record]]
             assert torch.equal(prepare(signal, rate=360, peaks=peaks), batch)
 
