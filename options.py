@@ -32,6 +32,7 @@ SENTENCES = {
         "{option}: there is no module {name!r}; name a class, or give its full path"
     ),
     r"No module named '(?P<name>\w+)'": "{name} is not installed: pip install {name}",
+    r"callable class: (?P<why>module '[\w.]+' has no attribute '\w+')": "{option}: {why}",
     r"arguments are required: (fit\.)?data\b": (
         "--data is missing: choose a data set, such as --data Digits"
     ),

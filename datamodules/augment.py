@@ -2,14 +2,15 @@
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .images import Box, Images, Place
@@ -50,7 +51,7 @@ class Augmentation:
     epoch: int
     padding: int = 0
     flip: bool = False
-    transforms: tuple[nn.Module, ...] = ()
+    transforms: tuple[Callable[[Any], Any], ...] = ()
     smallest: float | None = None
 
     def places(self, chosen: Tensor) -> list[Place] | None:
@@ -72,8 +73,12 @@ class Augmentation:
 
     def transform(self, images: Tensor, chosen: Tensor) -> Tensor:
         """Apply the transforms; the result is in the range of the images before."""
-        drawn = zip(images, self._draw(chosen)[3], strict=True)
-        batch = torch.stack([self._transformed(image, seed) for image, seed in drawn])
+        made = []
+        with drawing() as seed:
+            for image, number in zip(images, self._draw(chosen)[3].tolist(), strict=True):
+                seed(number)
+                made.append(self._transformed(image))
+        batch = torch.stack(made)
         if images.dtype != torch.uint8 or batch.dtype == torch.uint8:
             return batch
         mean, deviation = batch.float().mean().item(), batch.float().std().item()
@@ -90,18 +95,20 @@ class Augmentation:
         side = 2 * self.padding + 1
         return uniform(self.seed, self.epoch, chosen, (side, side, 2, 2**31, 2**31))
 
-    def _transformed(self, image: Tensor, seed: Tensor) -> Tensor:
+    def _transformed(self, image: Tensor) -> Tensor:
         new: Any = image
-        with drawing(seed):
-            for transform in self.transforms:
-                try:
-                    new = transform(new)
-                except Exception as error:
-                    raise ValueError(
-                        f"augment: {type(transform).__name__} fails on a training image, a tensor "
-                        f"{tuple(image.shape)} of {image.dtype}: {error}. Transforms of whole "
-                        "batches, such as MixUp, belong to mix"
-                    ) from error
+        for transform in self.transforms:
+            try:
+                new = transform(new)
+            except Exception as error:
+                raise ValueError(
+                    f"augment: {named(transform)} fails on a training image, a tensor "
+                    f"{tuple(image.shape)} of {image.dtype}: {error}. What takes floats follows "
+                    "torchvision.transforms.v2.ToDtype (dtype: torch.float32, scale: true); "
+                    "transforms of whole batches, such as MixUp, belong to mix"
+                ) from error
+        if isinstance(new, Tensor) and new.shape == (1, *image.shape):
+            new = new[0]  # kornia makes a batch of one
         if not isinstance(new, Tensor) or new.shape != image.shape:
             found = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
             raise ValueError(
@@ -135,12 +142,34 @@ class Source:
         return images
 
 
+def named(transform: Any) -> str:
+    """The name of a function, or of the class of a transform."""
+    return getattr(transform, "__name__", type(transform).__name__)
+
+
 @contextmanager
-def drawing(seed: Tensor, device: torch.device | None = None) -> Iterator[None]:
-    """Seed torch's generators, and restore them at the end."""
-    with torch.random.fork_rng([device] if device and device.type == "cuda" else []):
-        torch.manual_seed(int(seed))
-        yield
+def drawing(device: torch.device | None = None) -> Iterator[Callable[[int], None]]:
+    """Give a function that seeds all global generators; restore these at the end.
+
+    They are torch's, Python's and NumPy's: a transform may draw from any of them.
+    """
+    on_gpu = device is not None and device.type == "cuda"
+
+    def seed(number: int) -> None:
+        if on_gpu:
+            torch.manual_seed(number)
+        else:  # a hundred times as fast
+            torch.default_generator.manual_seed(number)
+        random.seed(number)
+        np.random.seed(number)  # noqa: NPY002 - the global one
+
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng([device] if device is not None and on_gpu else []):
+            yield seed
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def random_crop(seed: int, smallest: float, width: int, height: int) -> Box:

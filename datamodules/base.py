@@ -1,7 +1,7 @@
 """The base class of all data sets: splits that share no sample, and their loaders."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from .augment import named
 from .images import Images, some
 from .loader import ImageLoader
 from .options import check_part, check_range, check_types
@@ -43,7 +44,7 @@ class ImageDataModule(LightningDataModule):
         flip: mirror half of the training images, chosen at random.
         augment: more transforms of each training image, before it is normalised, such as
             torchvision.transforms.v2.RandAugment; no Normalize. They give uint8, or floats in
-            [0, 1].
+            [0, 1], and may draw from the global generators of torch, NumPy and Python.
         workers: processes that decode files and apply `augment`, two batches each in advance; null
             for one per core, 0 for none. What is drawn does not depend on it.
         mix: torchvision.transforms.v2.MixUp or CutMix, applied to each training batch.
@@ -81,7 +82,7 @@ class ImageDataModule(LightningDataModule):
     seed: int | None = None
     crop_padding: int | None = 4
     flip: bool = True
-    augment: list[nn.Module] | None = None
+    augment: list[Callable] | None = None
     mix: nn.Module | None = None
     balance: Literal["sampling", "loss"] | None = None
     workers: int | None = None
@@ -94,11 +95,18 @@ class ImageDataModule(LightningDataModule):
         check_range(0, math.inf, crop_padding=self.crop_padding or 0, workers=self.workers or 0)
         check_range(-(2**63), 2**63 - 1, split_seed=self.split_seed)
         check_part(val_fraction=self.val_fraction, zero=True)
-        if any(type(each).__name__ == "Normalize" for each in _within(self.augment or ())):
-            raise ValueError(
-                "augment holds Normalize: leave it out. All images are normalised afterwards, with "
-                f"the mean {self.mean} and the standard deviation {self.std} of the data set"
-            )
+        for each in _within(self.augment or ()):
+            if type(each).__name__ == "Normalize":
+                raise ValueError(
+                    "augment holds Normalize: leave it out. All images are normalised afterwards, "
+                    f"with the mean {self.mean} and the standard deviation {self.std} of the set"
+                )
+            if not callable(each):  # the parser makes only what has a type
+                raise ValueError(
+                    f"augment: {getattr(each, 'class_path', each)} was not made, as a class of "
+                    "torchvision's first version holds it: take the class of the same name from "
+                    "torchvision.transforms.v2"
+                )
         self._train: Data | None = None
         self._test: Data | None = None
         self._train_loader: ImageLoader | None = None
@@ -184,8 +192,15 @@ class ImageDataModule(LightningDataModule):
                 )
             if self.augment or self.mix:
                 loader.workers = 0
-                next(iter(loader))  # refuses transforms that fail
+                first, again = (next(iter(loader))[0] for _ in range(2))  # refuses what fails
                 loader.next_batch = 0
+                if not torch.equal(first, again):
+                    names = ", ".join(map(named, filter(None, [*(self.augment or ()), self.mix])))
+                    raise ValueError(
+                        f"augment or mix ({names}) makes another image of the same one when it is "
+                        "seeded again: a transform must draw from the global generators of torch, "
+                        "NumPy or Python, not from one of its own, so that a run can be repeated"
+                    )
 
     def setup(self, stage: str) -> None:
         """Read what `stage` needs, once."""

@@ -191,6 +191,7 @@ class ImageLoader:
         self, images: Tensor, labels: Tensor, mix: nn.Module, batch: int
     ) -> tuple[Tensor, Tensor]:
         number = torch.tensor(batch * self.world_size + self.rank)
-        [seed] = uniform(self.seed, self.sampler.drawn, number, (2**31,))
-        with drawing(seed, self.device):
+        [drawn] = uniform(self.seed, self.sampler.drawn, number, (2**31,))
+        with drawing(self.device) as seed:
+            seed(int(drawn))
             return mix(images, F.one_hot(labels, self.data.num_classes).float())

@@ -71,6 +71,8 @@ RUN_LINES = [
     ("RUN --data ImageDataModule", "ImageDataModule reads no images: choose a data set"),
     ("RUN --data LightningDataModule", "LightningDataModule has no train_dataloader"),
     ("RUN --data torch.nn.ReLU", "--data 'torch.nn.ReLU' does not fit"),
+    ("RUN --data.augment [torchvision.transforms.Flop]", "augment: module .* no attribute 'Flop'"),
+    ("RUN --data FromDataset", "needs the class of a data set: --data.dataset CLASS"),
     ("RUN --data.batch_size null", "batch_size must be an integer, got None"),
     ("RUN --data.batchsize 3", "Digits has no option 'batchsize'; the nearest: batch_size"),
     ("RUN --data.root x", "Digits has no option 'root'"),
@@ -208,8 +210,10 @@ def test_each_wrong_value_of_each_option(slip: Any, capsys: Any, tmp_path: Path,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["CIFAR10", "CIFAR100", "MNIST", "MITBIH", "MiniImageNet", "Silkworm", "ImageFolder"]
-)
+    "name",
+    ["CIFAR10", "CIFAR100", "MNIST", "MITBIH", "MiniImageNet", "TinyImageNet", "Silkworm",
+     "ImageFolder", "ImageList"],
+)  # fmt: skip
 def test_each_wrong_folder_of_each_data_set(slip: Any, tmp_path: Path, name: str):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")

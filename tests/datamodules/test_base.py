@@ -182,7 +182,11 @@ def test_bad_numbers(arguments: dict, message: str):
         ("Digits", {"flip": 1}, "flip must be True or False, got 1"),
         ("Digits", {"batch_size": True}, "batch_size must be an integer, got True"),
         ("Digits", {"image_size": 8.5}, r"image_size must be an integer, got 8\.5"),
-        ("Digits", {"augment": 3}, "augment must be a list, each a torch.nn.Module or None, got 3"),
+        (
+            "Digits",
+            {"augment": 3},
+            "augment must be a list, each a class or a function or None, got 3",
+        ),
         ("Digits", {"augment": [3]}, r"augment must be .*, got \[3\]"),
         ("CIFAR100", {"root": None}, "root must be text, got None"),
         (
