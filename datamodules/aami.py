@@ -1,6 +1,7 @@
 """The report of ANSI/AAMI EC57 on heart beats: gross, on average over records, and by record.
 
-`python -m datamodules.aami RUN/test.npz` makes it of the test of a run.
+`python -m datamodules.aami RUN/test.npz` makes it of the test of a run, or of several tests as one,
+such as those of a network for each patient.
 `python -m datamodules.aami DIR OUT/100.net OUT/101.net` compares annotation files with those in DIR
 (100.atr, ...) as WFDB's `bxb` does, but from the start: beats up to 0.15 s apart match.
 """
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from .beats import AAMI, SYMBOLS
+from .images import some
 from .records import read_header, read_notes
 
 if TYPE_CHECKING:
@@ -198,18 +200,29 @@ def _shown(value: float) -> str:
     return f"{value:.4f}" if value == value else "-"
 
 
-def of_test(file: Path) -> dict[str, Report]:
-    """The reports on `test.npz` of a run, one for each network that was tested."""
-    with np.load(file) as content:
-        known = dict(content)
+def of_tests(files: Sequence[Path]) -> dict[str, Report]:
+    """The reports on `test.npz` of one run, or of several as one test.
+
+    Returns:
+        One for each network that a run tested, by the name of its probabilities.
+    """
+    tests: list[dict[str, np.ndarray]] = []
+    for file in files:
+        with np.load(file) as content:
+            tests.append(dict(content))
     found = {}
-    for name in (name for name in known if name.startswith("probability")):
-        classes = known[name].shape[1]
-        names = {len(KINDS): KINDS, len(SYMBOLS): SYMBOLS}.get(classes)
-        if names is None:
-            raise ValueError(f"{str(file)!r} has {classes} classes, not the five of EC57")
-        predicted = known[name].argmax(1)
-        found[name] = report(known["label"], predicted, known.get("group"), names)
+    for name in (name for name in tests[0] if name.startswith("probability")):
+        classes = {test[name].shape[1] for test in tests}
+        names = {len(KINDS): KINDS, len(SYMBOLS): SYMBOLS}.get(max(classes))
+        if names is None or len(classes) > 1:
+            raise ValueError(f"{some(list(map(str, files)))}: not the five classes of EC57")
+        true, predicted = (
+            np.concatenate(parts)
+            for parts in ([t["label"] for t in tests], [t[name].argmax(1) for t in tests])
+        )
+        known = all("group" in test for test in tests)
+        record = np.concatenate([test["group"] for test in tests]) if known else None
+        found[name] = report(true, predicted, record, names)
     return found
 
 
@@ -217,15 +230,17 @@ def main() -> None:
     """Print a report, and write its tables."""
     parser = argparse.ArgumentParser("python -m datamodules.aami", description=__doc__)
     parser.add_argument("source", type=Path, help="test.npz, or the folder of the references")
-    parser.add_argument("files", type=Path, nargs="*", help="annotation files to compare")
+    parser.add_argument("files", type=Path, nargs="*", help="more of them, or annotation files")
     parser.add_argument("--to", type=Path, help="folder for the tables as CSV")
     given = parser.parse_args()
+    if given.source.suffix != ".npz" and not given.files:
+        parser.error(f"{str(given.source)!r} needs annotation files, such as out/100.net")
     try:
-        if given.files:
+        if given.source.suffix == ".npz":
+            found = of_tests([given.source, *given.files])
+        else:
             pairs = {file.stem: (given.source / f"{file.stem}.atr", file) for file in given.files}
             found = {"": report_of({name: compare(*pair) for name, pair in pairs.items()})}
-        else:
-            found = of_test(given.source)
     except (OSError, ValueError, KeyError) as error:
         sys.exit(f"error: {error}")
     for name, each in found.items():

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import train
 from callbacks import BestCheckpoint, Results, read_results, run_results, run_summary
 from datamodules import MITBIH
-from datamodules.aami import of_test
+from datamodules.aami import of_tests
 from models import Classifier
 from tests.data import Tiny, write_records
 from tests.trainings import Small, classifier, trainer
@@ -153,7 +153,7 @@ def test_samples_without_positions_and_groups(tmp_path: Path):
     assert samples["group"].tolist() == expected
     assert len(set(expected)) > 1
     # EC57's report beside it, as it can be made of it afterwards
-    [made] = of_test(tmp_path / "run/test.npz").values()
+    [made] = of_tests([tmp_path / "run/test.npz"]).values()
     assert made.text in results.report
     for name, table in made.tables.items():
         written = pd.read_csv(tmp_path / f"run/test_{name}.csv", index_col="record")

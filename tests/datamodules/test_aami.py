@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix, recall_score
 
-from datamodules.aami import KINDS, compare, main, measures, of_test, report, report_of
+from datamodules.aami import KINDS, compare, main, measures, of_tests, report, report_of
 from datamodules.beats import AAMI, SYMBOLS
 
 
@@ -135,8 +135,23 @@ def test_two_annotation_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert compare(reference, empty)[:, 5].tolist() == [4, 1, 1, 1, 0, 0]
 
 
+def test_tests_of_several_networks_are_one(tmp_path: Path):
+    """Such as a network for each patient."""
+    true, predicted, record = beats(2)
+    files = []
+    for each in np.unique(record):
+        files.append(tmp_path / f"{each}.npz")
+        mine = record == each
+        shares = np.eye(5)[predicted[mine]]
+        np.savez(files[-1], label=true[mine], probability=shares, group=record[mine])
+    whole = report(true, predicted, record)
+    [found] = of_tests(files).values()
+    assert found.text == whole.text
+    pd.testing.assert_frame_equal(found.tables["aami"], whole.tables["aami"])
+
+
 def test_a_test_file_of_other_data_is_refused(tmp_path: Path):
     file = tmp_path / "test.npz"
     np.savez(file, label=[0, 1], probability=np.eye(2))
-    with pytest.raises(ValueError, match="has 2 classes, not the five of EC57"):
-        of_test(file)
+    with pytest.raises(ValueError, match=r"test.npz: not the five classes of EC57"):
+        of_tests([file])
