@@ -281,13 +281,15 @@ def check_fits(network: nn.Module, content: Mapping[str, Any], source: str) -> N
     lost = [*(own.keys() ^ state.keys()), *wrong]
     if not lost:
         return
-    stored = content.get("hyper_parameters", {}).get("num_classes")
-    given = getattr(network, "hparams", {}).get("num_classes", stored)
-    if stored != given:
-        raise ValueError(
-            f"{source!r} was trained on {stored} classes, the data have {given}: give the data "
-            "that it knows, or start from its weights with --model.checkpoint_path"
-        )
+    for name, what in {"num_classes": "classes", "side_size": "numbers beside each sample"}.items():
+        stored = content.get("hyper_parameters", {}).get(name)
+        given = getattr(network, "hparams", {}).get(name, stored)
+        if (stored or 0) != (given or 0):
+            raise ValueError(
+                f"{source!r} was trained on {stored or 'no'} {what}, the data have "
+                f"{given or 'none'}: give the data that it knows, or start from its weights with "
+                "--model.checkpoint_path"
+            )
     raise ValueError(
         f"{source!r} is of another network, {len(lost)} of its tensors do not fit, such as "
         f"{min(lost)}: choose the backbone, the activation and the data that it was trained with"

@@ -17,6 +17,7 @@ from activations import CosLU, set_progress
 from callbacks import HeadFirst
 from models import Classifier
 from models.build import build_network
+from models.checkpoints import check_fits
 from models.deployed import deployed
 from models.export import FILES, read, write
 from models.side import Joined, class_scores, side_of
@@ -198,6 +199,19 @@ def test_what_cannot_be_mixed_is_refused():
     data.setup("fit")
     with pytest.raises(ValueError, match="mix cannot mix the 3 numbers beside each sample"):
         data.train_dataloader()
+
+
+def test_data_with_other_numbers_are_told(run: Path):
+    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    for size, has in ((0, "none"), (4, "4")):
+        other = classifier(partial(CosLU, num_parameters=1), side_size=size)
+        with pytest.raises(
+            ValueError, match=f"on 3 numbers beside each sample, the data have {has}"
+        ):
+            check_fits(other, content, "x")
+    del content["hyper_parameters"]["side_size"]  # of an earlier version
+    with pytest.raises(ValueError, match="is of another network"):
+        check_fits(classifier(nn.ReLU), content, "x")
 
 
 def test_a_stored_size_is_checked(run: Path, tmp_path: Path):
