@@ -97,9 +97,10 @@ def measures(counts: np.ndarray) -> dict[str, float]:
     """What EC57 and the literature measure on (6, 6) counts; NaN if there is nothing to count.
 
     Se is the share of a class that was found, +P the share of right ones among the beats called so,
-    and FPR the share of other beats called so; the two leave out what `UNCOUNTED` names. `kappa`
-    is Cohen's. `j` is the sum of Se and +P of S and V, and `j-kappa` kappa / 2 + j / 8 (Mar et al.
-    2011). `majority` is the accuracy of always naming the commonest class.
+    FPR the share of other beats called so, Acc the accuracy of telling it from the others. The last
+    three leave out what `UNCOUNTED` names. `kappa` is Cohen's, `j` the sum of Se and +P of S and V,
+    and `j-kappa` kappa / 2 + j / 8 (Mar et al. 2011). `majority` is the accuracy of always naming
+    the commonest class.
     """
     beats, hits = counts[:OTHER], np.diag(counts)[:OTHER]
     total = beats.sum()
@@ -118,6 +119,7 @@ def measures(counts: np.ndarray) -> dict[str, float]:
         found[f"{kind} Se"] = _share(hits[place], beats[place].sum())
         found[f"{kind} +P"] = _share(hits[place], hits[place] + false)
         found[f"{kind} FPR"] = _share(false, others + false)
+        found[f"{kind} Acc"] = _share(hits[place] + others, beats[place].sum() + others + false)
     found["j"] = sum(found[f"{kind} {part}"] for kind in "SV" for part in ("Se", "+P"))
     found["j-kappa"] = found["kappa"] / 2 + found["j"] / 8
     if counts[OTHER].any() or counts[:, OTHER].any():

@@ -47,6 +47,7 @@ def test_against_scikit_learn():
             tn, fp, _, tp = confusion_matrix(*binary).ravel()
             assert found[f"{kind} +P"] == pytest.approx(tp / (tp + fp))
             assert found[f"{kind} FPR"] == pytest.approx(fp / (fp + tn))
+            assert found[f"{kind} Acc"] == pytest.approx(accuracy_score(*binary))
         four = [found[f"{kind} {part}"] for kind in "SV" for part in ("Se", "+P")]
         assert found["j"] == pytest.approx(sum(four))
         assert found["j-kappa"] == pytest.approx(0.5 * found["kappa"] + 0.125 * sum(four))
