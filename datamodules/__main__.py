@@ -6,7 +6,9 @@ Each sample appears as the network gets it, below its class. All classes come eq
 import ast
 import contextlib
 import sys
+from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -25,17 +27,19 @@ def main() -> None:
         sys.exit(f"{__doc__}NAME is one of {', '.join(names)}.")
     kind, root, path, *options = getattr(datamodules, sys.argv[1]), *sys.argv[2:]
     chosen: dict[str, Any] = {"batch_size": COLUMNS * ROWS, "balance": "sampling"}
-    chosen |= {"root": root} if hasattr(kind, "root") else {}
+    chosen |= {name: root for name in ("root", "path") if hasattr(kind, name)}
     for option in options:
         key, _, value = option.partition("=")
         chosen[key] = value
         with contextlib.suppress(ValueError, SyntaxError):  # a value that is no number is text
             chosen[key] = ast.literal_eval(value)
     try:
+        if "dataset" in chosen:
+            chosen["dataset"] = partial(resolve_name(chosen["dataset"]), root)
         data: ImageDataModule = kind(**chosen)
         data.setup("fit")
         images, labels, *_ = next(iter(data.train_dataloader()))
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         sys.exit(f"error: {error}")
     draw_batch(Path(path), data, images, labels)
 

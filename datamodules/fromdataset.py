@@ -29,7 +29,7 @@ class FromDataset(Samples):
         dataset: a class with `__len__` and `__getitem__`, such as torchvision.datasets.SVHN, and
             its arguments.
         train: arguments of the training part.
-        val: arguments of the validation part; without them it is taken from the training part.
+        val: arguments of the validation part; without them it is a part of the training samples.
         test: arguments of the test part.
 
     Raises:
@@ -65,11 +65,12 @@ class FromDataset(Samples):
         names = {part: named(getattr(samples, "classes", None)) for part, samples in parts.items()}
         if other := [part for part in parts if names[part] != names["train"]]:
             raise ValueError(f"{kind.__name__}: {other[0]} has other classes than train")
+        plain = [each for each in made_of[2:] if not callable(each)]
         arguments = [getattr(make, "keywords", {}), *given.values()]
-        values = [value for each in arguments for value in each.values()]
+        values = [*plain, *(value for each in arguments for value in each.values())]
         code = getattr(sys.modules[kind.__module__], "__file__", None)
         files = [self.stamp(Path(v)) for v in (code, *values) if isinstance(v, str | os.PathLike)]
-        key = (kind.__module__, kind.__qualname__, given, arguments, files)
+        key = (kind.__module__, kind.__qualname__, plain, given, arguments, files)
         return Source(kind.__name__, parts, names["train"], key)
 
     def _made(self, make: Any, kind: type, arguments: dict[str, Any]) -> Any:

@@ -17,8 +17,9 @@ from .pool import NUMBER
 class ImageList(ImageFolder):
     """Images that lists name, such as ImageNet-LT (Liu et al. 2019): a line is `path class`.
 
-    Without `test` a part of each class is the test set, without `val` a part of the rest is the
-    validation set. Classes are whole numbers from 0, or names.
+    Without `val` a part of each class of `train` is the validation set, and without `test` a part
+    of each class the test set; if `val` alone is given it is the test set, as in `ImageFolder`.
+    Classes are whole numbers from 0, or names.
 
     Args:
         root: the folder that the paths start from.

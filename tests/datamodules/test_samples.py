@@ -179,6 +179,11 @@ def test_samples_are_read_once_until_their_files_change(tmp_path: Path):
     (tmp_path / "files" / "a").write_text("12")
     read(partial(Watched, root=str(tmp_path / "files")), tmp_path)
     assert len(calls) > 40
+    for changed in ("123", "1234"):  # an argument without a name counts, too
+        calls.clear()
+        read(partial(Watched, str(tmp_path / "files")), tmp_path)
+        assert len(calls) > 40
+        (tmp_path / "files" / "a").write_text(changed)
 
 
 class Other(Made):
