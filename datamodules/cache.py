@@ -24,10 +24,10 @@ def home(cache_dir: str | Path | None) -> Path:
     ).expanduser()
 
 
-def stamp(root: Path, files: Iterable[Path]) -> tuple[str, list[tuple[str, int, int]]]:
+def stamp(root: Path, files: Iterable[str | Path]) -> tuple[str, list[tuple[str, int, int]]]:
     """`root`, and the name, size and time of change of each file in it: for the key of a cache."""
-    status = ((file, file.stat()) for file in files)
-    rows = [(str(file.relative_to(root)), s.st_size, s.st_mtime_ns) for file, s in status]
+    start, status = f"{root}{os.sep}", ((str(file), os.stat(file)) for file in files)
+    rows = [(file.removeprefix(start), s.st_size, s.st_mtime_ns) for file, s in status]
     return str(root.resolve()), rows
 
 

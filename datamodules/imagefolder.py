@@ -2,20 +2,27 @@
 
 import hashlib
 import math
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from .cache import Create, prepare, stamp
-from .images import Images, class_folders, list_images, some
+from .images import Images, class_folders, is_deep, list_images, some
 from .pool import NUMBER, PARTS, Pool, first_equal
+from .workers import cores
+
+LOOKED = 64  # files whose kind is looked at
 
 
 @dataclass(eq=False, repr=False)
@@ -73,35 +80,51 @@ class ImageFolder(Pool):
         """Number of class folders."""
         return len(self.class_names)
 
-    def files(self) -> tuple[list[Path], Tensor, Tensor]:
+    def files(self) -> tuple[list[str], Tensor, Tensor]:
         """The image files, their classes, and the folder of each: 0 train, 1 val, 2 test."""
-        files, labels, parts, names = [], [], [], self.class_names
+        files, labels, parts, skipped, names = [], [], [], [], self.class_names
         for part, folder in self._folders().items():
-            found, classes = list_images(folder, names)
-            files += found
-            labels += classes
-            parts += [NUMBER[part]] * len(found)
+            found = list_images(folder, names)
+            files += found.files
+            labels += found.labels
+            parts += [NUMBER[part]] * len(found.files)
+            skipped += found.skipped
+        if skipped:
+            kinds = Counter(Path(file).suffix or "no suffix" for file in skipped).most_common(4)
+            rank_zero_info(
+                f"{type(self).__name__}: {len(skipped)} files are skipped, as they are no images "
+                f"({', '.join(f'{count} {kind}' for kind, count in kinds)}), such as {skipped[0]!r}"
+            )
         return files, torch.tensor(labels), torch.tensor(parts)
 
     def read(self) -> tuple[Tensor | Images, Tensor, Tensor, Tensor]:
         """Images, classes, the folder of each image, and the position of its first copy."""
         self._files, labels, parts = self.files()
         side, files = self.image_size, self._files
-        shape = (len(files), 3, side, side)
+        shape, looked = (len(files), 3, side, side), files[:: len(files) // LOOKED + 1]
+        if deep := sum(map(is_deep, looked)):
+            rank_zero_info(
+                f"{type(self).__name__}: {deep} of {len(looked)} files looked at are grey "
+                "images of more than 8 bits: each is scaled by the smallest of 1 (floats), 255, "
+                "4095 and 65535 that no value exceeds; convert them to 8 bits to choose another"
+            )
         fits = self.random_resized_crop is None and math.prod(shape) <= self.cache_limit * 1e9
 
+        place, status = stamp(self.folder, files)
+
         def build(create: Create) -> None:
-            create("first", (len(files),), np.int64)[:] = first_copies(files)
+            sizes = [size for _, size, _ in status]
+            create("first", (len(files),), np.int64)[:] = first_copies(files, sizes)
             if fits:
                 Images(files, side).decode_into(create("images", shape, np.uint8))
 
-        key = (*stamp(self.folder, files), side if fits else None)
+        key = (place, status, side if fits else None)
         arrays = prepare(self.cache_dir, type(self).__name__, key, build)
         return arrays.get("images", Images(files, side)), labels, parts, arrays["first"]
 
     def describe(self, index: int) -> dict[str, Any]:
         """The file of an image."""
-        return {"file": str(self._files[index].relative_to(self.folder))}
+        return {"file": str(Path(self._files[index]).relative_to(self.folder))}
 
     def _folders(self) -> dict[str, Path]:
         """The folders of the splits; `root` alone for a pool, of which a class may be `train`."""
@@ -126,11 +149,29 @@ class Silkworm(ImageFolder):
     image_size: int = 128
 
 
-def first_copies(files: Sequence[Path]) -> list[int]:
-    """For each file, the position of the first one with the same content, often its own."""
-    sizes = [file.stat().st_size for file in files]
-    several = Counter(sizes)
-    return first_equal(
-        hashlib.sha256(file.read_bytes()).digest() if several[size] > 1 else file
-        for file, size in zip(files, sizes, strict=True)
-    )
+def first_copies(files: Sequence[str], sizes: Sequence[int]) -> list[int]:
+    """For each file, the position of the first one with the same content, often its own.
+
+    Files of one size are compared by their last 4 kB, and only where these agree by all.
+    """
+    contents: list[Hashable] = list(sizes)
+    for length in (4096, None):
+        several = Counter(contents)
+        doubtful = [position for position, each in enumerate(contents) if several[each] > 1]
+        parts = [doubtful[first : first + 1000] for first in range(0, len(doubtful), 1000)]
+        with ThreadPoolExecutor(2 * cores()) as pool:  # they wait for the disk
+            digests = pool.map(partial(_ends, files, length), parts)
+            for position, digest in zip(doubtful, chain.from_iterable(digests), strict=True):
+                contents[position] = digest
+    return first_equal(contents)
+
+
+def _ends(files: Sequence[str], length: int | None, positions: list[int]) -> list[bytes]:
+    """The digest of the last `length` bytes of some files, or of all their bytes."""
+    digests = []
+    for position in positions:
+        with open(files[position], "rb") as opened:
+            if length:
+                opened.seek(max(0, opened.seek(0, os.SEEK_END) - length))
+            digests.append(hashlib.sha256(opened.read()).digest())
+    return digests

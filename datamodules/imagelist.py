@@ -1,5 +1,6 @@
 """Images that text files list, a path and a class in each line."""
 
+import os
 import re
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
@@ -52,15 +53,15 @@ class ImageList(ImageFolder):
             )
         return tuple(str(number) for number in range(largest + 1))
 
-    def files(self) -> tuple[list[Path], Tensor, Tensor]:
+    def files(self) -> tuple[list[str], Tensor, Tensor]:
         """The image files, their classes, and the list of each: 0 train, 1 val, 2 test."""
         known = {name: number for number, name in enumerate(self.class_names)}
         files, labels, parts = [], [], []
         for part, rows in self._rows.items():
-            files += [self.folder / path for path, _ in rows]
+            files += [str(self.folder / path) for path, _ in rows]
             labels += [known[name] for _, name in rows]
             parts += [NUMBER[part]] * len(rows)
-        missing = [str(file) for file in files if not file.is_file()]
+        missing = [file for file in files if not os.path.isfile(file)]
         if missing:
             raise FileNotFoundError(
                 f"{len(missing)} of {len(files)} images of the lists are missing: {some(missing)}. "

@@ -90,7 +90,7 @@ class MiniImageNet(ImageFolder):
         """The WordNet ids, sorted."""
         return tuple(sorted(_SPLIT_OF))
 
-    def files(self) -> tuple[list[Path], Tensor, Tensor]:
+    def files(self) -> tuple[list[str], Tensor, Tensor]:
         """The image files, their classes, and the folder of each."""
         if (self.folder / "images").is_dir():
             return self._listed()
@@ -105,7 +105,7 @@ class MiniImageNet(ImageFolder):
         check_classes(self.folder, itertools.chain(*classes), self.class_names, REMEDY)
         files, labels, parts = [], [], []
         for part, (folder, names) in enumerate(zip(folders, classes, strict=True)):
-            found, numbers = list_images(folder, names)
+            found, numbers, _ = list_images(folder, names)
             files += found
             labels += [self.class_names.index(names[number]) for number in numbers]
             parts += [part] * len(found)
@@ -135,7 +135,7 @@ class MiniImageNet(ImageFolder):
             index -= rows
         return super().describe(index)
 
-    def _listed(self) -> tuple[list[Path], Tensor, Tensor]:
+    def _listed(self) -> tuple[list[str], Tensor, Tensor]:
         """The files that the three CSV files name; they do not divide them."""
         paths = [(self.folder / "splits" / f"{p}.csv", self.folder / f"{p}.csv") for p in CLASSES]
         lists = [inner if inner.is_file() else beside for inner, beside in paths]
@@ -145,7 +145,7 @@ class MiniImageNet(ImageFolder):
         files = [self.folder / "images" / name for name, _ in rows]
         require(files, "The CSV files name them: unpack mini-ImageNet again")
         labels = torch.tensor([self.class_names.index(label) for _, label in rows])
-        return files, labels, torch.zeros_like(labels)
+        return list(map(str, files)), labels, torch.zeros_like(labels)
 
     def _pickles(self) -> list[Path]:
         files = [self.folder / f"mini-imagenet-cache-{part}.pkl" for part in CLASSES]

@@ -1,5 +1,6 @@
 """What the data sets that torchvision downloads have in common."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,7 +34,7 @@ class Official(ImageDataModule):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.folder = Path(self.root).expanduser()
-        self._files: list[Path] = []
+        self._files: Sequence[str | Path] = []
 
     @property
     def in_folders(self) -> bool:
@@ -50,7 +51,7 @@ class Official(ImageDataModule):
         """Read one part, in the form that `root` holds."""
         labels: list[int] = []
         if self.in_folders:
-            files, labels = list_images(self.folder / split, self.class_names)
+            files, labels, _ = list_images(self.folder / split, self.class_names)
             self._files = files if split == "test" else self._files
         elif (self.folder / self.archive).is_dir():
             files = sorted((self.folder / self.archive).iterdir())
@@ -77,7 +78,8 @@ class Official(ImageDataModule):
 
     def describe(self, index: int) -> dict[str, Any]:
         """The file of an image in a class folder."""
-        return {"file": str(self._files[index].relative_to(self.folder))} if self._files else {}
+        file = Path(self._files[index]) if self._files else None
+        return {"file": str(file.relative_to(self.folder))} if file else {}
 
     def _official(self, split: Part, *, download: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Images (M, C, H, W) and labels (M,) of torchvision's class."""

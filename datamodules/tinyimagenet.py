@@ -38,7 +38,7 @@ class TinyImageNet(ImageFolder):
         """The file with the classes of `val/images`."""
         return self.folder / "val" / "val_annotations.txt"
 
-    def files(self) -> tuple[list[Path], Tensor, Tensor]:
+    def files(self) -> tuple[list[str], Tensor, Tensor]:
         """The image files, their classes, and the folder of each: 0 train, 2 val."""
         files, labels, parts = super().files()
         if not self.annotations.is_file():
@@ -50,7 +50,11 @@ class TinyImageNet(ImageFolder):
         require(heldout, remedy)
         classes = torch.tensor([self.class_names.index(name) for _, name in rows])
         numbers = torch.full_like(classes, NUMBER["test"])
-        return files + heldout, torch.cat([labels, classes]), torch.cat([parts, numbers])
+        return (
+            files + list(map(str, heldout)),
+            torch.cat([labels, classes]),
+            torch.cat([parts, numbers]),
+        )
 
     def _folders(self) -> dict[str, Path]:
         """Folders of classes: `train/`, and `val/` if it was rearranged."""

@@ -5,6 +5,7 @@ import os
 import pickle
 import resource
 import shutil
+import struct
 import tempfile
 import warnings
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules import CIFAR10, ImageFolder, MiniImageNet, Silkworm
+from datamodules.imagefolder import first_copies
 from datamodules.images import Images, read_image
 from datamodules.miniimagenet import CLASSES
 from tests.data import write_folder, write_mini, write_official, write_tree
@@ -55,6 +57,85 @@ def test_every_kind_of_picture_keeps_its_brightness(tmp_path: Path, kind: str):
     assert pixels.dtype == np.uint8
     for channel in pixels:
         np.testing.assert_array_equal(channel, grey_ramp())
+
+
+def tiff(values: np.ndarray, bits: int, kind: int) -> bytes:
+    """A grey TIFF; `kind` is 1 for whole numbers, 2 for signed ones, 3 for floats."""
+    height, width = values.shape
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 1), (273, 134), (277, 1),
+            (278, height), (279, values.nbytes), (339, kind)]  # fmt: skip
+    rows = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    header = b"II*\0" + struct.pack("<IH", 8, len(tags)) + rows + bytes(4)
+    return header + values.tobytes()
+
+
+def pnm(largest: int, values: np.ndarray) -> bytes:
+    return b"P5 16 16 %d\n" % largest + values.astype(">u2" if largest > 255 else "u1").tobytes()
+
+
+RAMP = np.tile(np.arange(0, 256, 17), (16, 1))
+DEEP = {
+    "16 bits.tif": tiff((RAMP * 257).astype("<u2"), 16, 1),
+    "12 bits.tif": tiff((RAMP / 255 * 4095).round().astype("<u2"), 16, 1),
+    "unit.tif": tiff((RAMP / 255).astype("<f4"), 32, 3),
+    "whole.tif": tiff(RAMP.astype("<f4"), 32, 3),
+    "32 bits.tif": tiff((RAMP * 257).astype("<i4"), 32, 2),
+    "16 bits.pgm": pnm(65535, RAMP * 257),
+    "12 bits.pgm": pnm(4095, (RAMP / 255 * 4095).round()),
+    "8 bits.pgm": pnm(255, RAMP),
+}
+
+
+@pytest.mark.parametrize("name", [*DEEP, "16 bits.png", "12 bits.png"])
+def test_many_bits_and_floats_are_not_black(tmp_path: Path, name: str):
+    if name.endswith(".png"):
+        white = 65535 if "16" in name else 4095
+        Image.fromarray((RAMP / 255 * white).round().astype(np.uint16)).save(tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(DEEP[name])
+    np.testing.assert_array_equal(read_image(tmp_path / name, 16), np.stack([RAMP] * 3))
+
+
+def test_values_without_a_known_range_are_refused(tmp_path: Path):
+    for values, bits, kind in (
+        (RAMP.astype("<f4") * 1000, 32, 3),
+        (-RAMP.astype("<f4"), 32, 3),
+        (np.full((16, 16), np.nan, "<f4"), 32, 3),
+        ((RAMP - 9).astype("<i2"), 16, 2),
+    ):
+        (tmp_path / "x.tif").write_bytes(tiff(values, bits, kind))
+        with pytest.raises(ValueError, match=r"x.tif' cannot be shown in 8 bits: .*white is known"):
+            read_image(tmp_path / "x.tif", 16)
+    (tmp_path / "x.ppm").write_bytes(  # 12 bits as if they were 16
+        b"P6 16 16 65535\n" + (np.stack([RAMP] * 3, 2) * 16).astype(">u2").tobytes()
+    )
+    with pytest.raises(ValueError, match=r"x.ppm' has colours of 12 bits or fewer in 16"):
+        read_image(tmp_path / "x.ppm", 16)
+
+
+def test_skipped_files_and_many_bits_are_told_once(tmp_path: Path, caplog: Any):
+    write_folder(tmp_path)
+    (tmp_path / "ant" / "notes.txt").write_text("no image")
+    (tmp_path / "ant" / ".ipynb_checkpoints").mkdir()
+    shutil.copy(tmp_path / "bee/1.jpg", tmp_path / "ant/.ipynb_checkpoints/1.jpg")
+    (tmp_path / "bee" / "deep").mkdir()
+    (tmp_path / "bee" / "deep" / "boxes.XML").write_text("no image")
+    (tmp_path / "bee" / "a.tif").write_bytes(DEEP["unit.tif"])
+    data = ready(ImageFolder, tmp_path, image_size=16)
+    assert caplog.text.count("2 files are skipped") == 1
+    assert "no images (1 .txt, 1 .XML), such as" in caplog.text
+    assert "1 of 31 files looked at are grey images of more than 8 bits" in caplog.text
+    assert not any("ipynb" in file for files in splits(data).values() for file in files)
+
+
+def test_copies_are_found_by_the_whole_content(tmp_path: Path):
+    """Also where size and last 4 kB agree, and with less of the disk read than all."""
+    contents = [b"a" * 9000, b"b" + b"a" * 8999, b"a" * 9000, b"a", b"c", b"a", b"d" * 9000]
+    files = [tmp_path / f"{number}" for number in range(len(contents))]
+    for file, content in zip(files, contents, strict=True):
+        file.write_bytes(content)
+    sizes = [len(content) for content in contents]
+    assert first_copies(list(map(str, files)), sizes) == [0, 1, 0, 3, 4, 3, 6]
 
 
 def test_bits_palettes_cmyk_and_rotation(tmp_path: Path):
