@@ -149,6 +149,7 @@ def test_from_training_to_onnx(records: Any, tmp_path: Path, monkeypatch: Any, c
     said = capsys.readouterr().out
     assert "input (N, 1x187) and side input (N, 7); compared on the test set of MITBIH" in said
     session = onnxruntime.InferenceSession(run / "export" / "model.onnx")
-    assert [each.name for each in session.get_inputs()] == ["input", "side"]
+    shapes = {each.name: each.shape for each in session.get_inputs()}
+    assert shapes == {"input": ["batch", 1, 187], "side": ["batch", 7]}
     found: Any = session.run(None, {"input": x.numpy(), "side": side.numpy()})[0]
     np.testing.assert_allclose(torch.tensor(found).softmax(1), shares, atol=1e-4)

@@ -19,8 +19,7 @@ from models import Classifier
 from models.build import build_network
 from models.checkpoints import check_fits
 from models.deployed import deployed
-from models.export import FILES, read, write
-from models.side import Joined, class_scores, side_of
+from models.side import class_scores, side_of
 from tests.data import Tiny
 from tests.trainings import classifier, trainer
 
@@ -153,30 +152,12 @@ def test_weights_of_a_network_without_start_one_with(tmp_path: Path, run: Path):
 
 def test_a_folded_network_keeps_it():
     """VanillaNet's deployed form is a new network."""
-    vanilla, side = build_network("vanillanet5", 3, 1, 32, side_size=3)[0].eval(), torch.randn(4, 3)
+    small = {"width": 8}
+    vanilla = build_network("vanillanet5", 3, 1, 32, backbone_kwargs=small, side_size=3)[0].eval()
     set_progress(vanilla, 1.0)
-    x = torch.randn(4, 1, 32, 32)
+    x, side = torch.randn(4, 1, 32, 32), torch.randn(4, 3)
     found, expected = (class_scores(each, x, side) for each in (deployed(vanilla), vanilla))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-
-
-def test_files_have_two_named_inputs(tmp_path: Path):
-    import onnx
-
-    made = network()
-    with torch.no_grad():
-        example = (torch.randn(2, 1, 8, 8), torch.randn(2, 3))
-        write(Joined(deployed(made)), example, ["onnx", "pt2"], tmp_path, {})
-        inputs = (torch.randn(5, 1, 8, 8), torch.randn(5, 3))
-        for name in ("onnx", "pt2"):
-            found = read(tmp_path / FILES[name])(*inputs)
-            torch.testing.assert_close(found, class_scores(made, *inputs), atol=1e-5, rtol=1e-5)
-    graph = onnx.load(tmp_path / FILES["onnx"]).graph
-    shapes = {
-        each.name: [d.dim_param or d.dim_value for d in each.type.tensor_type.shape.dim]
-        for each in graph.input
-    }
-    assert shapes == {"input": ["batch", 1, 8, 8], "side": ["batch", 3]}
 
 
 def test_the_head_first_trains_the_side_too(tmp_path: Path):
