@@ -2,8 +2,9 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from .cache import Create, home, prepare, stamp
 from .options import check_range
 from .pool import NUMBER, Pool, first_equal
 from .preprocess import Preparation
+from .workers import cores, prepared
 
 TWICE = 16  # samples of a part that are read twice
 GREY = {"L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F", "1"}  # modes of PIL
@@ -115,11 +117,8 @@ class Samples(Pool):
 
     def describe(self, index: int) -> dict[str, Any]:
         """The part and the number of a sample."""
-        for part, count in self._counts.items():
-            if index < count:
-                return {"sample": f"{part} {index}"}
-            index -= count
-        raise IndexError(index)
+        part, number = self._place(index)
+        return {"sample": f"{part} {number}"}
 
     def _prepared(self, source: Source) -> dict[str, Tensor]:
         """The images, labels and first copies, as they are stored."""
@@ -134,16 +133,23 @@ class Samples(Pool):
         def build(create: Create) -> None:
             rank_zero_info(f"{self.title}: reading {total} samples")
             images, labels = create("images", shape, np.uint8), create("labels", (total,), np.int64)
-            for number, (pixels, label) in enumerate(self._each(source)):
-                images[number], labels[number] = pixels, label
+            workers = cores() if self.workers is None else self.workers
+            processes = min(workers, total // 1000)  # for a few samples they only cost time
+            first = 0
+            for pixels, found in prepared(
+                partial(self._read, source), torch.arange(total).split(128), processes
+            ):
+                last = first + len(found)
+                images[first:last], labels[first:last] = pixels, found
+                first = last
             digests = (hashlib.sha256(image).digest() for image in images)
             create("first", (total,), np.int64)[:] = first_equal(digests)
 
         key = (source.key, self._counts, shape, source.names, self._any_size, self._any_channels)
         return prepare(self.cache_dir, self.title, key, build)
 
-    def _each(self, source: Source) -> Iterator[tuple[Tensor, int]]:
-        """Pixels and label of each sample, prepared as `predict` prepares images of one's own."""
+    def _read(self, source: Source, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels and labels, prepared as `predict` prepares images of one's own."""
         prepare = Preparation(
             name=self.title,
             class_names=[],
@@ -153,29 +159,39 @@ class Samples(Pool):
             mean=list(self.mean),
             std=list(self.std),
         )
+        total, images, labels = sum(self._counts.values()), [], []
 
         def pixels(image: Any) -> Tensor:
             found = prepare.numbers(image)[0]
-            return (found * 255).round() if found.is_floating_point() else found
+            return (found * 255).round().byte() if found.is_floating_point() else found
 
-        total = sum(self._counts.values())
+        for position in positions.tolist():
+            part, number = self._place(position)
+            (image, label), shape = self._sample(source, part, number)
+            self._check(shape, name := self._name(part, number))
+            try:
+                found, label = pixels(image), index(label)
+                again = pixels(source.parts[part][number][0]) if number < TWICE else found
+            except (OSError, SyntaxError, TypeError, ValueError) as error:
+                raise ValueError(f"{name}: {error}") from error
+            if not torch.equal(found, again):
+                raise ValueError(
+                    f"{name} is another one when it is read again, but all are read once: leave "
+                    "out what is random, and give it to --data.augment"
+                )
+            if not 0 <= label < len(source.names or range(total)):
+                raise ValueError(f"{name} has the label {label}, which is no class")
+            images.append(found)
+            labels.append(label)
+        return torch.stack(images), torch.tensor(labels)
+
+    def _place(self, position: int) -> tuple[str, int]:
+        """The part of a sample, and its number there."""
         for part, count in self._counts.items():
-            for number in range(count):
-                (image, label), shape = self._sample(source, part, number)
-                self._check(shape, name := self._name(part, number))
-                try:
-                    found, label = pixels(image), index(label)
-                    again = pixels(source.parts[part][number][0]) if number < TWICE else found
-                except (TypeError, ValueError) as error:
-                    raise ValueError(f"{name}: {error}") from error
-                if not torch.equal(found, again):
-                    raise ValueError(
-                        f"{name} is another one when it is read again, but all are read once: "
-                        "leave out what is random, and give it to --data.augment"
-                    )
-                if not 0 <= label < len(source.names or range(total)):
-                    raise ValueError(f"{name} has the label {label}, which is no class")
-                yield found, label
+            if position < count:
+                return part, position
+            position -= count
+        raise IndexError(position)
 
     def _sample(self, source: Source, part: str, number: int) -> tuple[tuple[Any, Any], Shape]:
         """A sample, and the shape of its image."""

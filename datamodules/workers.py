@@ -18,12 +18,12 @@ def cores() -> int:
 
 
 def prepared(
-    prepare: Callable[[Tensor], Tensor],
+    prepare: Callable[[Tensor], Any],
     parts: Sequence[Tensor],
     workers: int,
     *,
     pinned: bool = False,
-) -> Iterator[Tensor]:
+) -> Iterator[Any]:
     """What `prepare` makes of each part, in order.
 
     Args:
@@ -65,10 +65,10 @@ def prepared(
 class _Parts(Dataset[Any]):
     """Errors are given as values: DataLoader would wrap them into text."""
 
-    def __init__(self, prepare: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, prepare: Callable[[Tensor], Any]) -> None:
         self.prepare = prepare
 
-    def __getitem__(self, part: Tensor) -> Tensor | Exception:
+    def __getitem__(self, part: Tensor) -> Any:
         try:
             return self.prepare(part)
         except (OSError, RuntimeError, ValueError) as error:

@@ -186,6 +186,27 @@ def test_samples_are_read_once_until_their_files_change(tmp_path: Path):
         (tmp_path / "files" / "a").write_text(changed)
 
 
+def test_processes_read_what_one_reads(tmp_path: Path):
+    class Many(Made):
+        def __init__(self, train: bool = True, last: int = 0) -> None:
+            super().__init__(train)
+            self.many, self.last = 1500 if train else 600, last
+
+        def __len__(self) -> int:
+            return self.many
+
+        def __getitem__(self, number: int) -> Any:
+            image = (PIXELS[number % 40].astype(int) + number // 40) % 256
+            return image.astype(np.uint8), self.last if number == 1499 else number % 2
+
+    one, two = (read(Many, tmp_path / str(n), workers=n) for n in (0, 2))
+    for some, same in zip(part_of(one, "train"), part_of(two, "train"), strict=True):
+        assert torch.equal(some, same)
+    assert torch.equal(one.train_indices, two.train_indices)
+    with pytest.raises(ValueError, match="sample 1499 of train has the label -3"):
+        read(partial(Many, last=-3), tmp_path / "3", workers=2)
+
+
 class Other(Made):
     """Not as the other half."""
 
