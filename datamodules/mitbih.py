@@ -77,7 +77,8 @@ class MITBIH(WFDBBeats):
             `patient` adds the first three, divided by the mean of the whole record. They are of all
             annotated beats of the record; at its ends, of those that there are
             (:func:`datamodules.beats.rhythm`).
-        val_records: the records of DS1 that are the validation set.
+        val_records: the records of DS1 that are the validation set. With `val_fraction` 0 there is
+            none, and all of DS1 trains.
         test_fraction: part of each class that `intra_patient` and `kaggle_rebuilt` test on.
         patient: the record of DS2 on which `patient_specific` tests; by default all.
 
@@ -180,8 +181,11 @@ class MITBIH(WFDBBeats):
             return ImageDataModule.choose(self, split, labels)
         if self._at_random:
             return self._random_part(split, labels)
-        val, test = self.val_records or (), DS2 if self.patient is None else (self.patient,)
-        wanted = {"train": set(DS1) - set(val), "val": val, "test": test}[split]
+        val = set(self.val_records or ()) if self.val_fraction else set()
+        if split == "val" and not val:
+            return torch.arange(0)
+        test = DS2 if self.patient is None else (self.patient,)
+        wanted = {"train": set(DS1) - val, "val": val, "test": test}[split]
         if self.protocol == "inter_patient" or split == "val":
             return self.beats_of(wanted)
         if split == "test":

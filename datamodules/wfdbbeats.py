@@ -57,7 +57,7 @@ class WFDBBeats(ImageDataModule):
             annotated beats of the record; at its ends, of those that there are
             (:func:`datamodules.beats.rhythm`).
         val_records: the validation set; by default the records of a part `val_fraction` of the
-            patients who are not in the test set, at random.
+            patients who are not in the test set, at random. With `val_fraction` 0 there is none.
         test_records: the test set; by default the records of a part `test_fraction` of all
             patients, at random.
         test_fraction: see above; with 1 all records are the test set of a network that was trained
@@ -182,7 +182,12 @@ class WFDBBeats(ImageDataModule):
         known = {name: patient for name, _, _, patient in self._about}
         test = self._some(known, self.test_records, self.test_fraction, "test_records")
         rest = {name: patient for name, patient in known.items() if name not in test}
-        val = self._some(rest, self.val_records, self.val_fraction, "val_records")
+        if self.val_fraction == 0:
+            val = set[str]()
+        else:
+            val = self._some(rest, self.val_records, self.val_fraction, "val_records")
+        if split == "val" and not val:
+            return torch.arange(0)
         train = rest.keys() - val
         return self.beats_of({"train": train, "val": val, "test": test}[split])
 

@@ -76,7 +76,7 @@ RUN_LINES = [
     ("RUN --data.batch_size null", "batch_size must be an integer, got None"),
     ("RUN --data.batchsize 3", "Digits has no option 'batchsize'; the nearest: batch_size"),
     ("RUN --data.root x", "Digits has no option 'root'"),
-    ("RUN --data.val_fraction 1", "val_fraction must lie between 0 and 1, got 1"),
+    ("RUN --data.val_fraction 1", "val_fraction must be 0 or lie between 0 and 1, got 1"),
     ("RUN --data.balance sampl", "'sampl' does not fit: give sampling, loss or null"),
     ("RUN --data.crop_padding -1", "crop_padding must be an integer >= 0, got -1"),
     ("RUN --model.optimizer LBFGS", "--model.optimizer cannot work here: LBFGS"),

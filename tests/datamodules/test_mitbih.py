@@ -71,6 +71,13 @@ def test_patients_are_in_one_split_alone(records: Any):
         assert expected.total() < sum(len(written[record]) for record in wanted)
 
 
+def test_without_validation_all_of_ds1_trains(records: Any):
+    data = ready(records[0], val_fraction=0)
+    assert {data.describe(int(i))["record"] for i in data.train_indices} == set(DS1)
+    assert len(data.val_indices) == 0
+    assert {data.describe(int(i))["record"] for i in data.test_indices} == set(DS2)
+
+
 def test_what_is_annotated_and_lost_is_told(records: Any, caplog: pytest.LogCaptureFixture):
     root, written = records
     with caplog.at_level("INFO"):

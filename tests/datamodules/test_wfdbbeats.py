@@ -51,6 +51,19 @@ def test_incarts_form(folder: tuple[Path, Any], caplog: pytest.LogCaptureFixture
     assert {named.describe(int(i))["record"] for i in named.val_indices} == {"I01", "I02"}
 
 
+def test_without_validation(folder: tuple[Path, Any]):
+    data = WFDBBeats(str(folder[0]), val_fraction=0)
+    data.setup("fit")
+    data.setup("test")
+    assert len(data.val_indices) == 0
+    train, test = (
+        {data.describe(int(i))["record"] for i in index}
+        for index in (data.train_indices, data.test_indices)
+    )
+    assert (len(train), len(test)) == (8, 2)
+    assert not train & test
+
+
 def test_leads_by_name_and_number(folder: tuple[Path, Any]):
     root, _ = folder
     plain: Any = {"baseline": False, "normalize": "none", "window": (0.3, 0.3)}
