@@ -3,7 +3,8 @@
 `python -m datamodules.aami RUN/test.npz` makes it of the test of a run, or of several tests as one,
 such as those of a network for each patient.
 `python -m datamodules.aami DIR OUT/100.net OUT/101.net` compares annotation files with those in DIR
-(100.atr, ...) as WFDB's `bxb` does, but from the start: beats up to 0.15 s apart match.
+(100.atr, ...) as WFDB's `bxb` does: beats up to 0.15 s apart match. With `--start 300` the first
+five minutes do not count, as EC57 asks for.
 """
 
 import argparse
@@ -129,14 +130,16 @@ def measures(counts: np.ndarray) -> dict[str, float]:
     return found
 
 
-def compare(reference: Path, test: Path) -> np.ndarray:
+def compare(reference: Path, test: Path, start: float = 0) -> np.ndarray:
     """The (6, 6) counts of two annotation files of one record, matched by wfdb.
 
-    Fibrillation and pauses of the detector, for which `bxb` has rules, are not treated.
+    As in `bxb`, beats that the test finds during fibrillation ([ to ] in the reference) do not
+    count. Its rules for pauses of a detector are left out.
 
     Args:
         reference: beside the header of the record.
         test: the other file.
+        start: seconds of the record that do not count; EC57 asks for 300.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -145,20 +148,28 @@ def compare(reference: Path, test: Path) -> np.ndarray:
     from wfdb.processing import compare_annotations
 
     header = read_header(reference.with_suffix(""), {})
-    (at, true), (there, called) = (_beats(file, header.sig_len) for file in (reference, test))
+    notes, others = (
+        read_notes(file.with_suffix(""), {}, header.sig_len, file.suffix)
+        for file in (reference, test)
+    )
+    (at, true), (there, called) = _beats(*notes), _beats(*others)
     partner = np.full(len(at), -1)
     if len(at) and len(there):  # distances below the width match
         found = compare_annotations(at, there, int(MATCH * header.fs) + 1)
         partner = np.asarray(found.matching_sample_nums)
+    opened, closed = (np.sort(notes[0][np.array(notes[1]) == each]) for each in "[]")
+    quivers = np.searchsorted(opened, there, "right") > np.searchsorted(closed, there)
+    extra = ~np.isin(np.arange(len(there)), partner) & ~quivers & (there >= start * header.fs)
+    counted = at >= start * header.fs
     counts = np.zeros(2 * [OTHER + 1], dtype=int)
-    np.add.at(counts, (true, np.append(called, OTHER)[partner]), 1)  # -1 is the last
-    np.add.at(counts[OTHER], np.delete(called, partner[partner >= 0]), 1)
+    column = np.append(called, OTHER)[partner]  # -1 is the last
+    np.add.at(counts, (true[counted], column[counted]), 1)
+    np.add.at(counts[OTHER], called[extra], 1)
     return counts
 
 
-def _beats(file: Path, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The samples of the beats of an annotation file, in order, and their classes."""
-    peaks, symbols = read_notes(file.with_suffix(""), {}, length, file.suffix)
+def _beats(peaks: np.ndarray, symbols: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The samples of the beats among annotations, in order, and their classes."""
     order = [each for each in np.argsort(peaks, kind="stable") if symbols[each] in set(SYMBOLS)]
     return peaks[order], np.array([kind_of(symbols[each]) for each in order], dtype=int)
 
@@ -233,6 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m datamodules.aami", description=__doc__)
     parser.add_argument("source", type=Path, help="test.npz, or the folder of the references")
     parser.add_argument("files", type=Path, nargs="*", help="more of them, or annotation files")
+    parser.add_argument("--start", type=float, default=0, help="seconds that do not count")
     parser.add_argument("--to", type=Path, help="folder for the tables as CSV")
     given = parser.parse_args()
     if given.source.suffix != ".npz" and not given.files:
@@ -242,7 +254,8 @@ def main() -> None:
             found = of_tests([given.source, *given.files])
         else:
             pairs = {file.stem: (given.source / f"{file.stem}.atr", file) for file in given.files}
-            found = {"": report_of({name: compare(*pair) for name, pair in pairs.items()})}
+            counts = {name: compare(*pair, given.start) for name, pair in pairs.items()}
+            found = {"": report_of(counts)}
     except (OSError, ValueError, KeyError) as error:
         sys.exit(f"error: {error}")
     for name, each in found.items():

@@ -132,6 +132,14 @@ def test_two_annotation_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert "QRS Se 0.7143, QRS +P 0.7143" in printed
     table = pd.read_csv(tmp_path / "to" / "aami_counts.csv", index_col="record")
     assert table.loc["gross", ["Nn", "So", "No", "Ns", "Os", "On"]].tolist() == [2, 1, 1, 1, 1, 1]
+    late = np.zeros(
+        (6, 6), dtype=int
+    )  # from 3.1 s: the L and its partner at 3.15 s are not counted
+    for cell in ("So", "Fv", "No", "Ns", "On"):
+        late["NSVFQO".index(cell[0]), "nsvfqo".index(cell[1])] += 1
+    assert compare(reference, test, start=3.1).tolist() == late.tolist()
+    write(tmp_path, "atr", sorted([*truth, (2.2, "["), (2.6, "]")]))  # fibrillation
+    assert (counts - compare(reference, test)).nonzero() == ([5], [1])
     empty = write(tmp_path / "out", "none", [(0.5, "+")])
     assert compare(reference, empty)[:, 5].tolist() == [4, 1, 1, 1, 0, 0]
 
