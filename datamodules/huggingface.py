@@ -111,8 +111,8 @@ class HuggingFace(Samples):
     def _columns(self, features: Mapping[str, Any]) -> tuple[str, str]:
         """The columns of the images and of the labels."""
         kinds = {name: type(kind).__name__ for name, kind in features.items()}
-        files = [n for n, kind in features.items() if isinstance(kind, dict) and "bytes" in kind]
-        images = [name for name, kind in kinds.items() if kind == "Image"] or files
+        images = [name for name, kind in kinds.items() if kind == "Image"]
+        images = images or [name for name, kind in features.items() if _holds_bytes(kind)]
         labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
         labels = labels or [name for name in LABELS if name in features]
         chosen = []
@@ -120,13 +120,20 @@ class HuggingFace(Samples):
             given = getattr(self, option)
             if given is None and len(candidates) == 1:
                 given = candidates[0]
-            if given not in features:
+            wrong = option == "image" and given not in images
+            if given not in features or wrong:
                 raise ValueError(
-                    f"{self.path!r} has the columns {', '.join(features)}: name that of the "
-                    f"{option}s with --data.{option}"
+                    f"{self.path!r} has the columns {', '.join(features)}, of images "
+                    f"{', '.join(images) or 'none'}: name that of the {option}s with "
+                    f"--data.{option}"
                 )
             chosen.append(given)
         return chosen[0], chosen[1]
+
+
+def _holds_bytes(kind: Any) -> bool:
+    """Whether a column of another program holds files, as bytes or as a struct with bytes."""
+    return "bytes" in kind if isinstance(kind, dict) else "binary" in str(kind)
 
 
 @dataclass(frozen=True)

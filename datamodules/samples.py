@@ -59,7 +59,7 @@ class Samples(Pool):
     Args:
         image_size: side in pixels; null takes that of the first image, and refuses others.
         channels: 1 makes all images grey, 3 gives all three channels; null takes those of the first
-            image, and refuses others.
+            image, and refuses others except grey ones among coloured.
         cache_limit: size of the largest set in GB; a larger one is refused.
 
     Raises:
@@ -225,7 +225,8 @@ class Samples(Pool):
                 f"{name} has {width} x {height} pixels, the first {self._side} x "
                 f"{self._side}: choose a side for all with --data.image_size"
             )
-        if not self._any_channels and channels != self.in_channels:
+        grey = channels == 1 and self.in_channels == 3  # is in all three channels, as in folders
+        if not (self._any_channels or grey or channels == self.in_channels):
             raise ValueError(
                 f"{name} has {channels} channels, the first {self.in_channels}: choose 1 or 3 for "
                 "all with --data.channels"

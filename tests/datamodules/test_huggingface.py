@@ -81,7 +81,8 @@ def test_a_folder_of_parquet_files(tmp_path: Path):
     with pytest.raises(ValueError, match="the parts train, validation, test, none is 'exam'"):
         read(tmp_path / "insects", test="exam")
     with pytest.raises(
-        ValueError, match="columns picture, species, coarse: name that of the labels"
+        ValueError,
+        match="columns picture, species, coarse, of images picture: name that of the labels",
     ):
         read(tmp_path / "insects", label="kind")
 
@@ -112,6 +113,15 @@ def test_other_forms(tmp_path: Path):
     assert data.class_names == ("ant", "bee", "fly")
     assert part_of(data, "train")[1].tolist()[:3] == [2, 0, 1]
     assert len(data.test_indices) == 9
+    table.drop(columns="file").assign(file=[png(n) for n in range(30)]).to_parquet(
+        tmp_path / "plain" / "beetles.parquet"
+    )
+    data = read(tmp_path / "plain")
+    np.testing.assert_array_equal(part_of(data, "train")[0], PIXELS.transpose(0, 3, 1, 2))
+    with pytest.raises(
+        ValueError, match=r"of images file: name that of the images with --data\.im"
+    ):
+        read(tmp_path / "plain", image="label", label="file")
     table["file"] = [{"bytes": b"%!PS-Adobe-3.0", "path": None}] * 30  # a program, which PIL runs
     table.to_parquet(tmp_path / "plain" / "beetles.parquet")
     with pytest.raises(ValueError, match=r"sample 0 of train cannot be read \(UnidentifiedImage"):

@@ -86,6 +86,13 @@ def test_sizes_and_channels_that_are_chosen(tmp_path: Path):
     np.testing.assert_array_equal(images[5, 0], np.asarray(expected))
 
 
+def test_a_grey_image_among_coloured_ones(tmp_path: Path):
+    images, _ = part_of(read(partial(Other, odd=lambda x: x.convert("L")), tmp_path), "train")
+    grey = np.asarray(Image.fromarray(PIXELS[3]).convert("L"))
+    np.testing.assert_array_equal(images[3], np.stack([grey] * 3))
+    np.testing.assert_array_equal(images[4], PIXELS[4].transpose(2, 0, 1))
+
+
 def test_the_parts_of_a_class_that_has_three(tmp_path: Path):
     class Split(Made):
         def __init__(self, split: str = "train") -> None:
@@ -214,8 +221,10 @@ class Other(Made):
 
     classes = None  # pyright: ignore
 
-    def __init__(self, train: bool = True, odd: Any = None, label: Any = None) -> None:
-        super().__init__(train)
+    def __init__(
+        self, train: bool = True, odd: Any = None, label: Any = None, form: str = "PIL"
+    ) -> None:
+        super().__init__(train, form)
         self.odd, self.own = odd, label
 
     def __getitem__(self, number: int) -> Any:
@@ -240,7 +249,7 @@ class Bare:
         (Made, {"test": {"size": 3}}, r"Made\(size=3\) cannot be made \(TypeError.*--data.test"),
         (partial(Made, form=lambda x: x.tolist()), {}, r"sample 0 of train has list  ?as its image"),
         (partial(Other, odd=lambda x: x.resize((9, 8))), {}, "sample 3 of train has 9 x 8 pixels.*8 x 8.*image_size"),
-        (partial(Other, odd=lambda x: x.convert("L")), {}, "has 1 channels, the first 3.*--data.channels"),
+        (partial(Other, form="PIL, grey", odd=lambda x: x.convert("RGB")), {}, "has 3 channels, the first 1.*--data.channels"),
         (partial(Other, label=1.5), {}, "sample 3 of train: 'float'"),
         (partial(Other, label=-1), {}, "sample 3 of train has the label -1, which is no class"),
         (partial(Other, label=10**9), {}, "has the label 1000000000"),
