@@ -3,7 +3,8 @@
 Generated images of CIFAR's shape are always measured, and each data set whose folder is given.
 `prepare_s` is the time to prepare it for the first time, `later_s` that in a later process, which
 finds what the first has stored. `memory_mb` is by how much the process has grown once all training
-images, of `images_mb`, are read; it is empty if they are decoded anew in each epoch.
+images, of `images_mb`, are read; it is empty if they are decoded anew in each epoch. Then both
+loaders have as many worker processes, one per core.
 """
 
 import multiprocessing
@@ -132,4 +133,5 @@ def _torchvision(ours: ImageLoader, folder: Path | None) -> DataLoader | None:
     if folder is None:
         return None
     sized = transforms.Compose([transforms.Resize(side), transforms.CenterCrop(side), *usual])
-    return DataLoader(datasets.ImageFolder(folder, sized), BATCH, shuffle=True)
+    found = datasets.ImageFolder(folder, sized)
+    return DataLoader(found, BATCH, shuffle=True, num_workers=ours.workers)

@@ -25,23 +25,28 @@ def main() -> None:
     names = [name for name in datamodules.__all__ if name != "ImageDataModule"]
     if len(sys.argv) < 4 or sys.argv[1] not in names:
         sys.exit(f"{__doc__}NAME is one of {', '.join(names)}.")
-    kind, root, path, *options = getattr(datamodules, sys.argv[1]), *sys.argv[2:]
-    chosen: dict[str, Any] = {"batch_size": COLUMNS * ROWS, "balance": "sampling"}
-    chosen |= {name: root for name in ("root", "path") if hasattr(kind, name)}
-    for option in options:
-        key, _, value = option.partition("=")
-        chosen[key] = value
-        with contextlib.suppress(ValueError, SyntaxError):  # a value that is no number is text
-            chosen[key] = ast.literal_eval(value)
+    name, root, path, *options = sys.argv[1:]
     try:
-        if "dataset" in chosen:
-            chosen["dataset"] = partial(resolve_name(chosen["dataset"]), root)
-        data: ImageDataModule = kind(**chosen)
+        data = build(name, root, options, batch_size=COLUMNS * ROWS, balance="sampling")
         data.setup("fit")
         images, labels, *_ = next(iter(data.train_dataloader()))
     except (AttributeError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         sys.exit(f"error: {error}")
     draw_batch(Path(path), data, images, labels)
+
+
+def build(name: str, root: str, options: list[str], **chosen: Any) -> ImageDataModule:
+    """A data set by its name, with options of the form name=value."""
+    kind = getattr(datamodules, name)
+    chosen |= {each: root for each in ("root", "path") if hasattr(kind, each)}
+    for option in options:
+        key, _, value = option.partition("=")
+        chosen[key] = value
+        with contextlib.suppress(ValueError, SyntaxError):  # a value that is no number is text
+            chosen[key] = ast.literal_eval(value)
+    if "dataset" in chosen:
+        chosen["dataset"] = partial(resolve_name(chosen["dataset"]), root)
+    return kind(**chosen)
 
 
 def draw_batch(path: Path, data: ImageDataModule, images: Tensor, labels: Tensor) -> None:

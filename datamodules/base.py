@@ -167,6 +167,10 @@ class ImageDataModule(LightningDataModule):
         """
         return None
 
+    def name_of(self, part: Part, index: int) -> str:
+        """A sample in words: its file, or its part and its number."""
+        return str(next(iter(self.describe(index).values()), f"{part} {index}"))
+
     def transform_batch(self, images: Tensor) -> Tensor:
         """The last step of every batch, such as a spectrogram; the base class changes nothing."""
         return images

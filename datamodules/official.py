@@ -34,7 +34,7 @@ class Official(ImageDataModule):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.folder = Path(self.root).expanduser()
-        self._files: Sequence[str | Path] = []
+        self._files: dict[Part, Sequence[str]] = {}
 
     @property
     def in_folders(self) -> bool:
@@ -52,7 +52,7 @@ class Official(ImageDataModule):
         labels: list[int] = []
         if self.in_folders:
             files, labels, _ = list_images(self.folder / split, self.class_names)
-            self._files = files if split == "test" else self._files
+            self._files[split] = files
         elif (self.folder / self.archive).is_dir():
             files = sorted((self.folder / self.archive).iterdir())
         else:
@@ -78,8 +78,13 @@ class Official(ImageDataModule):
 
     def describe(self, index: int) -> dict[str, Any]:
         """The file of an image in a class folder."""
-        file = Path(self._files[index]) if self._files else None
-        return {"file": str(file.relative_to(self.folder))} if file else {}
+        return {"file": self.name_of("test", index)} if "test" in self._files else {}
+
+    def name_of(self, part: Part, index: int) -> str:
+        """The file of an image in a class folder, or its part and number."""
+        if part not in self._files:
+            return f"{part} {index}"
+        return str(Path(self._files[part][index]).relative_to(self.folder))
 
     def _official(self, split: Part, *, download: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Images (M, C, H, W) and labels (M,) of torchvision's class."""
