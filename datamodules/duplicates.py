@@ -56,17 +56,17 @@ def find(data: ImageDataModule, least: float = 0.98) -> list[Pair]:
         "test": (test, data.test_indices),
     }
     found = {name: small(*each) for name, each in splits.items()}
-    return sorted(
-        (
-            Pair(correlation, *(
-                Sample(name, position := int(splits[name][1][row]), int(splits[name][0][1][position]))
-                for name, row in ((one, rows[0]), (other, rows[1]))
-            ))
-            for one, other in combinations(splits, 2)
-            for correlation, *rows in alike(found[other], found[one], least)
-        ),
-        reverse=True,
-    )  # fmt: skip
+
+    def sample(split: str, row: int) -> Sample:
+        (_, labels), indices = splits[split]
+        return Sample(split, int(indices[row]), int(labels[indices[row]]))
+
+    pairs = [
+        Pair(correlation, sample(one, first), sample(other, second))
+        for one, other in combinations(splits, 2)
+        for correlation, first, second in alike(found[other], found[one], least)
+    ]
+    return sorted(pairs, reverse=True)
 
 
 def small(data: Data, indices: Tensor) -> Tensor:
