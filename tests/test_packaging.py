@@ -1,6 +1,7 @@
 """What is installed, and what the source distribution holds."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import activations
+from tests.docs.test_tutorials import blocks
 from tests.test_layout import FILES, ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -82,6 +84,7 @@ def test_the_wheel_holds_the_library_alone(wheel: Path):
     assert {path.name for path in wheel.iterdir()} == {"activations", information}
     library = ROOT / "activations"
     files = {path.relative_to(library) for path in library.rglob("*.py")} | {Path("py.typed")}
+    files |= {path.relative_to(ROOT) for path in (ROOT / "callbacks").glob("*.py")}
     installed = wheel / "activations"
     assert {path.relative_to(installed) for path in installed.rglob("*.*")} == files
     metadata = (wheel / information / "METADATA").read_text()
@@ -103,6 +106,28 @@ def test_the_readme_of_the_wheel_runs_and_has_no_dead_link(wheel: Path):
     table, file = run(wheel, "-c", code).rsplit("\n", 2)[:2]
     assert "CosLU" in table
     assert Path(file) == wheel / "activations" / "__init__.py"
+
+
+def test_the_wheel_serves_a_lightning_module_of_ones_own(wheel: Path, tmp_path: Path):
+    """The page's example, with the packages of the wheel's extra alone, and away from this folder."""
+    allowed = named(EXTRAS["lightning"]) | {"torch"}
+    distributions = packages_distributions()
+    for package in imports([*(ROOT / "callbacks").glob("*.py")]):
+        names = {name.lower() for name in distributions[package]}
+        assert names & allowed, package
+    code = blocks("own_modules.md", "python").partition("from functools")
+    code = "".join(code[1:])
+    code += (
+        "\nimport activations.callbacks as c, sys; print(c.__file__, 'callbacks' in sys.modules)"
+    )
+    printed = run(
+        tmp_path, "-W", "ignore", "-c", f"import sys; sys.path[0] = {str(wheel)!r}\n{code}"
+    )
+    assert printed.rstrip().endswith(f"{wheel}/activations/callbacks/__init__.py False")
+    assert re.search(r"^net.1 +alpha +1.0000 +(?!1.0000)\d", printed, re.M)
+    assert re.search(r"^net.3 +slope +2.0000 +0.5000$", printed, re.M)
+    folder = tmp_path / "lightning_logs/version_0"
+    assert {"activations.csv", "activations.png", "parameters.png"} <= set(os.listdir(folder))
 
 
 def test_the_source_distribution_holds_every_source(sdist: Path):
@@ -146,6 +171,10 @@ def imports(files: list[Path]) -> set[str]:
 
 def named(requirements: list[str]) -> set[str]:
     """Names of the distributions in `requirements`; each must state its lowest version."""
+    own = [each for each in requirements if each.startswith(f"{PROJECT['name']}[")]
+    requirements = [each for each in requirements if each not in own]
+    for extra in own:
+        requirements += EXTRAS[extra.partition("[")[2].removesuffix("]")]
     for requirement in requirements:
         assert ">=" in requirement, f"{requirement}: state the lowest version"
     return {re.split(r"[\[>]", requirement)[0] for requirement in requirements}

@@ -2,11 +2,14 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import train
 
@@ -37,6 +40,23 @@ def test_own_loop(tmp_path: Path):
     assert float(accuracy[1]) > 0.6  # a guess gives 0.33
     assert "DSReLU(slope=0.5)" in printed
     assert (tmp_path / "stripes.pt").exists()
+
+
+def test_own_data_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    code = blocks("own_modules.md", "python").partition("from functools")[0]
+    (tmp_path / "that/folder").mkdir(parents=True)
+    (tmp_path / "that/folder/stripes.py").write_text(code)
+    command = blocks("own_modules.md", "bash").replace("\\\n", "")
+    path, python, program, *arguments = shlex.split(command)
+    assert (python, program) == ("python", "train.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(path.removeprefix("PYTHONPATH="))
+    train.main([*arguments, "--trainer.accelerator", "cpu"])
+    printed = capsys.readouterr().out
+    assert float(re.findall(r"^test +accuracy ([\d.]+)", printed, re.M)[0]) > 0.9
+    run_folder = tmp_path / "runs/Stripes-resnet8-CosLU/version_0"
+    weight = torch.load(run_folder / "checkpoints/last.ckpt")["state_dict"]["backbone.conv1.weight"]
+    assert weight.shape[1] == 1  # what the module said, not the default
 
 
 def test_question_to_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
