@@ -1,6 +1,7 @@
 """Processes that read and augment the batches ahead."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -47,6 +48,7 @@ def prepared(
         pin_memory=pinned,
         multiprocessing_context="fork" if sys.platform == "linux" else None,
         generator=torch.Generator(),  # else it draws from the run's own
+        worker_init_fn=_ignore_signals,
     )
     try:
         for made in loader:
@@ -60,6 +62,12 @@ def prepared(
             f"a process that reads the data has ended ({error}): give fewer with --data.workers, "
             "or more shared memory (/dev/shm)"
         ) from error
+
+
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C reaches all processes, but the run ends its step first, for which it needs batches."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
 
 
 class _Parts(Dataset[Any]):

@@ -133,5 +133,12 @@ def test_an_error_in_a_worker_is_one_sentence_and_a_killed_worker_is_told(tmp_pa
         os.kill(os.getpid(), signal.SIGKILL)
         return part
 
+    def interrupted(part: torch.Tensor) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return part
+
+    parts = [torch.arange(3), torch.arange(2)]  # a run that is stopped ends its step first
+    assert [len(part) for part in prepared(interrupted, parts, 2)] == [3, 2]
     with pytest.raises(RuntimeError, match=r"process that reads the data has ended .*data.workers"):
         list(prepared(end, [torch.arange(3)], 1))
