@@ -287,7 +287,7 @@ class Activation(Leaf):
             return
         shape, rank = tuple(x.shape), x.dim()
         if self.channels and (shape[1:2] != (self.channels,) or self.dims not in (0, rank - 2)):
-            axes = ("...", "L", "H, W")[self.dims]
+            axes = ("...", "L", "H, W", "D, H, W")[self.dims]
             raise ValueError(
                 f"{name} has channels={self.channels} and needs (N, {self.channels}, {axes}), "
                 f"got an input of shape {shape}"

@@ -39,11 +39,11 @@ class LSLU(SeriesReLU):
         theta: initial amplitude of every repeat.
         omega: initial offset of every repeat.
         repeats: N, also the padding of the convolution.
-        dims: 2 for images, 1 for signals.
+        dims: 2 for images, 1 for signals, 3 for video.
         options: see :class:`activations.Options`.
 
     Shape:
-        (N, C, H, W) -> same, or (N, C, L) -> same for dims = 1.
+        (N, C, H, W) -> same; (N, C, L) for dims = 1, (N, C, D, H, W) for dims = 3.
 
     Initialisation:
         the elementwise part is ReLU, so that it is SeriesReLU; the convolution is random.

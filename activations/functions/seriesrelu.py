@@ -26,11 +26,11 @@ class SeriesReLU(Activation):
     Args:
         channels: C of the input; `replace_activations` passes it.
         order: N, how many neighbours the sum reaches on each side.
-        dims: 2 for images, 1 for signals.
+        dims: 2 for images, 1 for signals, 3 for video.
         options: see :class:`activations.Options`.
 
     Shape:
-        (N, C, H, W) -> same, or (N, C, L) -> same for dims = 1.
+        (N, C, H, W) -> same; (N, C, L) for dims = 1, (N, C, D, H, W) for dims = 3.
 
     Initialisation:
         the convolution is random.
@@ -52,8 +52,9 @@ class SeriesReLU(Activation):
         self, channels: int = 1, order: int = 3, *, dims: int = 2, **options: Unpack[Options]
     ) -> None:
         super().__init__(**options)
-        self.channels, self.dims = integer("channels", channels), choice("dims", dims, 1, 2)
-        conv, norm = (nn.Conv1d, nn.BatchNorm1d) if dims == 1 else (nn.Conv2d, nn.BatchNorm2d)
+        self.channels, self.dims = integer("channels", channels), choice("dims", dims, 1, 2, 3)
+        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+        norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dims - 1]
         size = 2 * integer("order", order) + 1
         how: dict[str, Any] = {"padding": order, "groups": channels, "bias": False, **self._made_as}
         self.conv = conv(channels, channels, size, **how)

@@ -126,12 +126,12 @@ def test_gradients_live_below_the_bound(module: A.Activation, name: str, bound: 
         torch.testing.assert_close(module(X), value)
 
 
-@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("repeats", [1, 3, 4])
 def test_fused_lslu_is_evaluation_mode(dims: int, repeats: int):
     torch.manual_seed(1)
     module = A.LSLU(5, theta=0.7, omega=-0.1, repeats=repeats, dims=dims)
-    x = torch.randn(4, 5, *[11, 9][:dims])
+    x = torch.randn(4, 5, *[11, 9, 4][:dims])
     for _ in range(3):
         module(x)  # moves the running statistics
     nn.init.uniform_(module.norm.weight, 0.5, 2)
@@ -279,7 +279,7 @@ def test_mixtures_hold_learned_members_of_their_own():
         (lambda: A.LinComb([nn.ReLU], 0.5), "1 members need as many weights, got 0.5"),  # pyright: ignore[reportArgumentType]
         (lambda: A.LinComb([nn.ReLU], ["x"]), "weights must be a finite number, got 'x'"),  # pyright: ignore[reportArgumentType]
         (lambda: A.EELU(True), "variant must be 1, 2, 3 or 4, got True"),
-        (lambda: A.LSLU(dims=True), "dims must be 1 or 2, got True"),
+        (lambda: A.LSLU(dims=True), "dims must be 1, 2 or 3, got True"),
         (lambda: A.CosLU(num_parameters=True), "num_parameters must be an integer >= 1, got True"),
         (lambda: A.CosLU(num_parameters=1.5), "num_parameters must be an integer >= 1, got 1.5"),  # pyright: ignore[reportArgumentType]
         (lambda: A.Fourier(progressive=1), "progressive must be False or True, got 1"),  # pyright: ignore[reportArgumentType]
@@ -305,7 +305,7 @@ def test_mixtures_hold_learned_members_of_their_own():
         (lambda: A.PELU(a=0.05), "a must be >= 0.1, got 0.05"),
         (lambda: A.ReLUN(n=-1.0), "n must be >= 0, got -1.0"),
         (lambda: A.ScaledSoftSign(beta=-1.0), "beta must be > 0, got -1.0"),
-        (lambda: A.LSLU(dims=3), "dims must be 1 or 2, got 3"),
+        (lambda: A.LSLU(dims=4), "dims must be 1, 2 or 3, got 4"),
         (lambda: A.DynamicReLU(reduction=0), "reduction must be an integer >= 1, got 0"),
         (lambda: A.DynamicReLU(4)(torch.zeros(2, 3)), r"DynamicReLU has channels=4.*\(2, 3\)"),
         (lambda: A.Formula("x * sigmod(x)"), "no function 'sigmod'; the nearest: sigmoid"),

@@ -59,3 +59,13 @@ def test_frozen_parameters_and_networks_without_shapes():
     groups = parameter_groups(torch.nn.Sequential(torch.nn.Linear(2, 2), activation))
     assert groups[1]["params"] == [activation.beta]
     assert len(parameter_groups(torch.nn.Linear(2, 2))) == 1
+
+
+def test_video():
+    """A kernel of ones sums the rectified values of a neighbourhood."""
+    module, x = LSLU(channels=2, repeats=1, dims=3).eval(), torch.randn(2, 2, 4, 5, 6)
+    torch.nn.init.ones_(module.conv.weight)
+    sums = torch.nn.functional.avg_pool3d(x.relu(), 3, 1, padding=1, divisor_override=1)
+    torch.testing.assert_close(module(x), sums / (1 + 1e-6) ** 0.5)
+    with pytest.raises(ValueError, match=r"LSLU has channels=2.*D, H, W"):
+        module(x[0])
