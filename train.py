@@ -232,7 +232,14 @@ class CLI(LightningCLI):
             arguments.name, arguments.version = run.parent.name, run.name
 
     def after_instantiate_classes(self) -> None:
-        """Refuse a checkpoint or a folder that does not serve, and too many processes."""
+        """Refuse data, a checkpoint or a folder that does not serve, and too many processes."""
+        for name in ("num_classes", "in_channels", "image_size"):
+            if getattr(self.datamodule, name, None) is None:
+                raise ValueError(
+                    f"--data {type(self.datamodule).__name__} has no {name}, by which the network "
+                    "is built: give the class this attribute (docs/tutorials/own_modules.md), or "
+                    "choose a data set, such as Digits"
+                )
         self.config[str(self.subcommand)].trainer = self.given
         callbacks: list[Any] = cast(Any, self.trainer).callbacks
         callbacks[:] = [

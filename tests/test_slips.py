@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch import LightningDataModule
 
 import train
+from datamodules import ImageDataModule
 
 RUN = (
     "fit --data Digits --model.backbone resnet8 --trainer.max_steps 1 --trainer.limit_val_batches 1"
@@ -63,13 +65,29 @@ def slip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     return run
 
 
+class Untold(LightningDataModule):
+    num_classes, in_channels = 3, 1
+
+
+class Empty(Untold):
+    image_size = 8
+
+
+class Unread(ImageDataModule):
+    num_classes, in_channels, image_size, class_names = 2, 1, 8, ("a", "b")
+    mean, std = (0.5,), (0.5,)
+
+
 RUN_LINES = [
     ("fit", "--data is missing"),
     ("fitt", "invalid choice: 'fitt'"),
     ("fit test --data Digits", "unrecognized arguments: test"),
     ("test --data Digits", "test needs trained weights"),
-    ("RUN --data ImageDataModule", "ImageDataModule reads no images: choose a data set"),
-    ("RUN --data LightningDataModule", "LightningDataModule has no train_dataloader"),
+    ("RUN --data ImageDataModule", "ImageDataModule has no num_classes.*choose a data set, such as Digits"),
+    ("RUN --data LightningDataModule", "LightningDataModule has no num_classes"),
+    ("RUN --data tests.test_slips.Untold", "Untold has no image_size, by which the network is built"),
+    ("RUN --data tests.test_slips.Unread", "Unread reads no images: choose a data set"),
+    ("RUN --data tests.test_slips.Empty", "Empty has no train_dataloader"),
     ("RUN --data torch.nn.ReLU", "--data 'torch.nn.ReLU' does not fit"),
     ("RUN --data.augment [torchvision.transforms.Flop]", "augment: module .* no attribute 'Flop'"),
     ("RUN --data FromDataset", "needs the class of a data set: --data.dataset CLASS"),
