@@ -69,7 +69,6 @@ def test_a_crop_is_taken_from_the_whole_photo_at_every_scale(tmp_path: Path):
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "stored": {"augment": [v2.RandAugment(), v2.RandomErasing(0.5)], "cache_limit": 1.0},
-    "read": {"augment": [v2.RandAugment()]},
     "cropped": {"random_resized_crop": 0.08},
     "all": {"random_resized_crop": 0.2, "augment": [v2.ColorJitter(0.4)], "mix": v2.MixUp()},
 }
@@ -81,7 +80,7 @@ def test_batches_are_the_same_for_any_number_of_workers_and_after_a_resume(
 ):
     write_folder(tmp_path)
     runs = []
-    for workers in (0, 1, 3):
+    for workers in (0, 2):
         loader = ready(tmp_path, workers=workers, **OPTIONS[kind]).train_dataloader()
         assert loader.workers == workers
         loader.set_epoch(1)
