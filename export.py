@@ -26,19 +26,20 @@ from models.export import (
     Format,
     check_formats,
     compare,
-    read,
     tolerance,
     write,
     write_weights,
 )
 from models.hub import about, card, push
 from models.network import find
+from models.program import read
 from models.side import Joined, class_scores, side_of
 from options import Parser
 
 SIZES = ("num_classes", "in_channels", "image_size", "dims", "side_size")
 RANDOM = 128  # inputs, where there are no data
 CALIBRATION = 512  # at most so many samples give the ranges of int8
+INT8, CARD = "model_int8.onnx", "README.md"
 PLAIN = (bool, int, float, str, list, type(None))
 
 
@@ -56,7 +57,9 @@ def options() -> Parser:
         help="onnx, pt2 (torch.export), openvino, safetensors, hub (safetensors, model card).",
     )
     parser.add_argument(
-        "--output", type=str | None, help="New folder; by default `export` in that of the run."
+        "--output",
+        type=str | None,
+        help="Folder, in which an earlier export is replaced; by default `export` in the run's.",
     )
     parser.add_argument(
         "--include_preprocessing",
@@ -106,9 +109,7 @@ def main(args: list[str]) -> None:
     path = find(config.ckpt_path)
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     output = Path(config.output or run / "export")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{str(output)!r} is there already: name a new folder with --output")
-    check_writable(output)
+    check_target(output)
     model = Classifier.load_from_checkpoint(path, "cpu", trust=config.trust).eval()
     if config.data is None and (spec := data_of(run / "config.yaml")):
         config = parser.parse_args([*args, "--data", json.dumps(spec)])
@@ -165,10 +166,28 @@ def main(args: list[str]) -> None:
             (folder / CONFIG).write_text(json.dumps(content, indent=1))
         if "hub" in formats:
             names = [each.name for each in folder.iterdir()]
-            (folder / "README.md").write_text(card(content, names, config.license))
+            (folder / CARD).write_text(card(content, names, config.license))
     print(f"written to {output}")
     if config.push:
         print(f"pushed to {push(output, config.push)}")
+
+
+def check_target(folder: Path) -> None:
+    """Raise an error unless `folder` can be written, and is new, empty or an earlier export."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{str(folder)!r} is no folder: name another one with --output")
+    there = {each.name for each in folder.iterdir()} if folder.is_dir() else set()
+    try:
+        ours = {"schema", "options", "code"} <= json.loads((folder / CONFIG).read_text()).keys()
+    except (OSError, ValueError, AttributeError):
+        ours = False
+    written = {*(Path(each).parts[0] for each in FILES.values()), CONFIG, INT8, CARD}
+    if strange := there - written if ours else there:
+        raise ValueError(
+            f"{str(folder)!r} holds {min(strange)!r}, which no export wrote: name another folder "
+            "with --output"
+        )
+    check_writable(folder)
 
 
 def replace_by_tables(network: nn.Module, data: Any, tolerance: float) -> dict[str, Any]:
@@ -196,7 +215,7 @@ def reduce(folder: Path, samples: "Samples") -> tuple[str, dict[str, Any]]:
     """Write model_int8.onnx; a line, and plain data, with the accuracy before and after."""
     from models.quantise import quantise
 
-    whole, small = folder / FILES["onnx"], folder / "model_int8.onnx"
+    whole, small = folder / FILES["onnx"], folder / INT8
     labels = torch.cat([each for _, _, each in samples])
     step = -(-len(labels) // CALIBRATION)
     quantise(whole, small, (tuple(each[::step] for each in raw) for raw, *_ in samples))

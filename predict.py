@@ -195,6 +195,6 @@ def told(beats: Beats, rate: float | None) -> str:
 @torch.inference_mode()
 def predicted(network: Network, *inputs: Tensor | None) -> Iterable[list[float]]:
     """The class probabilities of each sample, by the batch and its side input, if it has one."""
-    device = next(network.parameters()).device
+    device = next(network.parameters(), torch.empty(0)).device  # a file of ONNX has none
     parts = zip(*(each.to(device).split(BATCH) for each in inputs if each is not None), strict=True)
     return torch.cat([network(*part).softmax(1).cpu() for part in parts]).tolist()

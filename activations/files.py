@@ -18,7 +18,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     It is on the disk before it replaces `path`, so that a kill or a power cut leaves the old file
     or the new one. On an error the unfinished file is deleted and `path` is as before. Folders are
-    made. `path` may become a folder, too, where there is none yet, or an empty one.
+    made. What is written may be a folder, too, which replaces a folder as a whole.
 
     Raises:
         OSError: the file cannot be written; the message has the reason and the remedy.
@@ -30,7 +30,14 @@ def replacing(path: Path) -> Iterator[Path]:
             yield unfinished
             for each in (*unfinished.rglob("*"), unfinished):
                 _to_disk(each)
-            unfinished.replace(path)
+            if unfinished.is_dir() and path.is_dir():  # no system puts one in a full one's place
+                earlier = path.with_name(f"{path.name}.earlier{_UNFINISHED}")
+                shutil.rmtree(earlier, ignore_errors=True)  # of a process that was killed
+                path.rename(earlier)
+                unfinished.replace(path)
+                shutil.rmtree(earlier)
+            else:
+                unfinished.replace(path)
             if os.name == "posix":  # elsewhere a folder cannot be opened
                 _to_disk(path.parent)
         finally:

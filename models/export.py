@@ -4,7 +4,7 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -26,7 +26,6 @@ FILES = {
 CONFIG = "config.json"
 TOLERANCE = 1e-5
 INPUTS = ("input", "side")  # their names; a network without a side input has the first
-Run = Callable[..., Tensor]
 _PACKAGES = {
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "openvino": ("onnx", "onnxscript", "openvino"),
@@ -141,27 +140,6 @@ def _write_openvino(source: Path, file: Path, texts: Mapping[str, str]) -> None:
     for name, text in texts.items():
         model.set_rt_info(text, ["supple", name])
     openvino.save_model(model, file, compress_to_fp16=False)
-
-
-def read(file: Path) -> Run:
-    """What an exported file computes, by the program that it is made for."""
-    if file.suffix == ".pt2":
-        return torch.export.load(file).module()
-    if file.suffix == ".onnx":
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        return lambda *inputs: torch.as_tensor(session.run(None, named(inputs))[0])
-    import openvino
-
-    exact = {"INFERENCE_PRECISION_HINT": "f32"}  # some processors would use bfloat16
-    compiled = openvino.compile_model(file, "CPU", exact)
-    return lambda *inputs: torch.as_tensor(compiled(named(inputs))[0])
-
-
-def named(inputs: Sequence[Tensor]) -> dict[str, Any]:
-    """A batch, and its side input if there is one, as arrays by the names that a file has."""
-    return {name: x.numpy() for name, x in zip(INPUTS, inputs, strict=False)}
 
 
 @dataclass

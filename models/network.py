@@ -71,9 +71,15 @@ class Network(nn.Module):
         """Class scores (logits) of a batch, and of its side input, as `preprocess` gives them.
 
         Raises:
+            TypeError: the batch is no tensor.
             ValueError: the batch has another dtype, size or number of channels, or the side input
                 is missing.
         """
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"a batch must be a tensor, got {type(x).__name__}: convert it by torch.as_tensor, "
+                "or give raw data to network.preprocess(sample)"
+            )
         shape = self.input_shape
         own = (self.channels, *x.shape[2:]) if shape is None else shape
         if x.dim() != self.dims + 2 or tuple(x.shape[1:]) != own:
@@ -82,9 +88,10 @@ class Network(nn.Module):
                 f"a batch of shape {tuple(x.shape)} does not fit: this network takes (N, {sides}), "
                 "as network.preprocess(sample) gives it"
             )
-        if not x.is_floating_point():
+        own = next((each.dtype for each in self.parameters()), torch.float32)
+        if x.dtype != own and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(
-                f"a batch must be floats, got {x.dtype}: raw data become those by "
+                f"a batch must be of {own}, got {x.dtype}: convert it, or give raw data to "
                 "network.preprocess(sample)"
             )
         if x.dim() == 4:
@@ -130,8 +137,9 @@ def load(path: str | Path, trust: Sequence[str] = (), **changes: Any) -> Network
     Scheduled activations are at the progress that was stored: this is the network that was tested.
 
     Args:
-        path: the folder of a run (its best checkpoint, else the last), a checkpoint, or a folder
-            that was exported with its weights.
+        path: the folder of a run (its best checkpoint, else the last), a checkpoint, a folder that
+            was exported with its weights, or an exported file for ONNX Runtime or OpenVINO, which
+            then runs it.
         trust: packages, besides torch's own and this project's, from which it may name classes.
         changes: options of :class:`models.Classifier` that replace those that are stored, such as
             an `activation` that could not be stored.
@@ -141,6 +149,8 @@ def load(path: str | Path, trust: Sequence[str] = (), **changes: Any) -> Network
         ValueError: a file is damaged or of another program, or names code that is not trusted.
     """
     file = find(path)
+    if file.suffix in (".onnx", ".xml", ".pt2"):
+        return _of_program(file, **changes)
     options = {**OPTIONS, "data": signature(Network).parameters["data"]}
     if file.name == CONFIG:
         stored, state = _read_exported(file)
@@ -175,6 +185,43 @@ def load(path: str | Path, trust: Sequence[str] = (), **changes: Any) -> Network
     check_fits(network, {"state_dict": state}, str(file))
     network.load_state_dict(state)
     return network
+
+
+def _of_program(file: Path, data: Mapping[str, Any] | None = None, **changes: Any) -> Network:
+    """An exported file, run by the program that it is made for."""
+    from .export import check_formats
+    from .program import read
+
+    source = str(file)
+    if file.suffix == ".pt2":
+        raise ValueError(
+            f"{source!r} can hold code: if you trust it, open it by torch.export.load, else load "
+            "a folder that was exported with --format safetensors"
+        )
+    if changes:
+        raise ValueError(f"{source!r} is a program, whose {min(changes)} cannot be changed")
+    if not file.is_file():
+        raise FileNotFoundError(f"no exported file at {source!r}")
+    check_formats(["onnx" if file.suffix == ".onnx" else "openvino"])
+    try:
+        program = read(file)
+        own, data = program.about["options"], data or program.about["data"]
+        dims, channels, classes = (own[n] for n in ("dims", "in_channels", "num_classes"))
+        raw = "raw data (--include_preprocessing)" if program.about["include_preprocessing"] else ""
+        other = raw or ("a side input, too" if own.get("side_size") else "")
+    except Exception as error:  # of the runtime
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{source!r} is damaged, or no network that this program exported "
+            f"({type(error).__name__}: {why})"
+        ) from error
+    if other:
+        raise ValueError(
+            f"{source!r} takes {other}: run it by its own program, or load a folder that was "
+            "exported with --format safetensors"
+        )
+    names = _class_names(data, dims, channels, classes, source)
+    return Network(program, dims, channels, names, data, source)
 
 
 def find(path: str | Path) -> Path:

@@ -9,7 +9,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
-from .export import named
+from .program import named
 
 LAYERS = ["Conv", "Gemm", "MatMul"]  # functions between them stay in float32: their shape matters
 

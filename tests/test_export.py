@@ -21,8 +21,9 @@ from datamodules import MITBIH, Digits
 from export import data_of
 from models import Classifier, load, read_weights
 from models.deployed import Raw, deployed
-from models.export import FILES, compare, read, tolerance, write
+from models.export import FILES, compare, tolerance, write
 from models.hub import push
+from models.program import read
 from tests.cases import CASES, Case
 from tests.data import Tiny, write_records
 from tests.models.test_checkpoints import refused
@@ -73,6 +74,8 @@ def test_the_files_hold_the_network_and_what_it_knows(tmp_path: Path, capsys: An
         "model_int8.onnx", "openvino",
     ]  # fmt: skip
 
+    with pytest.raises(ValueError, match=r"takes raw data \(--include_preprocessing\): run it"):
+        load(output / "model.onnx")
     pixels, _ = Tiny().load("test")
     expected = model((pixels / 255 - 0.5) / 0.3).detach()
     for name in ("onnx", "pt2", "openvino"):
@@ -127,6 +130,28 @@ def test_three_functions_agree_in_all_formats(kind: Any, tmp_path: Path, capsys:
     assert said.count("same class 128 of 128") == 3
     assert ("middle of a schedule" in said) == isinstance(kind, partial)
     assert "128 random inputs, since no data were given (--data)" in said
+    x = torch.rand(3, 1, 8, 8)
+    for name in ("onnx", "openvino"):
+        network, file = load(tmp_path / "made" / FILES[name]), tmp_path / "made" / FILES[name]
+        assert network.class_names == ("dark", "grey", "light")
+        y = network(network.preprocess(x[0]))
+        torch.testing.assert_close(y, read(file)((x[:1] - 0.5) / 0.3))
+        for wrong in (x[:, :, :7], x.expand(3, 2, 8, 8), x[0], x[..., None], x.double(), x.numpy()):
+            shape = re.escape(str(tuple(wrong.shape)))
+            sentence = rf"a batch of shape {shape} does not fit: this network takes \(N, 1, 8, 8\)"
+            if wrong.shape == x.shape:
+                sentence = "must be of torch.float32, got torch.float64|a tensor, got ndarray"
+            with pytest.raises((ValueError, TypeError), match=sentence):
+                network(wrong)
+        with pytest.raises(ValueError, match=r"is a program, whose activation cannot be changed"):
+            load(file, activation=CosLU)
+        file.write_bytes(b"no network")
+        with pytest.raises(ValueError, match=r"is damaged, or no network that this program"):
+            load(file)
+    with pytest.raises(ValueError, match=r"can hold code: if you trust it"):
+        load(tmp_path / "made/model.pt2")
+    with pytest.raises(FileNotFoundError, match=r"no exported file at"):
+        load(tmp_path / "none.onnx")
 
 
 def test_functions_become_tables(tmp_path: Path, capsys: Any):
@@ -137,7 +162,12 @@ def test_functions_become_tables(tmp_path: Path, capsys: Any):
     data.setup("validate")
     batches = [(model(x).detach(), y) for x, y, *_ in data.val_dataloader()]
     right = torch.cat([y.argmax(1) == labels for y, labels in batches]).double().mean().item()
+    (output / "openvino").mkdir(parents=True)  # an earlier export, which is replaced
+    (output / "openvino/model.xml").write_text("")
+    (output / "config.json").write_text('{"schema": 1, "options": {}, "code": "0.1"}')
     export(file, output, *DATA, "--tabulate", "0.01", "--format", "onnx", "hub")
+    assert [each.name for each in tmp_path.iterdir() if each != file] == ["made"]
+    assert not (output / "openvino").exists()
     said = capsys.readouterr().out
     assert re.search(r"\nact1 +CosLU .*\nlayer1.0.act1 +CosLU ", said)
     assert "left: ReLU (is not of this package): layer2.0.act1, " in said
@@ -218,6 +248,8 @@ def test_bad_input_is_one_sentence(tmp_path: Path, capsys: Any, monkeypatch: Any
     (run / "checkpoints").mkdir(parents=True)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("")
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub/config.json").write_text('{"architectures": ["ResNet"]}')
     (tmp_path / "other.pth").write_bytes(b"")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
     made = ["--output", str(tmp_path / "made")]
@@ -235,7 +267,13 @@ def test_bad_input_is_one_sentence(tmp_path: Path, capsys: Any, monkeypatch: Any
         (str(file), "--tabulate", "0"): "--tabulate must be > 0, got 0.0",
         (str(file), "--tabulate", "x"): "--tabulate 'x' does not fit: give a number or null",
         (str(file), "--push", "me/x"): "add hub to --format",
-        (str(file), "--output", str(tmp_path / "full")): "is there already: name a new folder",
+        (
+            str(file),
+            "--output",
+            str(tmp_path / "full"),
+        ): "holds 'x', which no export wrote: name another folder",
+        (str(file), "--output", str(file)): "is no folder: name another one",
+        (str(file), "--output", str(tmp_path / "hub")): "holds 'config.json', which no export",
         (str(file), "--output", str(file / "x")): "cannot write",
         (str(file), "--format", "tflite"): "give onnx, pt2, safetensors, openvino or hub",
     }.items():

@@ -135,7 +135,7 @@ def test_what_was_not_stored_is_asked_for(tmp_path: Path):
         ),
         (torch.zeros(2, 1, 9, 9), r"\(2, 1, 9, 9\) does not fit"),
         (torch.zeros(1, 8, 8), r"\(1, 8, 8\) does not fit"),
-        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "must be floats, got torch.uint8"),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "must be of torch.float32, got torch.uint8"),
     ],
     ids=str,
 )
