@@ -44,6 +44,9 @@ def fuse(model: nn.Module, on: bool = True) -> int:
     activations that are put into `model` later are plain. Fused and plain values differ only by
     the rounding of the dtype.
 
+    On a CPU the plain formula of a large input is computed in blocks that fit the cache, and keeps
+    the input alone for the backward pass, as a fused kernel does.
+
     The plain path is always used in whole-model `torch.compile`, `torch.export`, tracing and
     `torch.func`, for tensor subclasses, and on devices other than CPU and CUDA. Without a compiler
     everything stays plain, and a warning says so once.
@@ -257,6 +260,9 @@ class Activation(Leaf):
         expression = self.expression()
         if expression is None:
             raise NotImplementedError(f"{type(self).__name__} writes no expression and no function")
+        return self._written(expression, x)
+
+    def _written(self, expression: Expression, x: Tensor) -> Tensor:
         formula, values, constants, tables = expression
         shaped = [
             self.terms(value, x) if value.dim() == 2 else self.shaped(value, x) for value in values
@@ -264,11 +270,15 @@ class Activation(Leaf):
         axis = {"channel_dim": self.channel_dim} if tables else {}
         return formula(x, *shaped, *tables, *constants, **axis)
 
+    def _plain(self, expression: Expression, x: Tensor) -> Tensor:
+        return self._written(expression, precise(x)).to(x.dtype)
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply the function; dtype, shape and memory format of `x` are kept."""
         self.check_input(x)
-        if self.fused and fusible(x) and (expression := self.expression()) is not None:
-            y = evaluate(expression, x, self.num_parameters, self.channel_dim)
+        if fusible(x, self.fused) and (expression := self.expression()) is not None:
+            sizes = self.num_parameters, self.channel_dim
+            y = evaluate(expression, x, *sizes, self._plain, compiled=self.fused)
             if y is not None:
                 return y
         return self.function(precise(x)).to(x.dtype)

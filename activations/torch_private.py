@@ -6,7 +6,7 @@ fails there by name. `fusion/lowering.py` holds what concerns Inductor's own pas
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,22 @@ def compile_once(function: Callable[..., Any], limit: int, **options: Any) -> Ca
             return compiled(*inputs)
 
     return call
+
+
+def operations(
+    function: Callable[..., Any], inputs: Sequence[Tensor], replaced: dict[Any, Callable[..., Any]]
+) -> Callable[..., Any]:
+    """The operations of torch that `function` calls for inputs like these, some of them replaced.
+
+    Calling them costs a few microseconds each; autograd and `torch.func` are resolved.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with torch.autocast("cpu", enabled=False):
+        graph = make_fx(function, decomposition_table=replaced)(*inputs)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph.forward
 
 
 def lacks_compiler(error: BaseException) -> bool:

@@ -168,7 +168,7 @@ def fused(model: Classifier) -> set[bool]:
 def test_each_network_of_a_process_keeps_its_own_mode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[int, ...]
 ):
-    def evaluate(expression: Any, x: torch.Tensor, *more: Any) -> None:
+    def evaluate(expression: Any, x: torch.Tensor, *more: Any, compiled: bool) -> None:
         asked.append(len(x))  # and None, so that the plain function answers
 
     asked: list[int] = []

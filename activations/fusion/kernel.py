@@ -2,7 +2,8 @@
 
 A formula is compiled once, at its first call, and its kernels are shared by all modules. Forward
 and backward read the input and the gradient once, and only the input is kept for backward. Which
-modules use them is their own setting: :func:`activations.fuse`.
+modules use them is their own setting: :func:`activations.fuse`. Without compilation, the same
+kernels run in blocks (`blocks.py`).
 """
 
 import functools
@@ -21,6 +22,7 @@ from activations.torch_private import (
     take_unchecked,
 )
 
+from .blocks import Blocks, worth_it
 from .layout import View, packed, view_of
 
 _BACKEND = "inductor"
@@ -56,11 +58,12 @@ class Expression(NamedTuple):
     tables: tuple[Tensor, ...] = ()
 
 
-def fusible(x: Tensor) -> bool:
+def fusible(x: Tensor, compiled: bool) -> bool:
     """Whether a kernel can compute `x`: nothing traces or intercepts the single operations."""
     if torch.compiler.is_compiling() or type(x) is not Tensor or x.numel() == 0:
         return False
-    if x.device.type not in ("cpu", "cuda") or x.device.type in _PLAIN:
+    compiled = compiled and x.device.type in ("cpu", "cuda") and x.device.type not in _PLAIN
+    if not (compiled or worth_it(x)):
         return False
     try:
         return not is_intercepted()
@@ -70,28 +73,46 @@ def fusible(x: Tensor) -> bool:
 
 
 def evaluate(
-    expression: Expression, x: Tensor, num_parameters: int, channel_dim: int
+    expression: Expression,
+    x: Tensor,
+    num_parameters: int,
+    channel_dim: int,
+    plain: Callable[[Expression, Tensor], Tensor],
+    compiled: bool,
 ) -> Tensor | None:
     """Compute `expression` for `x` by its kernels; keep dtype, shape and memory order of `x`.
+
+    Args:
+        expression: of the activation.
+        x: that :func:`fusible` accepts.
+        num_parameters: of the activation.
+        channel_dim: of the activation.
+        plain: computes an expression by torch's functions; for derivatives of derivatives.
+        compiled: whether the kernels are compiled, or run in blocks.
 
     Returns:
         The result, or None if no kernel could be compiled; a warning says so once.
     """
     formula, values, constants, tables = expression
-    if formula in _PLAIN:
+    compiled = compiled and formula not in _PLAIN and x.device.type not in _PLAIN
+    if not (compiled or worth_it(x)):
         return None
     x = packed(x)
     view = view_of(x, channel_dim if num_parameters > 1 else None, bool(tables))
     half = x.dtype in (torch.bfloat16, torch.float16)
     sizes = len(values), len(tables), len(view.sizes)
-    kernel = functools.partial(_kernel, formula, constants, *sizes, x.device.type, half)
+    device = x.device.type if compiled else None
+    kernel = functools.partial(_kernel, formula, constants, *sizes, device, half)
+    call = _Call(kernel, view, expression, plain)
     try:
-        result: Any = _Fused.apply(kernel, view, len(values), x, *values, *tables)
+        result: Any = _Fused.apply(call, x, *values, *tables)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
+        if not compiled:
+            raise
         _give_up(x.device.type if lacks_compiler(error) else formula, error)
-        return None
+        return evaluate(expression, x, num_parameters, channel_dim, plain, compiled=False)
     return result
 
 
@@ -109,37 +130,48 @@ def _give_up(what: Hashable, error: Exception) -> None:
     )
 
 
+class _Call(NamedTuple):
+    """What a call of an activation needs for its gradient, besides its tensors."""
+
+    kernel: Callable[[tuple[bool, ...] | None], Callable[..., Any]]
+    view: View
+    expression: Expression
+    plain: Callable[[Expression, Tensor], Tensor]
+
+
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, kernel: Callable, view: View, number: int, x: Tensor, *values: Tensor
-    ) -> Tensor:
-        ctx.kernel, ctx.view, ctx.number = kernel, view, number
+    def forward(ctx: Any, call: _Call, x: Tensor, *values: Tensor) -> Tensor:
+        ctx.call = call
         ctx.save_for_backward(x, *values)
-        y = kernel(None)(view.of(x), *_arguments(view, number, values))
+        number = len(call.expression.values)
+        y = call.kernel(None)(call.view.of(x), *_arguments(call.view, number, values))
         return y.as_strided(x.shape, x.stride()).data
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "a fused activation has no second derivative; for create_graph=True compute it "
-                "plainly: `compile: off`, or activations.fuse(model, on=False)"
-            )
         (grad,) = grads
         x, *values = ctx.saved_tensors
-        needed = ctx.needs_input_grad[3:]
+        needed = ctx.needs_input_grad[1:]
+        kernel, view, expression, plain = ctx.call
+        number = len(expression.values)
+        if torch.is_grad_enabled():  # create_graph=True
+            expression = expression._replace(values=values[:number], tables=values[number:])
+            of = [each for each, need in zip((x, *values), needed, strict=True) if need]
+            y = plain(expression, x)
+            options = {"create_graph": True, "allow_unused": True}
+            found = iter(torch.autograd.grad(y, of, grad, **options))
+            return None, *(next(found) if need else None for need in needed)
         if grad.stride() != x.stride():
             grad = torch.empty_like(x).copy_(grad)
-        view = ctx.view
-        inputs = view.of(x), view.of(grad), *_arguments(view, ctx.number, values)
-        found = iter(ctx.kernel(needed)(*inputs))
+        inputs = view.of(x), view.of(grad), *_arguments(view, number, values)
+        found = iter(kernel(needed)(*inputs))
         of_x = next(found).as_strided(x.shape, x.stride()).data if needed[0] else None
         of_values = [
             view.gather(next(found), value) if need else None
             for value, need in zip(values, needed[1:], strict=True)
         ]
-        return None, None, None, of_x, *of_values
+        return None, of_x, *of_values
 
 
 def _arguments(view: View, number: int, values: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -155,12 +187,17 @@ def _kernel(
     number_of_values: int,
     number_of_tables: int,
     dims: int,
-    device: str,
+    device: str | None,
     half: bool,
     needed: tuple[bool, ...] | None,
 ) -> Callable[..., Any]:
-    """The forward (needed is None) or the backward of `formula`, compiled at its first call."""
+    """The forward (needed is None) or the backward of `formula`, compiled at its first call.
+
+    Without a device it is not compiled and runs in blocks.
+    """
     options: dict[str, Any] = {"channel_dim": 1, "take": take_unchecked} if number_of_tables else {}
+
+    laid_out = _laid_out if device else _as_it_is
 
     def call(x: Tensor, *tensors: Tensor) -> Tensor:
         values = [_shaped(value, x) for value in tensors[:number_of_values]]
@@ -168,15 +205,17 @@ def _kernel(
         return formula(_wide(x), *values, *tables, *constants, **options).to(x.dtype)
 
     def forward(x: Tensor, *tensors: Tensor) -> Tensor:
-        return _laid_out(call(x, *map(_wide, tensors)), x)
+        return laid_out(call(x, *map(_wide, tensors)), x)
 
     def backward(x: Tensor, grad: Tensor, *tensors: Tensor) -> list[Tensor]:
         # the compiler leaves out what is not returned
         of_x, *of_tensors = torch.func.vjp(call, x, *map(_wide, tensors))[1](grad)
-        found = [_laid_out(of_x, x), *of_tensors]
+        found = [laid_out(of_x, x), *of_tensors]
         return [each for each, need in zip(found, needed or (), strict=True) if need]
 
     chosen: Any = forward if needed is None else backward
+    if device is None:
+        return Blocks(chosen, number_of_values, needed)
     name = f"{getattr(formula, '__name__', 'activation')}_{chosen.__name__}"
     # Dynamo counts recompilations by code object: each kernel has its own
     chosen = types.FunctionType(
@@ -215,6 +254,10 @@ def _shaped(value: Tensor, x: Tensor) -> Tensor | tuple[Tensor, ...]:
 def _laid_out(y: Tensor, x: Tensor) -> Tensor:
     """`y` in the memory order of `x`; a look-up in a table does not keep it."""
     return torch.empty_like(x).copy_(y)
+
+
+def _as_it_is(y: Tensor, _: Tensor) -> Tensor:
+    return y
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import os
 import pickle
 import subprocess
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import activations as A
+from activations.fusion import blocks
 from activations.fusion import kernel as fusion
 from tests.cases import CASES, Case, variants_later
 
@@ -170,6 +172,14 @@ def assert_only_the_input_is_kept(case: Case) -> None:
     assert max(kept.values(), default=0) < 0.05 * x.nbytes
 
 
+LAYOUTS = {
+    "contiguous": lambda t: t.contiguous(),
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
+    "sliced": lambda t: t.repeat_interleave(2, -1)[..., ::2],
+}
+
+
 SLOW = pytest.param("cpu", marks=pytest.mark.slow)
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 DEVICES = [SLOW, *([GPU] if torch.cuda.is_available() else [])]
@@ -188,6 +198,65 @@ def test_inductor_values_and_gradients(case: Case, dtype: torch.dtype, device: s
 def test_inductor_per_channel(case: Case, channel_dim: int, device: str, inductor: None):
     shape = (6, 4, 20) if channel_dim == 1 else (6, 20, 4)
     check(case, shape, torch.float32, device, num_parameters=4, channel_dim=channel_dim)
+
+
+@pytest.mark.parametrize("case", FUSED, ids=str)
+def test_blocks_make_the_same_numbers(case: Case, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(blocks, "BLOCK", 8)
+    shape = case.shape if np.prod(case.shape) % 8 else (7, *case.shape[1:])
+    assert np.prod(shape) % 8  # the last block begins inside the one before
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        with fused(False):
+            assert fusion.fusible(torch.ones(shape), compiled=False)
+            check(case, shape, dtype)
+    if case.scalar:
+        monkeypatch.setattr(blocks, "BLOCK", 1000)
+        with fused(False):
+            assert_only_the_input_is_kept(case)
+
+
+@pytest.mark.parametrize("case", variants_later([c for c in FUSED if c.per_channel]), ids=str)
+@pytest.mark.parametrize("channel_dim", [1, -1])
+def test_blocks_per_channel(case: Case, channel_dim: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(blocks, "BLOCK", 60)
+    with fused(False):
+        for shape in ((7, 4, 5), (7, 4, 20)) if channel_dim == 1 else ((7, 5, 4), (7, 20, 4)):
+            check(case, shape, torch.float32, num_parameters=4, channel_dim=channel_dim)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_blocks_of_every_layout(layout: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(blocks, "BLOCK", 50)
+    module = A.CosLU(num_parameters=4)
+    with torch.no_grad():
+        module.alpha.copy_(torch.tensor([0.5, 1.0, -1.0, 2.0]))
+    x = LAYOUTS[layout](torch.randn(5, 4, 6, 7)).requires_grad_()
+    y = module(x)
+    assert (y.shape, y.stride()) == (x.shape, torch.empty_like(x).stride())
+    grad = torch.randn(5, 4, 6, 7)
+    found = torch.autograd.grad(y, (x, *module.parameters()), grad)
+    monkeypatch.setattr(blocks, "BLOCK", 10**6)
+    expected = torch.autograd.grad(plain := module(x), (x, *module.parameters()), grad)
+    torch.testing.assert_close(y, plain)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_fast_forms_for_blocks():
+    x = torch.cat([torch.logspace(-30, 1.9, 5000), -torch.logspace(-30, 8, 5000), torch.zeros(1)])
+    for dtype in (torch.float32, torch.float64):
+        each = x.to(dtype)
+        true, eps = torch.expm1(each.double()), torch.finfo(dtype).eps
+        torch.testing.assert_close(blocks._expm1(each).double(), true, rtol=4 * eps, atol=0)
+        each = torch.cat([each[each > -1], torch.tensor([3e38, torch.inf], dtype=dtype)])
+        found, true = blocks._log1p(each), torch.log1p(each.double())
+        torch.testing.assert_close(found.double(), true, rtol=4 * eps, atol=0)
+        assert blocks._log1p(torch.tensor([-1.0], dtype=dtype)) == -torch.inf
+        a = torch.tensor([1.0, torch.inf, torch.nan, -0.0], dtype=dtype)
+        chosen = blocks._where(torch.tensor([True, False, False, True]), a, -a)
+        assert chosen.tolist()[:2] == [1, -torch.inf]
+        assert chosen[2].isnan()
+        assert math.copysign(1, chosen[3]) == -1
 
 
 @pytest.mark.parametrize("kind", [A.CosLU, A.DSReLU])
@@ -220,12 +289,6 @@ def test_a_cuda_graph_follows_parameters_and_schedule(inductor: None):
 
 
 FRELU = next(case for case in CASES if case.kind is A.FReLU)
-LAYOUTS = {
-    "contiguous": lambda t: t.contiguous(),
-    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
-    "transposed": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
-    "sliced": lambda t: t.repeat_interleave(2, -1)[..., ::2],
-}
 SHAPES = {
     None: [(7,), (6, 4), (3, 5, 4), (2, 4, 3, 5), (2, 4, 3, 2, 5)],
     1: [(6, 4), (3, 4, 5), (2, 4, 3, 5), (2, 4, 3, 2, 5)],
@@ -565,13 +628,27 @@ def test_copies_and_pickles_are_fused_too(counter: Counter):
     assert counter.compiled == 1
 
 
-def test_second_derivatives_are_refused_with_the_remedy(counter: Counter):
-    x = torch.randn(3, 4, requires_grad=True)
-    with pytest.raises(RuntimeError, match="compile: off"):
-        torch.autograd.grad(A.CosLU()(x).sum(), x, create_graph=True)
-    with fused(False):
-        (slope,) = torch.autograd.grad(A.CosLU()(x).sum(), x, create_graph=True)
-    assert slope.requires_grad
+@pytest.mark.parametrize("case", [c for c in FUSED if c.scalar][::6], ids=str)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_second_derivatives_are_those_of_the_formula(
+    case: Case, compiled: bool, counter: Counter, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(blocks, "BLOCK", 8)
+    found = []
+    for kernels in (True, False):
+        with fused(compiled and kernels):
+            if not kernels:
+                monkeypatch.setattr(blocks, "BLOCK", 10**6)
+            module = case.make().double()
+            x = numbers(case, case.shape).requires_grad_()
+            of = [x, *module.parameters()]
+            y = module(x)
+            assert kernels == ("_Fused" in type(y.grad_fn).__name__)
+            first = torch.autograd.grad((y**2).sum(), of, create_graph=True, materialize_grads=True)
+            total = sum((each.sin().sum() for each in first), torch.zeros(()))
+            found.append(torch.autograd.grad(total, of, materialize_grads=True))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_the_output_can_be_changed_in_place(counter: Counter):
@@ -706,6 +783,7 @@ def test_mixtures_of_other_members_stay_right(members: list[Any], counter: Count
 TWO_PROCESSES = """
 import torch, torch.distributed as dist, torch.multiprocessing as mp
 from activations import CosLU, fuse
+from activations.fusion import blocks
 from activations.fusion import kernel as fusion
 
 def work(rank, port):
