@@ -18,6 +18,10 @@ _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 aten = torch.ops.aten
 
 
+class UntraceableError(RuntimeError):
+    """A formula that asks for values of its input, or is not elementwise."""
+
+
 def worth_it(x: Tensor) -> bool:
     """Whether `x` has enough elements for several blocks."""
     return x.device.type == "cpu" and x.numel() >= 2 * BLOCK * torch.get_num_threads()
@@ -71,8 +75,21 @@ class Blocks:
     def _block(self, *inputs: Tensor) -> Any:
         like = tuple((each.shape, each.stride(), each.dtype) for each in inputs)
         if like not in self._traced:
-            self._traced[like] = operations(self.function, inputs, FASTER)
+            try:
+                self._traced[like] = operations(self.function, inputs, FASTER)
+            except Exception as error:
+                raise UntraceableError(str(error)) from error
+            if self.needed is None:
+                self._check(*inputs)
         return self._traced[like](*inputs)
+
+    def _check(self, x: Tensor, *values: Tensor) -> None:
+        """Half of a block has the same values by itself."""
+        half = slice(len(x) // 2)
+        alone = self.function(x[half], *_at(half, values, self._cut(x, values)))
+        among = self.function(x, *values)[half]
+        if not torch.allclose(alone, among, 1e-2, 1e-2, equal_nan=True):
+            raise UntraceableError("it is not elementwise")
 
 
 def _places(x: Tensor) -> Iterator[tuple[slice, int]]:

@@ -22,11 +22,12 @@ from activations.torch_private import (
     take_unchecked,
 )
 
-from .blocks import Blocks, worth_it
+from .blocks import Blocks, UntraceableError, worth_it
 from .layout import View, packed, view_of
 
 _BACKEND = "inductor"
 _PLAIN: set[Hashable] = set()  # devices without a compiler, formulas that did not compile
+_WHOLE: set[Hashable] = set()  # formulas that cannot be computed in blocks
 _REMEDIES = {
     "cpu": "Install a C++ compiler (apt install g++), or name one in the variable CXX. ",
     "cuda": "Install triton (pip install triton). ",
@@ -95,7 +96,7 @@ def evaluate(
     """
     formula, values, constants, tables = expression
     compiled = compiled and formula not in _PLAIN and x.device.type not in _PLAIN
-    if not (compiled or worth_it(x)):
+    if not compiled and (formula in _WHOLE or not worth_it(x)):
         return None
     x = packed(x)
     view = view_of(x, channel_dim if num_parameters > 1 else None, bool(tables))
@@ -110,7 +111,8 @@ def evaluate(
         raise
     except Exception as error:
         if not compiled:
-            raise
+            _keep_whole(formula, error)
+            return None
         _give_up(x.device.type if lacks_compiler(error) else formula, error)
         return evaluate(expression, x, num_parameters, channel_dim, plain, compiled=False)
     return result
@@ -127,6 +129,17 @@ def _give_up(what: Hashable, error: Exception) -> None:
         f"{remedy}To compute them plainly without this warning choose "
         "`compile: off`, or do not call activations.fuse",
         stacklevel=4,
+    )
+
+
+def _keep_whole(formula: Hashable, error: Exception) -> None:
+    """Compute `formula` for whole tensors from now on, and say so."""
+    _WHOLE.add(formula)
+    warnings.warn(
+        f"{getattr(formula, '__name__', formula)} is computed for whole tensors, which is slower "
+        f"than in blocks ({type(error).__name__}: {str(error).strip().splitlines()[0]}). To do so "
+        "without this warning override `function` instead of naming a `formula`",
+        stacklevel=5,
     )
 
 
@@ -155,17 +168,22 @@ class _Fused(torch.autograd.Function):
         needed = ctx.needs_input_grad[1:]
         kernel, view, expression, plain = ctx.call
         number = len(expression.values)
-        if torch.is_grad_enabled():  # create_graph=True
+        if torch.is_grad_enabled() or expression.formula in _WHOLE:  # create_graph=True
             expression = expression._replace(values=values[:number], tables=values[number:])
             of = [each for each, need in zip((x, *values), needed, strict=True) if need]
-            y = plain(expression, x)
-            options = {"create_graph": True, "allow_unused": True}
+            options = {"create_graph": torch.is_grad_enabled(), "allow_unused": True}
+            with torch.enable_grad():
+                y = plain(expression, x)
             found = iter(torch.autograd.grad(y, of, grad, **options))
             return None, *(next(found) if need else None for need in needed)
         if grad.stride() != x.stride():
             grad = torch.empty_like(x).copy_(grad)
         inputs = view.of(x), view.of(grad), *_arguments(view, number, values)
-        found = iter(kernel(needed)(*inputs))
+        try:
+            found = iter(kernel(needed)(*inputs))
+        except UntraceableError as error:
+            _keep_whole(expression.formula, error)
+            return _Fused.backward(ctx, grad)
         of_x = next(found).as_strided(x.shape, x.stride()).data if needed[0] else None
         of_values = [
             view.gather(next(found), value) if need else None

@@ -242,6 +242,52 @@ def test_blocks_of_every_layout(layout: str, monkeypatch: pytest.MonkeyPatch):
         torch.testing.assert_close(one, other)
 
 
+class _Looks(A.Activation):
+    """A formula that asks for a value of its input."""
+
+    formula = staticmethod(lambda x: x * 2 if x.max() > 0 else x)  # pyright: ignore
+
+
+class _Mean(A.Activation):
+    """A formula that is not elementwise."""
+
+    formula = staticmethod(lambda x: x - x.mean())  # pyright: ignore
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0] * (2 if grads[0].max() > 0 else 1)
+
+
+class _OwnBackward(A.Activation):
+    """A formula with a gradient of its own, which cannot be traced."""
+
+    formula = staticmethod(lambda x: _Backward.apply(x))  # pyright: ignore
+
+
+@pytest.mark.parametrize("kind", [_Looks, _Mean, _OwnBackward])
+def test_formulas_that_blocks_cannot_compute(kind: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(blocks, "BLOCK", 8)
+    monkeypatch.setattr(fusion, "_WHOLE", set())
+    x, module = torch.randn(5, 9, requires_grad=True), kind()
+
+    def run() -> tuple[torch.Tensor, torch.Tensor]:
+        y = module(x)
+        return y, torch.autograd.grad(y.sum(), x)[0]
+
+    with pytest.warns(UserWarning, match="computed for whole tensors"):
+        y, found = run()
+    expected = module.function(x)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(found, torch.autograd.grad(expected.sum(), x)[0])
+    run()  # does not warn again
+
+
 def test_fast_forms_for_blocks():
     x = torch.cat([torch.logspace(-30, 1.9, 5000), -torch.logspace(-30, 8, 5000), torch.zeros(1)])
     for dtype in (torch.float32, torch.float64):
