@@ -27,7 +27,7 @@ class CIFAR10(Official):
 
     Attributes:
         acc_over: of long-tailed CIFAR, a name -> the classes of an accuracy; see
-            :func:`datamodules.pool.shots`.
+            `datamodules.pool.shots`.
 
     Raises:
         ValueError: a number is out of its range.

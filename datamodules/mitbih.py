@@ -76,7 +76,7 @@ class MITBIH(WFDBBeats):
             and after the beat, the mean of the ten around it, and the first divided by that mean.
             `patient` adds the first three, divided by the mean of the whole record. They are of all
             annotated beats of the record; at its ends, of those that there are
-            (:func:`datamodules.beats.rhythm`).
+            (`datamodules.beats.rhythm`).
         val_records: the records of DS1 that are the validation set. With `val_fraction` 0 there is
             none, and all of DS1 trains.
         test_fraction: part of each class that `intra_patient` and `kaggle_rebuilt` test on.

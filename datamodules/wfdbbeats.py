@@ -55,7 +55,7 @@ class WFDBBeats(ImageDataModule):
             and after the beat, the mean of the ten around it, and the first divided by that mean.
             `patient` adds the first three, divided by the mean of the whole record. They are of all
             annotated beats of the record; at its ends, of those that there are
-            (:func:`datamodules.beats.rhythm`).
+            (`datamodules.beats.rhythm`).
         val_records: the validation set; by default the records of a part `val_fraction` of the
             patients who are not in the test set, at random. With `val_fraction` 0 there is none.
         test_records: the test set; by default the records of a part `test_fraction` of all

@@ -92,7 +92,7 @@ class Classifier(LightningModule):
         pretrained: start from the library's weights.
         checkpoint_path: start from the weights in this file, also those of a swapped network.
         backbone_kwargs: further arguments of the network's constructor.
-        side_size: how many numbers stand beside each sample (:class:`models.side.Side`), 0 for
+        side_size: how many numbers stand beside each sample (`models.side.Side`), 0 for
             none; train.py takes it from the data.
         init: library keeps the network's own initialisation; kaiming draws the weights with the
             gain of the activation.
