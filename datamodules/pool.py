@@ -71,7 +71,10 @@ class Pool(ImageDataModule):
 
         The parts are 0 for train, 1 for val and 2 for test; all are 0 if there are none.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} reads no images: choose a data set, such as ImageFolder, or "
+            "write the method read()"
+        )
 
     def divide(self, labels: Tensor, parts: Tensor, first: Tensor) -> Tensor:
         """The split of each image, from its class, its part, and its first copy."""

@@ -100,7 +100,10 @@ class Samples(Pool):
 
     def source(self) -> Source:
         """Open the set."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} opens no set: choose FromDataset or HuggingFace, or write the "
+            "method source()"
+        )
 
     def stamp(self, path: Path) -> Any:
         """Name, size and time of a file, or of the files in a folder; None if there are none."""

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 
 import train
 from datamodules import ImageDataModule
+from datamodules.pool import Pool
 
 RUN = (
     "fit --data Digits --model.backbone resnet8 --trainer.max_steps 1 --trainer.limit_val_batches 1"
@@ -78,6 +79,10 @@ class Unread(ImageDataModule):
     mean, std = (0.5,), (0.5,)
 
 
+class UnreadPool(Pool):
+    num_classes, in_channels, image_size, class_names = 2, 3, 8, ("a", "b")
+
+
 RUN_LINES = [
     ("fit", "--data is missing"),
     ("fitt", "invalid choice: 'fitt'"),
@@ -86,6 +91,8 @@ RUN_LINES = [
     ("RUN --data ImageDataModule", "ImageDataModule has no num_classes.*choose a data set, such as Digits"),
     ("RUN --data LightningDataModule", "LightningDataModule has no num_classes"),
     ("RUN --data tests.test_slips.Untold", "Untold has no image_size, by which the network is built"),
+    ("RUN --data datamodules.samples.Samples", "Samples opens no set.*or write the method source"),
+    ("RUN --data tests.test_slips.UnreadPool", "UnreadPool reads no images.*or write the method read"),
     ("RUN --data tests.test_slips.Unread", "Unread reads no images: choose a data set"),
     ("RUN --data tests.test_slips.Empty", "Empty has no train_dataloader"),
     ("RUN --data torch.nn.ReLU", "--data 'torch.nn.ReLU' does not fit"),

@@ -24,10 +24,10 @@ class UntraceableError(RuntimeError):
 
 def worth_it(x: Tensor) -> bool:
     """Whether `x` has enough elements for several blocks."""
-    return x.device.type == "cpu" and x.numel() >= 2 * _block()
+    return x.device.type == "cpu" and x.numel() >= 2 * _size()
 
 
-def _block() -> int:
+def _size() -> int:
     # torch gives each thread 32,768 elements
     return BLOCK * max(1, torch.get_num_threads() // 4)
 
@@ -100,7 +100,7 @@ class Blocks:
 def _places(x: Tensor) -> Iterator[tuple[slice, int]]:
     """Slices of one size along the first axis; how many rows of each were in the one before."""
     length = len(x)
-    step = max(1, min(length, _block() * length // x.numel()))
+    step = max(1, min(length, _size() * length // x.numel()))
     for start in range(0, length, step):
         first = min(start, length - step)  # the last one ends with `x`
         yield slice(first, first + step), start - first
