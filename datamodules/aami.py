@@ -9,6 +9,7 @@ five minutes do not count, as EC57 asks for.
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -223,6 +224,7 @@ def of_tests(files: Sequence[Path]) -> dict[str, Report]:
     for file in files:
         with np.load(file) as content:
             tests.append(dict(content))
+    _once([str(each) for test in tests for each in np.unique(test.get("group", []))])
     found = {}
     for name in (name for name in tests[0] if name.startswith("probability")):
         classes = {test[name].shape[1] for test in tests}
@@ -239,6 +241,12 @@ def of_tests(files: Sequence[Path]) -> dict[str, Report]:
     return found
 
 
+def _once(records: Sequence[str]) -> None:
+    """Raise a ValueError if a record is there twice."""
+    if twice := [record for record, count in Counter(records).items() if count > 1]:
+        raise ValueError(f"several files are of the record {some(twice)}: name one of each")
+
+
 def main() -> None:
     """Print a report, and write its tables."""
     parser = argparse.ArgumentParser("python -m datamodules.aami", description=__doc__)
@@ -248,13 +256,23 @@ def main() -> None:
     parser.add_argument("--to", type=Path, help="folder for the tables as CSV")
     given = parser.parse_args()
     if given.source.suffix != ".npz" and not given.files:
-        parser.error(f"{str(given.source)!r} needs annotation files, such as out/100.net")
+        parser.error(
+            f"{str(given.source)!r} is no test.npz of a run, and as a folder of references it "
+            "needs annotation files, such as out/100.net"
+        )
     try:
         if given.source.suffix == ".npz":
             found = of_tests([given.source, *given.files])
         else:
-            pairs = {file.stem: (given.source / f"{file.stem}.atr", file) for file in given.files}
-            counts = {name: compare(*pair, given.start) for name, pair in pairs.items()}
+            _once([file.stem for file in given.files])
+            counts = {
+                file.stem: compare(given.source / f"{file.stem}.atr", file, given.start)
+                for file in given.files
+            }
+            if not any(matrix[:OTHER].any() for matrix in counts.values()):
+                raise ValueError(
+                    f"no beat of {some(list(counts))} counts (--start {given.start:g})"
+                )
             found = {"": report_of(counts)}
     except (OSError, ValueError, KeyError) as error:
         sys.exit(f"error: {error}")

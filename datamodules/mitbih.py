@@ -91,6 +91,7 @@ class MITBIH(WFDBBeats):
     """
 
     native = RATE
+    remedy = f"{WFDBBeats.remedy}, or add --data.download true"
 
     root: str = "data/mitdb"
     download: bool = False

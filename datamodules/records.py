@@ -16,7 +16,7 @@ SUFFIXES = (".hea", ".dat", ".atr")
 # an atrial one, a bundle branch block as normal, R-on-T as PVC, and an unclassified beat as unknown
 ALIKE = {"n": "e", "B": "N", "r": "V", "?": "Q"}
 MILLIVOLT = {"mV": 1, "uV": 1e-3, "V": 1e3}
-_damaged = partial(damaged, remedy="replace it; MIT-BIH comes anew with --data.download true")
+_damaged = partial(damaged, remedy="replace it by a whole copy")
 
 
 class Own(NamedTuple):
@@ -59,7 +59,8 @@ def read_own(path: Path, lead: Sequence[str], leads: int, beats: str) -> Own:
         other = f" with {leads - 1} more" if leads > 1 else ""
         raise ValueError(
             f"record {str(path)!r} has the leads {some(record.sig_name)}, not "
-            f"{' or '.join(lead)}{other}, by which the network was trained"
+            f"{' or '.join(lead)}{other}, by which the network was trained: give the numbers of "
+            "another lead to network.preprocess (docs/deploy.md), or train with --data.lead"
         )
     signal, missing = leads_of(record, chosen, path)
     lead_names = named(record, chosen)
@@ -154,6 +155,11 @@ def read_header(path: Path, sums: dict[str, str], rate: float | None = None) -> 
     """The header of a record, with the arguments and errors of :func:`read_record`."""
     import wfdb
 
+    if not re.fullmatch(r"[-\w]+", path.name):  # else wfdb calls the header wrong
+        raise ValueError(
+            f"{path.name!r} is no name of a WFDB record, which has letters, digits, - and _ alone: "
+            "rename its files, and the name at the start of its header"
+        )
     header = _read(path, ".hea", sums, lambda: wfdb.rdheader(str(path)))
     names, length = getattr(header, "sig_name", None), header.sig_len
     right = header.fs == rate if rate else header.fs and 30 <= header.fs <= 10_000
@@ -218,7 +224,7 @@ def known_sums(folder: Path) -> dict[str, str]:
 
 def _read(path: Path, suffix: str, sums: dict[str, str], read: Any) -> Any:
     file = path.with_suffix(suffix)
-    require([file], "Put it there, or fetch it with --data.download true")
+    require([file], "Put it there")
     if suffix == ".hea" and (size := file.stat().st_size) > 2**14:  # thousands of signals
         raise _damaged(file, f"{size} bytes are too many for a header")
     known = sums.get(file.name)

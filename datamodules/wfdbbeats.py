@@ -73,6 +73,9 @@ class WFDBBeats(ImageDataModule):
     monitor = "val/f1"  # always-N has most beats right
     mean, std = (0.0,), (1.0,)
     native: ClassVar[float | None] = None  # the rate that all records must have
+    remedy: ClassVar[str] = (
+        "Give the folder of the records with --data.root DIR"  # for missing files
+    )
 
     root: str = "data/wfdb"
     _: KW_ONLY
@@ -146,10 +149,11 @@ class WFDBBeats(ImageDataModule):
     @property
     def names(self) -> list[str]:
         """The records of the folder that have annotations."""
-        headers = sorted(self.folder.glob("*.hea"))
-        if not headers:
-            require([self.folder / "*.hea"], "Give the folder of the records with --data.root DIR")
-        return [file.stem for file in headers if file.with_suffix(".atr").is_file()]
+        if not (names := self._headers(annotated=True)):
+            bare = self._headers(annotated=False)
+            why = f"no annotations (.atr) of {some(bare)}" if bare else "no records (.hea)"
+            raise FileNotFoundError(f"{str(self.folder)!r} holds {why}. {self.remedy}")
+        return names
 
     @property
     def parts(self) -> dict[str, Sequence[str]]:
@@ -188,8 +192,10 @@ class WFDBBeats(ImageDataModule):
             val = self._some(rest, self.val_records, self.val_fraction, "val_records")
         if split == "val" and not val:
             return torch.arange(0)
-        train = rest.keys() - val
-        return self.beats_of({"train": train, "val": val, "test": test}[split])
+        chosen = {"train": rest.keys() - val, "val": val, "test": test}[split]
+        if chosen:
+            rank_zero_info(f"{type(self).__name__} {split}: {', '.join(sorted(chosen))}")
+        return self.beats_of(chosen)
 
     def _some(
         self, patients: dict[str, str], given: Names | None, part: float, option: str
@@ -246,13 +252,18 @@ class WFDBBeats(ImageDataModule):
         """Bring beats (N, C, L) into the form that `representation` names."""
         return beats.represented(images, self.representation)
 
+    def _headers(self, *, annotated: bool) -> list[str]:
+        """The records of the folder that have annotations, or those that have none."""
+        files = sorted(self.folder.glob("*.hea"))
+        return [each.stem for each in files if each.with_suffix(".atr").is_file() == annotated]
+
     def _files(self, record: str) -> list[Path]:
         return [self.folder / f"{record}{suffix}" for suffix in (".hea", ".dat", ".atr")]
 
     def _annotated(self) -> dict[str, Tensor]:
         """Symbol, record and peak of all annotated beats; the signals of those `inside`."""
         files = [file for record in self.names for file in self._files(record)]
-        require(files, "Give their folder with --data.root DIR, or add --data.download true")
+        require(files, self.remedy)
 
         def build(create: Create) -> None:
             sums = known_sums(self.folder)
@@ -314,5 +325,7 @@ class WFDBBeats(ImageDataModule):
                     f"{name} {part}: {total} beats annotated ({'/'.join(self.class_names)}); "
                     f"{dropped} of them dropped, as {why}"
                 )
+        if bare := self._headers(annotated=False):
+            rank_zero_info(f"{name}: left out, without annotations (.atr): {some(bare)}")
         if without := sorted(set(self.names) - set(known)):
             rank_zero_info(f"{name}: left out, without {self._wanted}: {some(without)}")

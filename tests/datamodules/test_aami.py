@@ -142,6 +142,13 @@ def test_two_annotation_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert (counts - compare(reference, test)).nonzero() == ([5], [1])
     empty = write(tmp_path / "out", "none", [(0.5, "+")])
     assert compare(reference, empty)[:, 5].tolist() == [4, 1, 1, 1, 0, 0]
+    for more, message in {
+        (str(test),): "several files are of the record 100: name one of each",
+        ("--start", "10"): r"no beat of 100 counts \(--start 10\)",
+    }.items():
+        monkeypatch.setattr("sys.argv", [*words[:3], *more])
+        with pytest.raises(SystemExit, match=message):
+            main()
 
 
 def test_tests_of_several_networks_are_one(tmp_path: Path):
@@ -157,6 +164,8 @@ def test_tests_of_several_networks_are_one(tmp_path: Path):
     [found] = of_tests(files).values()
     assert found.text == whole.text
     pd.testing.assert_frame_equal(found.tables["aami"], whole.tables["aami"])
+    with pytest.raises(ValueError, match="several files are of the record 100"):
+        of_tests([*files, files[0]])
 
 
 def test_a_test_file_of_other_data_is_refused(tmp_path: Path):

@@ -458,7 +458,9 @@ def test_a_damaged_file_is_named_with_its_remedy(records: Any, tmp_path: Path, n
     file = tmp_path / f"100{suffix}"
     file.write_bytes(change(file.read_bytes()))
     window = Window(("MLII",), 1, 0.2, 0.2, 360, False, "none")
-    with pytest.raises(ValueError, match=r"100.\w+' is damaged \(.*--data.download true") as error:
+    with pytest.raises(
+        ValueError, match=r"100.\w+' is damaged \(.*replace it by a whole copy"
+    ) as error:
         read_beats(tmp_path / "100", window, {}, 360)
     assert message in str(error.value)
     assert f"100{suffix}" in str(error.value)

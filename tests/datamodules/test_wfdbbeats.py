@@ -1,5 +1,6 @@
 """Folders of WFDB records that are not MIT-BIH: their rate, leads, annotations and splits."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from datamodules import WFDBBeats
-from datamodules.records import baseline_of
+from datamodules.records import baseline_of, read_own
 from tests.data import part_of, write_foreign
 
 GROUP = dict(zip("NnBAVrF?S", "NNNSVVFQS", strict=True))
@@ -86,13 +87,19 @@ def test_all_records_are_the_test_set_of_another_network(folder: tuple[Path, Any
         data.setup("fit")
 
 
-def test_another_rate_gives_the_same_beats(folder: tuple[Path, Any], tmp_path: Path):
-    """SVDB's 128 Hz and names; a record without annotations is left out."""
+def test_another_rate_gives_the_same_beats(
+    folder: tuple[Path, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """SVDB's 128 Hz and names; a record without annotations is left out, and named."""
     write_foreign(tmp_path / "svdb", 128, ["ECG1", "ECG2"])
     (tmp_path / "svdb" / "I10.atr").unlink()
     slow, quick = WFDBBeats(str(tmp_path / "svdb")), WFDBBeats(str(folder[0]))
-    for data in (slow, quick):
-        data.setup("fit")
+    with caplog.at_level("INFO"):
+        for data in (slow, quick):
+            data.setup("fit")
+    assert caplog.text.count("left out, without annotations (.atr): I10") == 1
+    val = sorted({quick.describe(int(i))["record"] for i in quick.val_indices})
+    assert f"WFDBBeats val: {', '.join(val)}\n" in caplog.text
     assert {each[0] for each in slow._about} == {f"I{n:02}" for n in range(1, 10)}
     beats = [part_of(data, "train")[0][:150, 0] for data in (slow, quick)]
     gap = (beats[0] - beats[1]).abs()
@@ -110,8 +117,26 @@ def test_what_is_wrong_is_named(folder: tuple[Path, Any], tmp_path: Path):
     for message, options in wrong.items():
         with pytest.raises(ValueError, match=message):
             WFDBBeats(str(folder[0]), **options).setup("fit")
-    with pytest.raises(FileNotFoundError, match=r"Give the folder of the records with --data.root"):
+    for name, message in {
+        "": r"holds no records \(.hea\). Give the folder of the records with --data.root",
+        "bare.hea": r"holds no annotations \(.atr\) of bare. Give",
+        "bare.atr": r"bare.hea' is damaged \(.*: replace it by a whole copy",
+    }.items():
+        (tmp_path / name).touch()
+        (tmp_path / "bare.dat").touch()
+        with pytest.raises((FileNotFoundError, ValueError), match=message) as error:
+            WFDBBeats(str(tmp_path)).setup("fit")
+        assert "download" not in str(error.value)  # which this set has not
+
+
+@pytest.mark.parametrize("name", ["pat 7", "pat.7"])
+def test_a_name_that_wfdb_does_not_allow(folder: tuple[Path, Any], tmp_path: Path, name: str):
+    for file in folder[0].glob("I01.*"):
+        shutil.copy(file, tmp_path / f"{name}{file.suffix}")
+    with pytest.raises(ValueError, match=f"'{name}' is no name of a WFDB record.*rename"):
         WFDBBeats(str(tmp_path)).setup("fit")
+    with pytest.raises(ValueError, match=f"'{name}' is no name of a WFDB record"):
+        read_own(tmp_path / f"{name}.hea", ["II"], 1, "N")
 
 
 def test_a_running_median_has_the_length_that_was_asked_for():
