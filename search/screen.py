@@ -17,14 +17,16 @@ from activations.functions.formula import Tree, names, text
 
 from .space import Genome, tree
 
-# where values and slopes must be finite: what flows in a network, and a few far outliers
-_FAR = torch.tensor([12.0, 20.0, 50.0, 100.0, 1000.0])
-GRID = torch.cat([-_FAR.flip(0), torch.arange(-80, 81) / 10, _FAR]).double()
+# where values and slopes must be finite: what flows in a network, a few far outliers, and next to 0
+_SIDE = torch.cat([2.0 ** torch.arange(-24, -4), torch.arange(1, 81) / 10,
+                   torch.tensor([12.0, 20.0, 50.0, 100.0, 1000.0])])  # fmt: skip
+GRID = torch.cat([-_SIDE.flip(0), torch.zeros(1), _SIDE]).double()
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST = 1e3  # the most that a value may be for |x| <= 8, or its slope
 BYTES = 4 * (2 + 3)  # that a fused kernel moves for each float32 element, forward and backward
 NEAR = torch.arange(-40, 41).double() / 10  # where functions are compared
 _WEIGHTS = torch.exp(-(NEAR**2) / 2) / torch.exp(-(NEAR**2) / 2).sum()  # of N(0, 1)
+RESOLVED = 1e-2  # error of float32 for |x| <= 8, relative to 1 and to the value
 SAME = 2e-4  # the largest difference of equal functions, in deviations
 AFFINE = 1e-3  # share of the variance that no line explains
 SATURATED = 0.05  # slope of the function that is scaled to unit second moment
@@ -136,6 +138,8 @@ def _looked(genome: Genome) -> Candidate:
         found.reason = "explosive"
     elif not all(_finite(single, exact, dtype) for dtype in DTYPES):
         found.reason = "not finite in half or single precision"
+    elif not _resolved(single, exact):
+        found.reason = "not resolved in single precision"
     else:
         found.reason = _dull(*_values(double, NEAR))
     if not found.reason:
@@ -174,6 +178,15 @@ def _finite(module: Activation, exact: tuple[torch.Tensor, ...], dtype: torch.dt
         if not value[holds].isfinite().all():
             return False
     return True
+
+
+def _resolved(module: Activation, exact: tuple[torch.Tensor, ...]) -> bool:
+    """Whether float32 finds value and slope where a network works."""
+    near = (GRID.abs() <= 8) & (GRID.abs() > 2.0**-20)
+    return all(
+        ((value - true).abs() <= RESOLVED * (1 + true.abs()))[near].all()
+        for value, true in zip(_values(module, GRID.float()), exact, strict=True)
+    )
 
 
 def _operations(formula: Tree) -> int:

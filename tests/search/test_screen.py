@@ -25,7 +25,9 @@ def reason(formula: Genome) -> str:
         ("sqrt(abs(x))", "not finite"),  # its slope at 0
         ("x**4 * abs(x)", "explosive"),
         ("exp(2 * x)", "explosive"),
+        ("log(abs(x) + 1e-6)", "explosive"),  # its slope next to 0
         ("x**15 / (1 + x**14)", "not finite in half or single precision"),
+        ("x**2 + ((x + 1e8) - 1e8)", "not resolved in single precision"),
         ("x * sigmoid(x)", ""),
         ("x * erf(exp(x))", ""),
         ("sin(x)", ""),
