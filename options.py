@@ -163,6 +163,9 @@ def explain(message: str, parser: Parser | None = None) -> str:
     given = value[1].strip() if value else ""
     if classes := re.findall(r"class_path='([\w.]+)'", given):
         given = " or ".join(dict.fromkeys(classes))
+    accepted = _accepted(message)
+    if given.lower() == "false" and "off" in accepted:
+        accepted += "; YAML reads off as false: put it in quotes"
     parts = {name: _line(text) for name, text in match.groupdict("").items()}
     return sentence.format(
         **parts,
@@ -170,7 +173,7 @@ def explain(message: str, parser: Parser | None = None) -> str:
         option=option,
         owner=owner or "the command",
         given=_line(given, 60),
-        accepted=_accepted(message),
+        accepted=accepted,
         nearest=_nearest(parts.get("name"), given, option, parser) if parser else "",
     )
 

@@ -1,5 +1,9 @@
 """Train, validate, test, predict or export: `python train.py fit --help`."""
+# ruff: noqa: E402
 
+import gc
+
+gc.disable()  # imports make a million objects that stay: looking for garbage is a quarter of them
 import logging
 import os
 import signal
@@ -43,6 +47,9 @@ from datamodules import *  # noqa: F403 - so that its classes have short names
 from models import Classifier, DivergedError
 from models.checkpoints import check_complete, check_fits, check_given, read_checkpoint
 from options import SLIP, Parser, explain, full_names
+
+gc.enable()
+gc.freeze()  # nor is it looked for among them later
 
 ROOT = Path(__file__).resolve().parent
 BASE = {"default_config_files": [str(ROOT / "configs/base.yaml")]}

@@ -39,8 +39,8 @@ def set_progress(model: nn.Module, progress: float) -> int:
 def fuse(model: nn.Module, on: bool = True) -> int:
     """Compute the activations in `model` by fused kernels, or plainly again with `on=False`.
 
-    Plain is the default: compiling takes about 4 s for each kind of function, more than a short run
-    saves. The choice belongs to these modules alone and is copied and pickled with them;
+    A module is plain at first: compiling takes about 4 s for each kind of function, more than a
+    short run saves. The choice belongs to these modules alone and is copied and pickled with them;
     activations that are put into `model` later are plain. Fused and plain values differ only by
     the rounding of the dtype.
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def is_intercepted() -> bool:
@@ -65,6 +66,38 @@ def operations(
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph.forward
+
+
+class _Counter(TorchDispatchMode):
+    """Counts the operations whose result has `size` elements and memory of its own."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.count = size, 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.numel() == self.size:
+            self.count += not (func.is_view or func is torch.ops.aten.detach.default)
+        return result
+
+
+def count_operations(
+    function: Callable[[Tensor], Tensor], x: Tensor, parameters: Sequence[Tensor]
+) -> int:
+    """How many operations of torch compute `function` and its gradients, for all elements of `x`.
+
+    Args:
+        function: elementwise.
+        x: that requires a gradient.
+        parameters: for which it has gradients too.
+    """
+    with torch.enable_grad(), _Counter(x.numel()) as counter:
+        y = function(x)
+        torch.autograd.grad(y, [x, *parameters], torch.ones_like(y), allow_unused=True)
+    return counter.count
 
 
 def lacks_compiler(error: BaseException) -> bool:

@@ -20,7 +20,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from activations import fuse, parameter_groups, penalty
-from activations.activation import positive
+from activations.activation import choice, positive
 from activations.functions.coslu import CosLU
 from activations.torch_private import is_compiled
 
@@ -34,6 +34,7 @@ from .checkpoints import (
     describe,
     read_checkpoint,
 )
+from .fusing import Estimate, decide, estimate
 from .metrics import Calibration, classification_metrics, log_chosen, log_classes, warn_of_absent
 from .side import class_scores, side_of
 from .weights import freeze_shapes, load_shapes, load_weights, read_weights
@@ -111,11 +112,14 @@ class Classifier(LightningModule):
         activation_from: start these parameters from the values in this checkpoint; all weights
             start anew.
         compile: activations fuses each function into one kernel each way; model compiles the whole
-            network. Both take half a minute at the start (docs/performance.md).
+            network. Both take up to half a minute at the start. auto is activations in a training
+            whose steps save more than that, else off; a resumed run goes on as it began, and an
+            evaluation alone is off (`models/fusing.py`, docs/performance.md).
         data: what the data set tells of itself, such as class names, mean and deviation; a training
             takes it from the `description` of its data module, and checkpoints store it.
 
     Attributes:
+        compiled: what is compiled: off, activations or model; "" until auto is decided.
         lr: learning rate that Lightning's LearningRateFinder has found; None: the optimizer's own.
 
     Raises:
@@ -155,7 +159,7 @@ class Classifier(LightningModule):
         activation_lr_scale: float = 1.0,
         activation_frozen: bool = False,
         activation_from: str | None = None,
-        compile: Literal["off", "activations", "model"] = "off",
+        compile: Literal["auto", "off", "activations", "model"] = "auto",
         data: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -179,7 +183,10 @@ class Classifier(LightningModule):
                 if value is not _sgd:
                     self._not_stored[name] = str(error)
         self.stem: Stem = "imagenet" if stem == "auto" and pretrained else stem
-        self.match, self.compile_mode = match, compile
+        self.match = match
+        self.compile_mode = choice("compile", compile, "auto", "off", "activations", "model")
+        self.compiled = "" if compile == "auto" else compile
+        self._undecided = False
         self.backbone, self.swapped = build_network(
             backbone,
             num_classes,
@@ -246,6 +253,10 @@ class Classifier(LightningModule):
             fuse(self.backbone)
         if self.compile_mode == "model" and not is_compiled(self.backbone):
             self.backbone.compile()
+        if self.compile_mode == "auto" and stage == "fit":
+            if self.compiled == "activations":  # by an earlier fit
+                fuse(self.backbone, on=False)
+            self.compiled = ""
         if stage == "fit" and self.match is True and self.swapped and not self.trainer.ckpt_path:
             data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
             images, *_ = next(iter(data.train_dataloader()))
@@ -262,6 +273,7 @@ class Classifier(LightningModule):
             known.update(
                 stem=self.stem, pretrained=False, checkpoint_path=None, activation_from=None
             )
+        checkpoint["compiled"] = self.compiled
         if self._not_stored:
             checkpoint["not_stored"] = self._not_stored
 
@@ -269,6 +281,8 @@ class Classifier(LightningModule):
         """Refuse the weights of another network; take float64 ones unrounded."""
         if self._trainer and self._trainer.precision == "64-true":
             self.double()  # Lightning would convert the network after it has loaded them
+        if self.compile_mode == "auto" and self._trainer and self._trainer.state.fn == "fit":
+            self.compiled = str(checkpoint.get("compiled", ""))
         path = self._trainer.ckpt_path if self._trainer else None
         check_fits(self, checkpoint, str(path or "the checkpoint"))
 
@@ -314,6 +328,7 @@ class Classifier(LightningModule):
 
     def on_fit_start(self) -> None:
         """Keep what the data tell of themselves; say what the swap left."""
+        self._undecided = self.compile_mode == "auto"  # finders have had their trainings before
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(known := getattr(data, "description", None), dict):
             self.hparams["data"] = json.loads(json.dumps(known))  # a checkpoint holds data only
@@ -321,6 +336,28 @@ class Classifier(LightningModule):
             more = f"; {len(remarks) - 2} more of this kind" if remarks[2:] else ""
             first = f"swapped {len(self.swapped)} activation calls{more}"
             rank_zero_info("\n".join([first, *remarks[:2]]))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """With `compile: auto`, decide at the first batch, unless a resumed run has decided."""
+        if not self._undecided:
+            return
+        self._undecided = False
+        if not self.compiled:
+            planned, size = self.trainer.estimated_stepping_batches, len(_parts(batch)[0])
+            mode, why = decide(self.estimate(self.trainer, size, planned), self.device.type)
+            self.compiled = self.trainer.strategy.broadcast(mode)
+            if why:
+                rank_zero_info(why)
+        if self.compiled == "activations":
+            fuse(self.backbone)
+
+    def estimate(self, trainer: Any, batch_size: int, planned: float) -> Estimate:
+        """What fusing the activations saves and costs in what is left of the `planned` steps."""
+        steps = math.inf if planned < 0 else planned - trainer.global_step
+        half = "16" in str(trainer.precision)
+        dtype = torch.bfloat16 if half else next(self.parameters()).dtype
+        passes = steps * trainer.accumulate_grad_batches
+        return estimate(self.backbone, self.swapped, batch_size, steps, passes, dtype)
 
     def on_train_start(self) -> None:
         """Take the class weights of `--data.balance loss`, and a learning rate that was found."""

@@ -2,11 +2,15 @@
 
 import io
 import logging
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from models.fusing import Estimate, decide
 
 from .runs import Run, Study, arguments, write_base
 from .spec import BUDGET, SpecError, flatten
@@ -15,12 +19,17 @@ if TYPE_CHECKING:
     import train
 
 
-def check_arms(study: Study, metrics: dict[str, str] | None = None) -> None:
+def check_arms(study: Study, metrics: dict[str, str] | None = None) -> tuple[str, str]:
     """Build data and model of each arm in each cell.
 
     Args:
         study: its spec alone is used.
         metrics: field of the spec -> metric, of a search; by default those of a study.
+
+    Returns:
+        What `compile: auto` is, in all runs alike, and the line that says why. It is what pays for
+        one seed of all arms together: the next ones find the kernels compiled. A search, whose
+        functions are new in each run, does not compile.
 
     Raises:
         SpecError: an option, a name or a value is not accepted, or data are not there; there is no
@@ -31,10 +40,13 @@ def check_arms(study: Study, metrics: dict[str, str] | None = None) -> None:
         "metric.name": spec["metric"]["name"],
         **({"tune.metric": spec["tune"]["metric"]} if spec["tune"] else {}),
     }
+    total, device = Estimate(), "cpu"
     for cell in study.cells:
         first: dict[str, Any] = {}
+        planned = None
         for arm in dict.fromkeys(arms):
-            found = built(study.run("verdict", arm, cell, study.seeds[0], 0))
+            run = study.run("verdict", arm, cell, study.seeds[0], 0)
+            found = built(replace(run, compiled="auto"))
             chosen = (f"test/{name}" for name in getattr(found.datamodule, "f1_over", {}))
             measured = {*found.model.test_metrics.keys(), *chosen, "test/loss"}
             known = sorted(measured - {"test/ece"})  # less is better: a study knows that of losses
@@ -52,6 +64,32 @@ def check_arms(study: Study, metrics: dict[str, str] | None = None) -> None:
                         f"arms.{arm}: {name} is {budget.get(name)}, the baseline's is "
                         f"{first.get(name)}: arms need equal budgets and data"
                     )
+            if found.model.compile_mode == "auto" and not metrics:
+                trainer, size = found.trainer, getattr(found.datamodule, "batch_size", 1)
+                if found.model.estimate(trainer, size, 1).cost:  # reading the data takes time
+                    planned = planned or _planned(found)
+                    total = total.plus(found.model.estimate(trainer, size, planned))
+                    device = trainer.strategy.root_device.type
+    return decide(total, device)
+
+
+def length(made: "train.CLI") -> dict[str, int]:
+    """Batches of an epoch, and epochs; the data are read."""
+    trainer, batches = made.trainer, len(made.datamodule.train_dataloader())
+    limit = trainer.limit_train_batches  # a number of batches, or a share
+    if limit is not None:
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    return {"batches": batches, "epochs": trainer.max_epochs or 1}
+
+
+def _planned(made: "train.CLI") -> float:
+    """Optimizer steps of a training."""
+    with quiet():
+        made.datamodule.prepare_data()
+        made.datamodule.setup("fit")
+    each, trainer = length(made), made.trainer
+    steps = each["epochs"] * math.ceil(each["batches"] / trainer.accumulate_grad_batches)
+    return steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)
 
 
 def built(run: Run) -> "train.CLI":
@@ -73,7 +111,8 @@ def built(run: Run) -> "train.CLI":
             raise SystemExit(0)
 
     with tempfile.TemporaryDirectory() as folder, quiet() as told:
-        words = [*write_base(Path(folder), run.base), *arguments(run.options, run.seed)]
+        words = [f"--model.compile={run.compiled}", *write_base(Path(folder), run.base)]
+        words += arguments(run.options, run.seed)
         try:
             train.main(["fit", *words, "--trainer.logger=false"], cli=Built)
         except SystemExit as left:

@@ -15,7 +15,7 @@ from activations.files import replacing
 from bench.measure import in_turns, timed
 from callbacks.machine import machine
 
-from .arms import built, quiet
+from .arms import built, length, quiet
 from .packed import COSTS
 from .runs import Study
 from .words import counted
@@ -40,7 +40,7 @@ def measure(study: Study, seconds: float = SECONDS) -> list[dict[str, Any]]:
         begin, steps, sizes = time.perf_counter(), {}, {}
         for arm in study.spec["arms"]:
             made = built(study.run("verdict", arm, cell, study.seeds[0], 0))
-            steps[arm], sizes[arm] = _step(made), _size(made)
+            steps[arm], sizes[arm] = _step(made), length(made)
             for _ in range(WARM):
                 steps[arm]()
         start = time.perf_counter()
@@ -98,15 +98,6 @@ def _step(made: "train.CLI") -> Callable[[], dict[str, float]]:
         optimizer.step()
 
     return lambda: timed(step, device)
-
-
-def _size(made: "train.CLI") -> dict[str, int]:
-    """Steps of an epoch, and epochs."""
-    trainer, batches = made.trainer, len(made.datamodule.train_dataloader())
-    limit = trainer.limit_train_batches  # a number of batches, or a share
-    if limit is not None:
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    return {"batches": batches, "epochs": trainer.max_epochs or 1}
 
 
 def about_steps(folder: Path) -> str:

@@ -24,7 +24,7 @@ from .packed import read_packed, take
 from .report import report
 from .runs import Study, read_prepared, read_runs
 from .slurm import slurm_script
-from .spec import LOCK, SpecError, lock, read_lock, sha256
+from .spec import LOCK, OFF, SpecError, lock, read_lock, sha256
 from .words import counted
 from .work import pending
 
@@ -98,9 +98,12 @@ def lock_checked(folder: Path, spec: dict[str, Any], amend: str = "") -> None:
     """Lock a study; a new question is tried first, so that a slip is not locked."""
     take(folder)
     known = read_lock(folder)["sha256"] if (folder / LOCK).is_file() else ""
+    begun, compiled = bool(read_runs(folder) or read_packed(folder)), OFF
     if known != sha256(spec):
-        check_arms(Study(folder, {"spec": spec}))
-    lock(folder, spec, amend, begun=bool(read_runs(folder) or read_packed(folder)))
+        compiled, why = check_arms(Study(folder, {"spec": spec}))
+        if why and not begun:
+            print(f"{why}; so in every run", flush=True)
+    lock(folder, spec, amend, begun=begun, compiled=compiled)
 
 
 def _drive(options: Any, folder: Path, end: float) -> int:

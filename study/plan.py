@@ -184,7 +184,8 @@ def _seconds(study: Study, cell: int, epochs: int, batches: int) -> float:
     run = study.run("tune", study.spec["baseline"], cell, study.seeds[0], 0, changes=changes)
     with tempfile.TemporaryDirectory() as name, quiet() as told:
         folder = Path(name)
-        about = {"base": run.base, "arguments": arguments(run.options, run.seed)}
+        about = {"base": run.base, "arguments": arguments(run.options, run.seed),
+                 "compiled": run.compiled}  # fmt: skip
         code, _ = train_run(folder, folder / "attempt_1", about)
         if code:
             raise SpecError(told.getvalue().partition("error: ")[2].partition("\n")[0])

@@ -20,7 +20,7 @@ from options import full_names
 
 from . import budget
 from .claims import claim
-from .spec import CONTROLS, SpecError, decides, read_lock
+from .spec import CONTROLS, OFF, SpecError, decides, read_lock
 from .verdict import Kind, Rules, Runs, Verdict, family
 
 RUN, CLAIM = "spec.json", "claim"
@@ -40,6 +40,8 @@ class Run:
         setting: number of the tuned setting in the grid.
         shapes: id of the run whose learned shapes this one starts from.
         base: the overlays of train.py.
+        compiled: what `compile: auto` is, for all runs of a study alike; options that name another
+            `model.compile` win.
     """
 
     stage: str
@@ -50,6 +52,7 @@ class Run:
     setting: int = 0
     shapes: str = ""
     base: list[dict[str, Any]] = field(default_factory=list)
+    compiled: str = OFF
 
     @cached_property
     def id(self) -> str:
@@ -151,7 +154,8 @@ class Study:
         options = {**spec["cells"][cell], **spec["budget"]}
         options |= {"test_after_fit": spec["metric"]["at"]} if stage not in UNTESTED else {}
         options |= self.settings[setting] | spec["arms"][split(arm)[0]] | more.pop("changes", {})
-        return Run(stage, arm, cell, seed, options, setting, **{"base": spec["base"], **more})
+        more = {"base": spec["base"], "compiled": self.lock.get("compiled", OFF)} | more
+        return Run(stage, arm, cell, seed, options, setting, **more)
 
     @property
     def settings(self) -> list[dict[str, Any]]:
@@ -345,6 +349,7 @@ class Study:
                 "number": known["number"] if known else next(numbers), "stage": run.stage,
                 "arm": run.arm, "cell": run.cell, "seed": run.seed, "setting": run.setting,
                 "base": run.base, "arguments": arguments(run.options, run.seed),
+                "compiled": run.compiled,
             }  # fmt: skip
             if run.shapes:
                 content["shapes"] = "shapes.ckpt"

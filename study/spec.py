@@ -14,6 +14,7 @@ from activations.files import replacing
 from callbacks.machine import ROOT, code, commit, now
 
 LOCK = "spec.lock.yaml"
+OFF = "off"  # of `compile`
 DEFAULTS: dict[str, Any] = {
     "question": "",
     "base": [],
@@ -323,7 +324,7 @@ def sha256(spec: dict[str, Any]) -> str:
 
 
 def lock(
-    folder: Path, spec: dict[str, Any], amend: str = "", *, begun: bool = True
+    folder: Path, spec: dict[str, Any], amend: str = "", *, begun: bool = True, compiled: str = OFF
 ) -> dict[str, Any]:
     """The lock of the study in `folder`: written at its first run, compared later.
 
@@ -335,6 +336,8 @@ def lock(
         spec: checked.
         amend: why the spec was changed after the lock; every verdict is exploratory from then on.
         begun: whether a run has ended; before that, a spec may be changed.
+        compiled: what `compile: auto` is in every run, by :func:`study.arms.check_arms`; a lock
+            that names nothing is of runs without compilation.
 
     Raises:
         SpecError: the spec is not the locked one, or the lock was changed by hand.
@@ -342,13 +345,14 @@ def lock(
     path = folder / LOCK
     if not path.exists():
         about = {"sha256": sha256(spec), "commit": commit(), "code": code(), "time": now()}
+        about |= {"compiled": compiled} if compiled != OFF else {}
         return write_lock(folder, {**about, "amendments": [], "spec": spec})
     known = read_lock(folder)
     if known["sha256"] == sha256(spec):
         return known if known["spec"] == spec else write_lock(folder, {**known, "spec": spec})
     if not begun:
         path.unlink()
-        return lock(folder, spec)
+        return lock(folder, spec, compiled=compiled)
     old = known["spec"]
     changed = [name for name in spec if decides(old.get(name)) != decides(spec[name])]
     if not amend:
@@ -375,7 +379,7 @@ def read_lock(folder: Path, wanted: str = "") -> dict[str, Any]:
         raise SpecError(f"{folder} holds no study or search: there is no {LOCK}")
     known = read_yaml(path)
     parts = {"sha256", "commit", "code", "time", "amendments", "spec"}
-    if known.keys() != parts or not isinstance(known["spec"], dict):
+    if known.keys() - {"compiled"} != parts or not isinstance(known["spec"], dict):
         raise SpecError(f"{path} is no lock of a study: it needs {', '.join(sorted(parts))}")
     if wanted and wanted not in known["spec"]:
         kind = "search" if "space" in known["spec"] else "study"

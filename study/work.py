@@ -15,7 +15,7 @@ from callbacks.results import FILE, SCHEMA, TEST
 
 from .claims import beating, claim, is_mine, owner
 from .runs import CLAIM, RUN, read_prepared, write_base
-from .spec import read_lock
+from .spec import OFF, read_lock
 
 CRASHES, LOG = "crashes", "log"
 ATTEMPTS = 2  # a run that fails is tried once more
@@ -107,7 +107,8 @@ def train_run(folder: Path, attempt: Path, spec: dict[str, Any]) -> tuple[int, s
     last = attempt / "checkpoints/last.ckpt"
     log = folder / LOG
     begin = log.stat().st_size if log.is_file() else 0
-    words = ["fit", *ONE, *write_base(folder, spec["base"]), *spec["arguments"], *QUIET,
+    words = ["fit", *ONE, f"--model.compile={spec.get('compiled', OFF)}",
+             *write_base(folder, spec["base"]), *spec["arguments"], *QUIET,
              "--trainer.logger.class_path=lightning.pytorch.loggers.CSVLogger",
              f"--trainer.logger.save_dir={folder}", "--trainer.logger.name=",
              f"--trainer.logger.version={attempt.name}"]  # fmt: skip

@@ -155,6 +155,8 @@ RUN_LINES = [
     ("RUN -c none.yaml", "none.yaml"),
     ("RUN stray", "unrecognized arguments: stray"),
     ("RUN --test_after_fit perhaps", "'perhaps' does not fit: give true or false"),
+    ("RUN --model.compile fast", "'fast' does not fit: give auto, off, activations or model"),
+    ("RUN --model.compile=false", "activations or model; YAML reads off as false: put it in quotes"),
 ]  # fmt: skip
 YAML = [
     ("model: {a: [1", "cannot be read"),

@@ -251,3 +251,13 @@ def test_every_shortcut_still_applies(
     module(x).sum().backward()
     kernel._kernel.cache_clear()
     assert not expected - set(rules.changed)
+
+
+def test_count_operations():
+    x, p = torch.zeros(7, 3, requires_grad=True), torch.ones(3, requires_grad=True)
+    count = torch_private.count_operations
+    # forward exp; backward ones, and the product with the result
+    assert count(torch.exp, x, []) == 3
+    assert count(lambda x: x.view(3, 7).t().exp().t(), x, []) == 3  # no memory of its own
+    # forward *; backward ones, a product for each factor; sums and `exp` have three elements
+    assert count(lambda x: x * p.exp(), x, [p]) == 4

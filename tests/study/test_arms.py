@@ -1,14 +1,18 @@
 """What train.py would not accept is told before a study is locked."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from models import fusing
 from study import __main__ as program
-from study.arms import check_arms
-from study.runs import Study
-from study.spec import SpecError, check
+from study.arms import built, check_arms
+from study.drive import lock_checked
+from study.runs import Study, read_prepared
+from study.spec import SpecError, check, lock, read_lock
 
 from .made import small
 
@@ -65,3 +69,37 @@ def test_a_slip_locks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert program.main(words) == 2
     assert capsys.readouterr().err.startswith("python -m study: error: arm CosLUU: ")
     assert not (tmp_path / "a" / "spec.lock.yaml").exists()
+
+
+def test_auto_is_decided_once_for_all_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    spec = check(small(arms={"ReLU": RELU, "X": {"model.activation": "CosLU"}}))
+    study = Study(tmp_path, {"spec": spec})
+    decided, why = check_arms(study)
+    assert decided == "off"
+    assert re.match(r"compile: auto -> off: 40 steps would save about \d s, .* about 19 s", why)
+    monkeypatch.setattr(fusing, "OPERATION", 1e-6)
+    assert check_arms(study, {"metric": "val/acc"})[0] == "off"  # a search
+    lock_checked(tmp_path, spec)
+    assert "compile: auto -> activations: 40 steps save about" in capfd.readouterr().out
+    monkeypatch.setattr(fusing, "OPERATION", 0.0)  # on another machine
+    lock_checked(tmp_path, spec)
+    assert capfd.readouterr().out == ""
+    locked = Study.read(tmp_path)
+    _, runs = locked.next_runs()
+    assert {run.compiled for run in runs} == {"activations"}
+    assert {run.id for run in runs} == {run.id for run in study.next_runs()[1]}
+    locked.prepare(runs)
+    assert {each["compiled"] for each in read_prepared(tmp_path).values()} == {"activations"}
+    both = [built(replace(runs[-1], compiled=each)).model for each in ("activations", "off")]
+    assert [each.compile_mode for each in both] == ["activations", "off"]
+    own = replace(runs[-1], options={**runs[-1].options, "model.compile": "off"})
+    assert built(own).model.compile_mode == "off"
+
+
+def test_a_lock_that_names_no_compilation_is_of_plain_runs(tmp_path: Path):
+    spec = check(small())
+    lock(tmp_path, spec)
+    assert "compiled" not in read_lock(tmp_path)
+    assert {run.compiled for run in Study.read(tmp_path).next_runs()[1]} == {"off"}

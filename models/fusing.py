@@ -1,0 +1,119 @@
+"""`compile: auto`: whether fused activations save more time in a training than their compilation.
+
+The choice follows from the configuration and the machine alone: a measurement would decide equal
+runs differently, and so would a look at what happens to be compiled already.
+"""
+
+import math
+import os
+import shutil
+import sys
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from activations import Activation, SwapReport
+from activations.torch_private import count_operations
+
+# Seconds on one thread of an AMD EPYC (Zen 4), results/README.md. Without compilation, forward and
+# backward take as long as they have operations: performance_blocks.csv, nn.SiLU being 4.6 ns.
+OPERATION = 0.6e-9  # of one operation for one element, in a block that fits the cache
+FUSED = {torch.float32: 5.0e-9, torch.float64: 10e-9}  # an element, performance_activations.csv
+FUSED_HALF = 1.6e-9
+FIRST, EACH = 15.0, 4.0  # the first compilation, and each function: performance_compilation.csv
+GPU_STEPS = 100  # from here on a GPU, where a whole tensor is walked over for each operation
+_COMPILERS = {"darwin": "clang++", "win32": "cl"}
+
+
+class Estimate(NamedTuple):
+    """Seconds that fusing saves in a step, and that the compilation takes, of a training or more.
+
+    Attributes:
+        saved: in all steps.
+        cost: of the compilation; 0 if nothing can be fused.
+        steps: optimizer steps, of the shortest training.
+    """
+
+    saved: float = 0.0
+    cost: float = 0.0
+    steps: float = math.inf
+
+    def plus(self, other: "Estimate") -> "Estimate":
+        """Of both trainings."""
+        steps = min(
+            each.steps for each in (self, other) if each.cost or not (self.cost or other.cost)
+        )
+        return Estimate(self.saved + other.saved, self.cost + other.cost, steps)
+
+
+def estimate(
+    network: nn.Module,
+    swapped: SwapReport,
+    batch_size: int,
+    steps: float,
+    batches: float,
+    dtype: torch.dtype,
+) -> Estimate:
+    """What fusing the activations of a training saves and costs.
+
+    Args:
+        network: whose activations they are.
+        swapped: the calls, with the shapes of a batch of two.
+        batch_size: of a process.
+        steps: optimizer steps that are left.
+        batches: forward and backward passes that are left.
+        dtype: of what flows through the network.
+    """
+    fused, kinds, seconds = FUSED.get(dtype, FUSED_HALF), dict[Any, float](), 0.0
+    for call in swapped:
+        for module in network.get_submodule(call.name).modules():
+            if isinstance(module, Activation) and (expression := module.expression()):
+                kind = expression.formula, expression.constants
+                if kind not in kinds:
+                    plain = OPERATION * _operations(module, len(call.shape))
+                    kinds[kind] = max(plain - fused, 0.0)
+                seconds += kinds[kind] * call.times * math.prod(call.shape) / 2
+    cost = FIRST + EACH * len(kinds) if kinds else 0.0
+    saved = seconds * batch_size / torch.get_num_threads()
+    return Estimate(saved * batches if saved else 0.0, cost, steps)
+
+
+def _operations(module: Activation, rank: int) -> int:
+    """Of the formula of `module` and of its derivative, as torch calls them."""
+    shape = [1009, *[1] * (rank - 1)]  # no table has as many elements
+    if module.num_parameters > 1:
+        shape[module.channel_dim] = module.num_parameters
+    own = [each for each in module.parameters(recurse=False) if each.requires_grad]
+    device = next((each.device for each in (*module.parameters(), *module.buffers())), None)
+    x = torch.zeros(shape, device=device, requires_grad=True)
+    return count_operations(module.function, x, own)
+
+
+def decide(found: Estimate, device: str) -> tuple[str, str]:
+    """`activations` or `off`, and the line that says why; "" where nothing can be fused."""
+    if not found.cost:
+        return "off", ""
+    steps = f"{found.steps:,.0f} steps" if found.steps < math.inf else "an open number of steps"
+    told, pays = f"{steps}, and on a GPU it pays from {GPU_STEPS}", found.steps >= GPU_STEPS
+    if device == "cpu":
+        pays = found.saved > found.cost
+        verb = "save" if pays else "would save"
+        told = (
+            f"{steps} {verb} about {found.saved:,.0f} s, compilation takes about {found.cost:.0f} s"
+        )
+    elif device != "cuda":
+        pays, told = False, f"there are no fused kernels for {device}"
+    if pays and (missing := _missing(device)):
+        pays, told = False, f"{told}, but there is no {missing}"
+    mode = "activations" if pays else "off"
+    return mode, f"compile: auto -> {mode}: {told}"
+
+
+def _missing(device: str) -> str:
+    """What the compiler for `device` needs and is not here."""
+    if device == "cuda":
+        return "" if find_spec("triton") else "triton: pip install triton"
+    name = os.environ.get("CXX") or _COMPILERS.get(sys.platform, "g++")
+    return "" if shutil.which(name) else f"C++ compiler {name}: install it, or set CXX"
