@@ -34,7 +34,7 @@ from .checkpoints import (
     describe,
     read_checkpoint,
 )
-from .fusing import Estimate, decide, estimate
+from .fusing import Estimate, estimate
 from .metrics import Calibration, classification_metrics, log_chosen, log_classes, warn_of_absent
 from .side import class_scores, side_of
 from .weights import freeze_shapes, load_shapes, load_weights, read_weights
@@ -344,7 +344,7 @@ class Classifier(LightningModule):
         self._undecided = False
         if not self.compiled:
             planned, size = self.trainer.estimated_stepping_batches, len(_parts(batch)[0])
-            mode, why = decide(self.estimate(self.trainer, size, planned), self.device.type)
+            mode, why = self.estimate(self.trainer, size, planned).decide(self.device.type)
             self.compiled = self.trainer.strategy.broadcast(mode)
             if why:
                 rank_zero_info(why)

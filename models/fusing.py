@@ -28,7 +28,7 @@ _COMPILERS = {"darwin": "clang++", "win32": "cl"}
 
 
 class Estimate(NamedTuple):
-    """Seconds that fusing saves in a step, and that the compilation takes, of a training or more.
+    """What fusing saves and costs in a training, or in several, in seconds.
 
     Attributes:
         saved: in all steps.
@@ -36,16 +36,33 @@ class Estimate(NamedTuple):
         steps: optimizer steps, of the shortest training.
     """
 
-    saved: float = 0.0
-    cost: float = 0.0
-    steps: float = math.inf
+    saved: float
+    cost: float
+    steps: float
 
     def plus(self, other: "Estimate") -> "Estimate":
         """Of both trainings."""
-        steps = min(
-            each.steps for each in (self, other) if each.cost or not (self.cost or other.cost)
-        )
+        steps = min(self.steps, other.steps)
         return Estimate(self.saved + other.saved, self.cost + other.cost, steps)
+
+    def decide(self, device: str) -> tuple[str, str]:
+        """`activations` or `off`, and the line that says why; "" where nothing can be fused."""
+        if not self.cost:
+            return "off", ""
+        steps = f"{self.steps:,.0f} step{'s' * (self.steps != 1)}"
+        steps = steps if self.steps < math.inf else "an open number of steps"
+        told, pays = f"{steps}, and on a GPU it pays from {GPU_STEPS}", self.steps >= GPU_STEPS
+        if device == "cpu":
+            pays = self.saved > self.cost
+            verb = "save" if pays else "would save"
+            told = f"{steps} {verb} about {self.saved:,.0f} s"
+            told += f", compilation takes about {self.cost:.0f} s"
+        elif device != "cuda":
+            pays, told = False, f"there are no fused kernels for {device}"
+        if pays and (missing := _missing(device)):
+            pays, told = False, f"{told}, but there is no {missing}"
+        mode = "activations" if pays else "off"
+        return mode, f"compile: auto -> {mode}: {told}"
 
 
 def estimate(
@@ -89,26 +106,6 @@ def _operations(module: Activation, rank: int) -> int:
     device = next((each.device for each in (*module.parameters(), *module.buffers())), None)
     x = torch.zeros(shape, device=device, requires_grad=True)
     return count_operations(module.function, x, own)
-
-
-def decide(found: Estimate, device: str) -> tuple[str, str]:
-    """`activations` or `off`, and the line that says why; "" where nothing can be fused."""
-    if not found.cost:
-        return "off", ""
-    steps = f"{found.steps:,.0f} steps" if found.steps < math.inf else "an open number of steps"
-    told, pays = f"{steps}, and on a GPU it pays from {GPU_STEPS}", found.steps >= GPU_STEPS
-    if device == "cpu":
-        pays = found.saved > found.cost
-        verb = "save" if pays else "would save"
-        told = (
-            f"{steps} {verb} about {found.saved:,.0f} s, compilation takes about {found.cost:.0f} s"
-        )
-    elif device != "cuda":
-        pays, told = False, f"there are no fused kernels for {device}"
-    if pays and (missing := _missing(device)):
-        pays, told = False, f"{told}, but there is no {missing}"
-    mode = "activations" if pays else "off"
-    return mode, f"compile: auto -> {mode}: {told}"
 
 
 def _missing(device: str) -> str:

@@ -10,10 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.fusing import Estimate, decide
-
 from .runs import Run, Study, arguments, write_base
-from .spec import BUDGET, SpecError, flatten
+from .spec import BUDGET, OFF, SpecError, flatten
 
 if TYPE_CHECKING:
     import train
@@ -40,7 +38,7 @@ def check_arms(study: Study, metrics: dict[str, str] | None = None) -> tuple[str
         "metric.name": spec["metric"]["name"],
         **({"tune.metric": spec["tune"]["metric"]} if spec["tune"] else {}),
     }
-    total, device = Estimate(), "cpu"
+    total, device = None, "cpu"
     for cell in study.cells:
         first: dict[str, Any] = {}
         planned = None
@@ -68,9 +66,10 @@ def check_arms(study: Study, metrics: dict[str, str] | None = None) -> tuple[str
                 trainer, size = found.trainer, getattr(found.datamodule, "batch_size", 1)
                 if found.model.estimate(trainer, size, 1).cost:  # reading the data takes time
                     planned = planned or _planned(found)
-                    total = total.plus(found.model.estimate(trainer, size, planned))
+                    more = found.model.estimate(trainer, size, planned)
+                    total = total.plus(more) if total else more
                     device = trainer.strategy.root_device.type
-    return decide(total, device)
+    return total.decide(device) if total else (OFF, "")
 
 
 def length(made: "train.CLI") -> dict[str, int]:
