@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.fx import GraphModule
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -52,20 +53,15 @@ def compile_once(function: Callable[..., Any], limit: int, **options: Any) -> Ca
     return call
 
 
-def operations(
-    function: Callable[..., Any], inputs: Sequence[Tensor], replaced: dict[Any, Callable[..., Any]]
-) -> Callable[..., Any]:
-    """The operations of torch that `function` calls for inputs like these, some of them replaced.
+def operations(function: Callable[..., Any], inputs: Sequence[Tensor]) -> GraphModule:
+    """The operations of torch that `function` calls for inputs like these.
 
-    Calling them costs a few microseconds each; autograd and `torch.func` are resolved.
+    Autograd and `torch.func` are resolved.
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
     with torch.autocast("cpu", enabled=False):
-        graph = make_fx(function, decomposition_table=replaced)(*inputs)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return graph.forward
+        return make_fx(function)(*inputs)
 
 
 class _Counter(TorchDispatchMode):

@@ -213,8 +213,8 @@ def _kernel(
 
     Without a device it is not compiled and runs in blocks.
     """
-    options: dict[str, Any] = {"channel_dim": 1, "take": take_unchecked} if number_of_tables else {}
-
+    take = take_unchecked if device else _take
+    options: dict[str, Any] = {"channel_dim": 1, "take": take} if number_of_tables else {}
     laid_out = _laid_out if device else _as_it_is
 
     def call(x: Tensor, *tensors: Tensor) -> Tensor:
@@ -276,6 +276,14 @@ def _laid_out(y: Tensor, x: Tensor) -> Tensor:
 
 def _as_it_is(y: Tensor, _: Tensor) -> Tensor:
     return y
+
+
+def _take(table: Tensor, index: tuple[Tensor, ...]) -> Tensor:
+    """`table[index]`, for a kernel in blocks: a tenth of the time of torch's own indexing."""
+    *row, cell = index
+    if row:
+        cell = row[0] * table.shape[-1] + cell
+    return table.reshape(-1).index_select(0, cell.reshape(-1)).view(cell.shape)
 
 
 def _wide(x: Tensor) -> Tensor:

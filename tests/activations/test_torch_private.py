@@ -61,20 +61,10 @@ def test_operations():
     def slope(x: Tensor) -> Tensor:
         return torch.func.vjp(lambda x: x.tanh() * x, x)[1](x)[0]
 
-    calls = []
-
-    def tanh(x: Tensor) -> Tensor:
-        calls.append(x)
-        return x + 0.5
-
     x, y = torch.randn(5), torch.randn(5)
-    traced = torch_private.operations(slope, [x], {})
+    traced = torch_private.operations(slope, [x])
     torch.testing.assert_close(traced(y), slope(y))
-    other = torch_private.operations(slope, [x], {torch.ops.aten.tanh.default: tanh})
-    assert len(calls) == 1
-    value = y + 0.5
-    torch.testing.assert_close(other(y), y * value + y * y * (1 - value * value))
-    assert len(calls) == 1
+    assert torch.ops.aten.tanh.default in {node.target for node in traced.graph.nodes}
 
 
 def test_compile_once_allows_more_variants_than_dynamo():

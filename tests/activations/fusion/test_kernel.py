@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import math
 import os
 import pickle
 import subprocess
@@ -286,23 +285,6 @@ def test_formulas_that_blocks_cannot_compute(kind: Any, monkeypatch: pytest.Monk
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(found, torch.autograd.grad(expected.sum(), x)[0])
     run()  # does not warn again
-
-
-def test_fast_forms_for_blocks():
-    x = torch.cat([torch.logspace(-30, 1.9, 5000), -torch.logspace(-30, 8, 5000), torch.zeros(1)])
-    for dtype in (torch.float32, torch.float64):
-        each = x.to(dtype)
-        true, eps = torch.expm1(each.double()), torch.finfo(dtype).eps
-        torch.testing.assert_close(blocks._expm1(each).double(), true, rtol=4 * eps, atol=0)
-        each = torch.cat([each[each > -1], torch.tensor([3e38, torch.inf], dtype=dtype)])
-        found, true = blocks._log1p(each), torch.log1p(each.double())
-        torch.testing.assert_close(found.double(), true, rtol=4 * eps, atol=0)
-        assert blocks._log1p(torch.tensor([-1.0], dtype=dtype)) == -torch.inf
-        a = torch.tensor([1.0, torch.inf, torch.nan, -0.0], dtype=dtype)
-        chosen = blocks._where(torch.tensor([True, False, False, True]), a, -a)
-        assert chosen.tolist()[:2] == [1, -torch.inf]
-        assert chosen[2].isnan()
-        assert math.copysign(1, chosen[3]) == -1
 
 
 @pytest.mark.parametrize("kind", [A.CosLU, A.DSReLU])
