@@ -1,10 +1,11 @@
 """Time and saved memory of every activation, against ReLU and SiLU in the same run.
 
 Measured are a forward pass, and a forward and a backward pass together (`both`). The mode is torch
-for a function of torch, off for the plain formula of one of ours, and activations for its fused
-kernels. `saved_to_input` is what is kept for the backward pass, in multiples of the input.
-`of_copy_percent` is the share of the memory's bandwidth that a copy of x reaches, if `both` read x
-twice and its gradient once, and wrote y and the gradient of x. RIVALS lists what else is measured.
+for a function of torch. For one of ours it is off for the plain formula, which a CPU computes in
+blocks, whole for the same without blocks, and activations for fused kernels. `saved_to_input` is
+what is kept for the backward pass, in multiples of the input. `of_copy_percent` is the share of the
+memory's bandwidth that a copy of x reaches, if `both` read x twice and its gradient once, and wrote
+y and the gradient of x. RIVALS lists what else is measured.
 """
 
 import sys
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 import activations
 from activations import Activation
+from activations.activation import precise
 from activations.gallery import KINDS
 
 from .measure import in_turns, locked, now, saved_bytes, summarize
@@ -26,7 +28,7 @@ from .report import at_least
 
 RIVALS = (nn.ReLU, nn.SiLU, nn.GELU, nn.Mish, nn.ELU, nn.Softsign, nn.LeakyReLU, nn.PReLU)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MODES = ["off", "activations"]
+MODES = ["off", "activations", "whole"]
 CHART = "both_to_silu"
 
 
@@ -35,7 +37,7 @@ def add_options(parser: ArgumentParser) -> None:
     add, sizes = parser.add_argument, [128, 64, 32, 32]
     add("--shape", type=at_least(1), nargs="+", default=sizes, help="N C [H W | L]")
     add("--dtypes", nargs="+", choices=DTYPES, default=["float32", "bfloat16"])
-    add("--modes", nargs="+", choices=MODES, default=MODES, help="off is the plain formula")
+    add("--modes", nargs="+", choices=MODES, default=MODES[:2], help="off: the plain formula")
     add("--only", nargs="+", choices=KINDS, metavar="NAME", help="these, such as CosLU")
     add("--per_channel", action="store_true", help="one set of parameters for each channel")
     add("--channels_last", action="store_true")
@@ -71,8 +73,19 @@ def build(options: Namespace) -> dict[tuple[str, str], nn.Module]:
             torch.manual_seed(0)
             module = KINDS[name](**{key: size for key, size in sizes.items() if key in known})
             activations.fuse(module, on=mode == "activations")
-            modules[name, mode] = module
+            modules[name, mode] = _Whole(module) if mode == "whole" else module
     return modules
+
+
+class _Whole(nn.Module):
+    """The plain formula of an activation, never in blocks."""
+
+    def __init__(self, of: Activation) -> None:
+        super().__init__()
+        self.of = of
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.of.function(precise(x)).to(x.dtype)
 
 
 def _compare(dtype: str, options: Namespace) -> DataFrame:
@@ -86,7 +99,8 @@ def _compare(dtype: str, options: Namespace) -> DataFrame:
     modules = build(options)
     for module in modules.values():
         module.to(options.device)
-        if not isinstance(module, Activation) or any(module.children()):
+        of = module.of if isinstance(module, _Whole) else module
+        if not isinstance(of, Activation) or any(of.children()):
             module.to(DTYPES[dtype])  # torch's own, convolutions, linear layers
         _pass(module, x, grad)  # compiles, and fills the caches
     runs: dict[Any, Any] = {key: partial(_pass, module, x, grad) for key, module in modules.items()}

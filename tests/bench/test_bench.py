@@ -20,6 +20,7 @@ from lightning.pytorch import Trainer
 from pandas import DataFrame
 from torch.utils.data import DataLoader
 
+from activations.fusion import blocks
 from bench import __main__, activations, data, gpu, infer, loop, measure, report, start, step
 from models import Classifier, export
 from tests.data import Tiny, write_tree
@@ -285,6 +286,19 @@ def test_real_activations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert rows["CosLU"]["saved_to_input"] > 1
     assert rows["nn.SiLU"]["both_to_silu"] == rows["nn.ReLU"]["both_to_relu"] == 1
     assert "CosLU" in capsys.readouterr().out
+
+
+def test_whole_tensors_and_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    line = "bench blocks --shape 2 4 60 --only CosLU LSLU --rounds 2 --out"
+    monkeypatch.setattr(sys, "argv", [*line.split(), str(tmp_path)])
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr(blocks, "BLOCK", 64)
+    __main__.main()
+    lines = (tmp_path / "blocks.csv").read_text().splitlines()
+    kept = {name: row for name, *row in (line.split(",") for line in lines[1:])}
+    assert set(kept) == {"CosLU", "LSLU"}
+    whole, cut = map(float, kept["CosLU"][2:])
+    assert cut == 1 < whole
 
 
 def test_one_set_a_channel_where_a_function_can(monkeypatch: pytest.MonkeyPatch):
