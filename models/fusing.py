@@ -22,7 +22,7 @@ from activations.torch_private import count_operations
 OPERATION = 0.6e-9  # of one operation for one element, in a block that fits the cache
 FUSED = {torch.float32: 5.0e-9, torch.float64: 10e-9}  # an element, performance_activations.csv
 FUSED_HALF = 1.6e-9
-FIRST, EACH = 15.0, 4.0  # the first compilation, and each function: performance_compilation.csv
+FIRST, EACH = 11.0, 4.0  # the compiler's start, and each function: performance_compilation.csv
 GPU_STEPS = 100  # from here on a GPU, where a whole tensor is walked over for each operation
 _COMPILERS = {"darwin": "clang++", "win32": "cl"}
 

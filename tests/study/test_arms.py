@@ -78,7 +78,7 @@ def test_auto_is_decided_once_for_all_runs(
     study = Study(tmp_path, {"spec": spec})
     decided, why = check_arms(study)
     assert decided == "off"
-    assert re.match(r"compile: auto -> off: 40 steps would save about \d s, .* about 19 s", why)
+    assert re.match(r"compile: auto -> off: 40 steps would save about \d s, .* about 15 s", why)
     monkeypatch.setattr(fusing, "OPERATION", 1e-6)
     assert check_arms(study, {"metric": "val/acc"})[0] == "off"  # a search
     lock_checked(tmp_path, spec)
