@@ -1,6 +1,7 @@
 """The options of `train.py`: read from YAML and the command line, mistakes told in one sentence."""
 
 import difflib
+import pkgutil
 import re
 import sys
 import traceback
@@ -12,6 +13,7 @@ import torch
 import yaml
 from jsonargparse import get_loader, set_loader, set_parsing_settings
 from jsonargparse.typing import register_type
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 
 import activations
@@ -43,6 +45,10 @@ SENTENCES = {
     r"codec can't decode": "a file of options is no text in UTF-8: {message}",
     r"key \".*Dict must include a class_path": (
         "{option} has arguments but no class: name the class first, {option} NAME"
+    ),
+    r"an instantiatable class, but.*?abstract.*Given value: (?P<name>\S+)": (
+        "{option} {name!r} is the base of other classes and lacks {lacking}: choose one of these "
+        "classes, or write what it lacks"
     ),
     r"NestedArg\(key='(?P<name>[\w.]+)'": "{option} has no option {name!r}: give {accepted}",
     r"^unrecognized arguments: (?P<name>--\S*)": "{message}{nearest}",
@@ -81,15 +87,29 @@ KINDS = {
     "str": "a text",
     "list": "a list",
     "Iterable": "a list",
-    "dict": "a mapping {name: value}",
+    "dict": "a mapping {name: value}, with a space behind the colon",
     "timedelta": "a time such as 00:12:00:00",
     "Callable": "a class",
     "Union": "",
 }
 
 
-def full_names(words: list[str]) -> list[str]:
-    """The words of a command line with our activations' full names: timm has a Swish, too."""
+def parsable(words: list[str]) -> list[str]:
+    """The words of a command line, as the parser takes them.
+
+    A class comes ahead of its options, unless a file of options is between: the parser looks for
+    them in the class that is named so far. Our activations have their full names: timm has a
+    Swish, too.
+    """
+    words = list(words)
+    for option in sorted({word.partition("=")[0] for word in words if word.startswith("--")}):
+        named = [n for n, word in enumerate(words) if word.partition("=")[0] == option]
+        first = next((n for n, word in enumerate(words) if word.startswith(f"{option}.")), None)
+        if first is None or len(named) != 1 or named[0] < first:
+            continue
+        at, last = named[0], named[0] + (1 if "=" in words[named[0]] else 2)
+        if not any(re.match("(-c|--config)(=|$)", word) for word in words[first:at]):
+            words[first:last] = words[at:last] + words[first:at]
     found: list[str] = []
     for word in words:
         option, equals, value = word.rpartition("=")
@@ -114,7 +134,8 @@ class Parser(LightningArgumentParser):
     def add_class_arguments(self, theclass: Any, nested_key: Any = None, **options: Any) -> Any:
         """Add all but what the swap sets itself: the device and the dtype of the activations."""
         if nested_key is None:
-            self.owner = theclass.__name__
+            unnamed = "--data, which names no data set,"
+            self.owner = unnamed if theclass is LightningDataModule else theclass.__name__
         if theclass is Classifier:
             options["skip"] = {"activation.init_args.device", "activation.init_args.dtype"}
         return super().add_class_arguments(theclass, nested_key, **options)
@@ -174,6 +195,7 @@ def explain(message: str, parser: Parser | None = None) -> str:
         owner=owner or "the command",
         given=_line(given, 60),
         accepted=accepted,
+        lacking=_lacking(parts["name"]) if "{lacking}" in sentence else "",
         nearest=_nearest(parts.get("name"), given, option, parser) if parser else "",
     )
 
@@ -193,6 +215,14 @@ def _nearest(wrong: str | None, given: str, option: str, parser: Parser) -> str:
     close = [each for each in known if each.endswith(f".{name}")]
     close = close or [ends[each] for each in difflib.get_close_matches(name, ends, n=3)]
     return f"; the nearest: {', '.join(close)}" if close else ""
+
+
+def _lacking(name: str) -> str:
+    """What a class leaves to those that are made of it; the parser has imported it."""
+    try:
+        return ", ".join(sorted(pkgutil.resolve_name(name).__abstractmethods__))
+    except (ImportError, ValueError, AttributeError):  # a short name
+        return "methods"
 
 
 def _accepted(message: str) -> str:

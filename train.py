@@ -46,7 +46,7 @@ from callbacks.lightning_private import callbacks_of
 from datamodules import *  # noqa: F403 - so that its classes have short names
 from models import Classifier, DivergedError
 from models.checkpoints import check_complete, check_fits, check_given, read_checkpoint
-from options import SLIP, Parser, explain, full_names
+from options import SLIP, Parser, explain, parsable
 
 gc.enable()
 gc.freeze()  # nor is it looked for among them later
@@ -200,6 +200,11 @@ class CLI(LightningCLI):
             off |= {"checkpoint", "last_checkpoint"}
         callbacks = trainer.callbacks or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        for each in callbacks:  # a training by batches of that size begins before it fails
+            first_size = (each.get("init_args") or {}).get("init_val")
+            if isinstance(first_size, int) and first_size < 1:
+                name = each.class_path.rpartition(".")[2]
+                raise ValueError(f"{name}: init_val must be an integer >= 1, got {first_size}")
         own_bar = any("ProgressBar" in each.class_path for each in callbacks)
         if trainer.enable_progress_bar is False or own_bar:
             off.add("progress")
@@ -352,7 +357,7 @@ def main(args: list[str] | None = None, cli: type[CLI] = CLI) -> None:
             sys.stderr.write(f"train.py: error: {str(file)!r} is a pipe, not a file\n")
             sys.exit(SLIP)
     program, words = (own[0], own[1:]) if args is None else (str(ROOT / "train.py"), args)
-    sys.argv = [program, *full_names(words)]  # processes of several GPUs start by it too
+    sys.argv = [program, *parsable(words)]  # processes of several GPUs start by it too
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             handlers[number] = signal.signal(number, _leave)

@@ -1,6 +1,7 @@
 """The base class of all data sets: splits that share no sample, and their loaders."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,7 +23,7 @@ RESIZE = "shorter side to size, bilinear; then the square in the middle"  # of r
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class ImageDataModule(LightningDataModule):
+class ImageDataModule(LightningDataModule, ABC):
     """A labelled set of images, or of signals, which are images without a height.
 
     A subclass sets the class attributes and reads its files in :meth:`load`. Validation is a
@@ -132,12 +133,9 @@ class ImageDataModule(LightningDataModule):
             **({"resize": RESIZE} if self.dims == 2 else {}),
         }
 
+    @abstractmethod
     def load(self, split: Part) -> Data:
         """Read one part: images (M, C, H, W) in uint8, and labels (M,) in int64."""
-        raise NotImplementedError(
-            f"{type(self).__name__} reads no images: choose a data set, such as Digits, or write "
-            "the method load(split)"
-        )
 
     def load_side(self, split: Part) -> Tensor | None:
         """The numbers beside each sample of a part, (M, side_size), if there are some."""

@@ -40,13 +40,16 @@ class CIFAR10(Official):
                    "dog", "frog", "horse", "ship", "truck")  # fmt: skip
     mean = (0.4914, 0.4822, 0.4465)
     std = (0.2470, 0.2435, 0.2616)
-    archive = "cifar-10-batches-py"
 
     imbalance_factor: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(1, math.inf, imbalance_factor=self.imbalance_factor)
+
+    def archive(self) -> str:
+        """The folder of the download within `root`."""
+        return "cifar-10-batches-py"
 
     @cached_property
     def acc_over(self) -> dict[str, list[int]]:
@@ -90,4 +93,7 @@ class CIFAR100(CIFAR10):
     )
     mean = (0.5071, 0.4865, 0.4409)
     std = (0.2673, 0.2564, 0.2762)
-    archive = "cifar-100-python"
+
+    def archive(self) -> str:
+        """The folder of the download within `root`."""
+        return "cifar-100-python"

@@ -22,7 +22,10 @@ class MNIST(Official):
     class_names = tuple("0123456789")
     mean = (0.1307,)
     std = (0.3081,)
-    archive = "MNIST/raw"
 
     crop_padding: int | None = 2
     flip: bool = False
+
+    def archive(self) -> str:
+        """The folder of the download within `root`."""
+        return "MNIST/raw"

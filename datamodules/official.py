@@ -1,9 +1,10 @@
 """What the data sets that torchvision downloads have in common."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -21,12 +22,7 @@ class Official(ImageDataModule):
         root: a folder that holds torchvision's download, or `train/<class>/*.png` and
             `test/<class>/*.png`.
         download: fetch what is missing of the download, unless there are class folders.
-
-    Attributes:
-        archive: of the class: the folder of the download within `root`.
     """
-
-    archive: ClassVar[str]
 
     root: str = "data"
     download: bool = False
@@ -35,6 +31,10 @@ class Official(ImageDataModule):
         super().__post_init__()
         self.folder = Path(self.root).expanduser()
         self._files: dict[Part, Sequence[str]] = {}
+
+    @abstractmethod
+    def archive(self) -> str:
+        """The folder of the download within `root`."""
 
     @property
     def in_folders(self) -> bool:
@@ -53,12 +53,12 @@ class Official(ImageDataModule):
         if self.in_folders:
             files, labels, _ = list_images(self.folder / split, self.class_names)
             self._files[split] = files
-        elif (self.folder / self.archive).is_dir():
-            files = sorted((self.folder / self.archive).iterdir())
+        elif (self.folder / self.archive()).is_dir():
+            files = sorted((self.folder / self.archive()).iterdir())
         else:
             raise FileNotFoundError(
                 f"no {type(self).__name__} in {str(self.folder)!r}, which should hold "
-                f"{self.archive}/ or train/<class>/: give the right folder with --data.root DIR, "
+                f"{self.archive()}/ or train/<class>/: give the right folder with --data.root DIR, "
                 "or add --data.download true"
             )
 
@@ -90,7 +90,7 @@ class Official(ImageDataModule):
         """Images (M, C, H, W) and labels (M,) of torchvision's class."""
         from torchvision import datasets
 
-        name, folder = type(self).__name__, str(self.folder / self.archive)
+        name, folder = type(self).__name__, str(self.folder / self.archive())
         try:
             found = getattr(datasets, name)(str(self.folder), split == "train", download=download)
             images, labels = np.asarray(found.data), np.asarray(found.targets)

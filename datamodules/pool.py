@@ -1,6 +1,7 @@
 """One pool of images: the splits that its author has made, or parts of every class."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
@@ -66,15 +67,12 @@ class Pool(ImageDataModule):
         self._pool: Data | None = None
         self.acc_over: dict[str, list[int]] = {}
 
+    @abstractmethod
     def read(self) -> tuple[Tensor | Images, Tensor, Tensor, Tensor]:
         """Images, classes, the part of each image, and the position of its first copy.
 
         The parts are 0 for train, 1 for val and 2 for test; all are 0 if there are none.
         """
-        raise NotImplementedError(
-            f"{type(self).__name__} reads no images: choose a data set, such as ImageFolder, or "
-            "write the method read()"
-        )
 
     def divide(self, labels: Tensor, parts: Tensor, first: Tensor) -> Tensor:
         """The split of each image, from its class, its part, and its first copy."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -98,12 +99,9 @@ class Samples(Pool):
         """As of other sets, under the name of this one."""
         return {**super().description, "name": self.title}
 
+    @abstractmethod
     def source(self) -> Source:
         """Open the set."""
-        raise NotImplementedError(
-            f"{type(self).__name__} opens no set: choose FromDataset or HuggingFace, or write the "
-            "method source()"
-        )
 
     def stamp(self, path: Path) -> Any:
         """Name, size and time of a file, or of the files in a folder; None if there are none."""

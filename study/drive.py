@@ -88,6 +88,14 @@ def driven(folder: Path, does: Callable[[], int], program: str = "study") -> int
             f"stopped; the same command goes on, or: python -m {program} run {folder}", flush=True
         )
         return int(left.code or 0)
+    finally:
+        lock_file = folder / ".driver.lock"
+        if list(folder.iterdir()) == [
+            lock_file
+        ]:  # a slip in a new question is told before its lock
+            with suppress(OSError):  # it is another's by now
+                lock_file.unlink()
+                folder.rmdir()
 
 
 def _leave(number: int, frame: Any) -> None:

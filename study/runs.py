@@ -16,7 +16,7 @@ import yaml
 
 from activations.files import replacing
 from callbacks.results import FILE, TEST
-from options import full_names
+from options import parsable
 
 from . import budget
 from .claims import claim
@@ -375,7 +375,7 @@ def arguments(options: dict[str, Any], seed: int) -> list[str]:
         for name, value in options.items()
     }
     typed = [*(f"--{name}={value}" for name, value in words.items()), f"--seed_everything={seed}"]
-    return full_names(typed)
+    return parsable(typed)
 
 
 def read_runs(folder: Path, code: str = "") -> dict[str, dict[str, Any]]:

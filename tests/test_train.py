@@ -17,6 +17,7 @@ import yaml
 
 import activations as A
 import train
+from options import parsable
 from tests.data import write_tree
 
 ROOT = Path(train.__file__).parent
@@ -89,6 +90,27 @@ def test_data_decide_classes_channels_and_stem(parsed):
     cli = parsed("fit --data Digits --model.activation CosLU --model.activation.alpha 0.25")
     assert cli.model.backbone.conv1.in_channels == 1
     assert cli.model.backbone.layer1[0].act2.alpha.item() == 0.25
+
+
+def test_a_class_may_be_named_behind_its_options(parsed):
+    cli = parsed(
+        "fit --data.mix.alpha=0.3 --data.batch_size 64 --model.activation.alpha 0.25 --data Digits "
+        "--model.activation=CosLU --data.mix torchvision.transforms.v2.MixUp --data.mix.num_classes 10"
+    )
+    assert type(cli.datamodule).__name__ == "Digits"
+    assert cli.datamodule.batch_size == 64
+    assert cli.datamodule.mix.alpha == 0.3
+    assert cli.model.backbone.act1.alpha.item() == 0.25
+    between = [
+        "fit",
+        "--data.root",
+        "x",
+        "-c",
+        "configs/data/cifar10_mixup.yaml",
+        "--data",
+        "MNIST",
+    ]
+    assert parsable(between) == between  # the file would win over the class
 
 
 def test_our_names_win_over_those_of_timm(parsed):

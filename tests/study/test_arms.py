@@ -32,6 +32,13 @@ def test_a_good_one_is_accepted_and_leaves_no_file(
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_slip_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["run", "--data", "Digits", "--activations", "CosLUU", "--epochs", "1", "--dir"]
+    assert program.main([*words, str(tmp_path / "new")]) == 2
+    assert "arm CosLUU: --model.activation 'CosLUU' does not fit" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
