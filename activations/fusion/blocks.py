@@ -5,6 +5,7 @@ their results for the backward pass. Here a block goes through all of them while
 cache, and only the input is kept: the backward pass computes each block again.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from .program import Program
 from .simplify import simplify
 
 BLOCK = 131_072  # elements; smaller ones fit a smaller cache, but more calls cost more
+_TRACING = threading.RLock()  # torch's tracer changes classes for all threads
 
 
 class UntraceableError(RuntimeError):
@@ -85,16 +87,20 @@ class Blocks:
 
     def _program(self, *inputs: Tensor) -> Program:
         like = tuple((each.shape, each.stride(), each.dtype) for each in inputs)
-        if like not in self._programs:
-            try:
-                traced = simplify(operations(self.function, inputs))
-                fills = self.needed is None or self.needed[0]
-                self._programs[like] = Program(traced, inputs, fills)
-            except Exception as error:
-                raise UntraceableError(str(error)) from error
-            if self.needed is None:
-                self._check(*inputs)
-        return self._programs[like]
+        with _TRACING:
+            if like not in self._programs:
+                self._programs[like] = self._trace(*inputs)
+            return self._programs[like]
+
+    def _trace(self, *inputs: Tensor) -> Program:
+        try:
+            traced = simplify(operations(self.function, inputs))
+            program = Program(traced, inputs, self.needed is None or self.needed[0])
+        except Exception as error:
+            raise UntraceableError(str(error)) from error
+        if self.needed is None:
+            self._check(*inputs)
+        return program
 
     def _check(self, x: Tensor, *values: Tensor) -> None:
         """Half of a block has the same values by itself."""

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,27 @@ def test_formulas_that_blocks_cannot_compute(kind: Any, monkeypatch: pytest.Monk
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(found, torch.autograd.grad(expected.sum(), x)[0])
     run()  # does not warn again
+
+
+def test_blocks_in_several_threads(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(blocks, "BLOCK", 8)
+    monkeypatch.setattr(fusion, "_WHOLE", set())
+    fusion._kernel.cache_clear()
+    module, inputs = A.AGLU(), [torch.randn(100) for _ in range(4)]
+
+    def run(x: Tensor) -> tuple[Tensor, Tensor]:
+        x.requires_grad_()
+        y = module(x)
+        return y, torch.autograd.grad(y.sum(), x)[0]
+
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        found = list(pool.map(run, inputs))
+    for x, (y, slope) in zip(inputs, found, strict=True):
+        assert "_Fused" in type(y.grad_fn).__name__
+        expected = module.function(x)
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(slope, torch.autograd.grad(expected.sum(), x)[0])
+    assert not fusion._WHOLE
 
 
 @pytest.mark.parametrize("kind", [A.CosLU, A.DSReLU])
