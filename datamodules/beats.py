@@ -18,7 +18,9 @@ AAMI = {"N": "NLRej", "S": "AaJS", "V": "VE", "F": "F", "Q": "/fQ"}
 Normalize = Literal["zscore", "minmax", "none"]
 Representation = Literal["signal", "image", "spectrogram"]
 Rhythm = bool | Literal["patient"]
-RHYTHM_SIZE = {False: 0, True: 4, "patient": 7}
+_NEAR = ("RR before in s", "RR after in s", "mean RR of the ten around in s", "first / third")
+_SHARES = tuple(f"{each} / mean RR of the record" for each in ("first", "second", "third"))
+RHYTHM = {False: (), True: _NEAR, "patient": _NEAR + _SHARES}  # the columns of `rhythm`
 AROUND = 5  # intervals before a beat, and after it, of which the local mean is taken
 
 

@@ -122,7 +122,7 @@ class WFDBBeats(ImageDataModule):
         self.num_classes = len(self.class_names)
         self.f1_over = {"f1_nsvf": (0, 1, 2, 3)} if self.classes == "aami" else {}
         self.in_channels = self.leads
-        self.side_size = beats.RHYTHM_SIZE[self.rr]
+        self.side_size = len(beats.RHYTHM[self.rr])
         self.dims = 1 if self.representation == "signal" else 2
         self.image_size = 32 if self.representation == "spectrogram" else self.cut.samples
         self._beats: dict[str, Tensor] = {}

@@ -11,6 +11,7 @@ import torch
 
 import activations
 from activations import shape_parameters
+from datamodules.beats import RHYTHM
 from datamodules.preprocess import Preparation
 
 from .classifier import Classifier
@@ -172,8 +173,10 @@ def _function(kind: type) -> str:
 def _loading(about: Mapping[str, Any], files: Sequence[str]) -> str:
     lines = ["```python", "from models import load  # in a copy of supple's repository", ""]
     lines += ['network = load("this/folder")']
-    star = "*" if about["options"].get("side_size") else ""  # a batch and its side input
-    lines += [f"probabilities = network({star}network.preprocess(sample)).softmax(1)"]
+    inputs = "network.preprocess(sample)"
+    if about["options"].get("side_size"):  # a batch and its side input
+        inputs = '*network.preprocess("path/of/a/record")'
+    lines += [f"probabilities = network({inputs}).softmax(1)"]
     if "model.onnx" in files:
         lines += ["```", "", "With ONNX Runtime alone:", "", "```python"]
         lines += ["import onnxruntime", ""]
@@ -192,6 +195,8 @@ def _data(about: Mapping[str, Any]) -> str:
     rows["Input of the network"] = f"(N, {shape}), float32, normalised"
     if side := about["options"].get("side_size"):
         rows["Side input"] = f"(N, {side}), float32, not standardised"
+        if columns := RHYTHM.get(data.get("rr", False)):
+            rows["Columns of the side input"] = ", ".join(columns)
     if about.get("include_preprocessing"):
         raw = "heart beats in millivolt" if "normalize" in data else "images in uint8"
         rows["Input of the files"] = f"{raw}, not normalised"

@@ -12,7 +12,7 @@ import wfdb
 import models
 import train
 from datamodules import MITBIH, WFDBBeats
-from datamodules.beats import rhythm
+from datamodules.beats import RHYTHM, rhythm
 from datamodules.mitbih import DS2
 from tests.data import write_records
 
@@ -36,6 +36,7 @@ def test_intervals_counted_by_hand():
     both = rhythm(np.array([0, 100, 300, 350, 550]), 100, "patient")
     np.testing.assert_array_equal(both[:, :4], found)
     np.testing.assert_allclose(both[:, 4:], np.array(rows) / 1.375, rtol=1e-6)
+    assert [len(RHYTHM[kind]) for kind in (True, "patient")] == [4, both.shape[1]]  # their names
 
 
 def test_the_local_mean_is_of_the_ten_intervals_around_a_beat():
@@ -145,7 +146,8 @@ def test_from_training_to_onnx(records: Any, tmp_path: Path, monkeypatch: Any, c
     rows = np.genfromtxt("predictions.csv", delimiter=",", names=True, dtype=None, encoding=None)
     np.testing.assert_allclose(rows["probability_N"], shares[:, 0], atol=2e-6)
 
-    train.main(["export", "--ckpt_path", str(run), "--include_preprocessing", "true"])
+    raw = ["--include_preprocessing", "true", "--format", "onnx", "hub"]
+    train.main(["export", "--ckpt_path", str(run), *raw])
     said = capsys.readouterr().out
     assert "input (N, 1x187) and side input (N, 7); compared on the test set of MITBIH" in said
     session = onnxruntime.InferenceSession(run / "export" / "model.onnx")
@@ -153,3 +155,8 @@ def test_from_training_to_onnx(records: Any, tmp_path: Path, monkeypatch: Any, c
     assert shapes == {"input": ["batch", 1, 187], "side": ["batch", 7]}
     found: Any = session.run(None, {"input": x.numpy(), "side": side.numpy()})[0]
     np.testing.assert_allclose(torch.tensor(found).softmax(1), shares, atol=1e-4)
+    card = (run / "export" / "README.md").read_text()
+    assert (
+        "| RR before in s, RR after in s, mean RR of the ten around in s, first / third, " in card
+    )
+    assert 'network(*network.preprocess("path/of/a/record"))' in card
