@@ -153,6 +153,9 @@ class Noise(ImageDataModule):
     num_classes, in_channels, image_size = 2, 3, 16
     mean, std = (0.0,) * 3, (1 / 255,) * 3
 
+    def load(self, split: Any) -> Any:
+        raise AssertionError("the loader is given its images")
+
 
 def loader(augment: list[Any], batch_size: int = 4, **more: Any) -> ImageLoader:
     images = torch.randint(0, 256, (8, 3, 16, 16), generator=torch.Generator().manual_seed(0))
