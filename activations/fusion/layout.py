@@ -1,12 +1,14 @@
 """How the kernels see a tensor: few dimensions, whatever its shape and layout."""
 
 import functools
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 _BLOCK, _ROW = 256, 4096  # elements in one partial sum, with channels last and first
+_VECTOR = 16  # elements
 _LEAST_ROW = 16  # for a shorter row, its own copy of the values would cost too much
 
 
@@ -15,7 +17,9 @@ class View(NamedTuple):
 
     The sizes are (numel,) without channels. With channels they are (groups, C, pieces, block), or
     (rows, block) where each row has its own copy of the values and each channel has outer * inner
-    rows (`copies`). The gradient of a parameter is summed over each block, then over the rest.
+    rows (`copies`). With channels last, several pixels may be seen as one that has a copy of each
+    channel, so that they fill a vector of the processor. The gradient of a parameter is summed over
+    each block, then over the rest.
     """
 
     sizes: tuple[int, ...]
@@ -27,14 +31,14 @@ class View(NamedTuple):
         return x.as_strided(self.sizes, self.strides, x.storage_offset()).data
 
     def broadcast(self, value: Tensor) -> Tensor:
-        """One copy of `value` for each row; without rows, each term is contiguous in memory."""
-        if self.copies is None or not value.dim():
-            several = len(self.sizes) == 4 and value.dim() == 2
-            return value.detach().t().contiguous().t() if several else value.data
-        outer, inner = self.copies
-        channels = self.sizes[0] // (outer * inner)
-        rows = value.detach()[None, :, None].expand(outer, channels, inner, *value.shape[1:])
-        return rows.reshape(-1, *value.shape[1:]).contiguous()
+        """The copies of `value`; with four sizes, each term is contiguous in memory."""
+        value, apart = value.detach(), len(self.sizes) == 4
+        if self.copies is not None and value.dim():
+            outer, inner = self.copies
+            channels = self.sizes[apart] // (outer * inner)
+            rows = value[None, :, None].expand(outer, channels, inner, *value.shape[1:])
+            value = rows.reshape(-1, *value.shape[1:]).contiguous()
+        return value.t().contiguous().t() if apart and value.dim() == 2 else value.data
 
     def gather(self, grad: Tensor, value: Tensor) -> Tensor:
         """The gradient of `value`, from the gradients of its copies."""
@@ -57,12 +61,21 @@ def view_of(x: Tensor, channel_dim: int | None, tables: bool) -> View:
     channels, inner = x.shape[channel_dim], x.stride(channel_dim)
     outer = x.numel() // (channels * inner)
     if inner == 1:
+        pixels = 1 if tables or x.device.type != "cpu" else _pixels(channels, outer)
+        channels, outer = channels * pixels, outer // pixels
         block = _divisor(outer, _BLOCK)
-        return View((outer // block, channels, 1, block), (block * channels, 1, 1, channels))
+        sizes, strides = (outer // block, channels, 1, block), (block * channels, 1, 1, channels)
+        return View(sizes, strides, (pixels, 1) if pixels > 1 else None)
     row = inner if inner <= _ROW else _divisor(inner, _ROW)
     if tables or row < _LEAST_ROW:
         return View((outer, channels, inner // row, row), (channels * inner, inner, row, 1))
     return View((x.numel() // row, row), (row, 1), (outer, inner // row))
+
+
+def _pixels(channels: int, outer: int) -> int:
+    """How many of the `outer` pixels are seen as one, so that they fill vectors; 1 if all would."""
+    several = math.gcd(_VECTOR // math.gcd(_VECTOR, channels), outer)
+    return several if several < outer else 1
 
 
 @functools.cache
