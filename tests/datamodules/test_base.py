@@ -208,7 +208,7 @@ def test_values_of_another_type(name: str, options: dict, message: str):
 
 
 def test_every_option_of_every_set_checks_its_type():
-    for name in datamodules.__all__:
+    for name in set(datamodules.__all__) - {"ImageDataModule"}:  # which is abstract
         kind = getattr(datamodules, name)
         for option in (option.name for option in fields(kind) if option.init):
             with pytest.raises(ValueError, match=rf"^{option} must be .*, got 1j$"):
