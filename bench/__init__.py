@@ -1,7 +1,6 @@
 """Speed and memory on this machine, as ratios to a reference that is measured in the same run.
 
     python -m bench activations   every activation: time and memory against ReLU and SiLU
-    python -m bench blocks        plain formulas, for whole tensors and in blocks
     python -m bench step          a training step of whole networks: the same
     python -m bench infer         inference by torch, ONNX Runtime and OpenVINO: the same
     python -m bench loop          what Lightning, our callbacks and the loggers add to a bare loop

@@ -16,7 +16,7 @@ from callbacks.machine import machine
 
 from . import report
 
-NAMES = ("activations", "blocks", "step", "infer", "loop", "data", "start", "gpu")
+NAMES = ("activations", "step", "infer", "loop", "data", "start", "gpu")
 
 
 def main() -> None:

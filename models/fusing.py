@@ -18,9 +18,9 @@ from activations import Activation, SwapReport
 from activations.torch_private import count_operations
 
 # Seconds on one thread of an AMD EPYC (Zen 4), results/README.md. Without compilation, forward and
-# backward take as long as they have operations: performance_blocks.csv, nn.SiLU being 4.6 ns.
+# backward take as long as they have operations: performance.csv, nn.SiLU being 4.6 ns.
 OPERATION = 0.6e-9  # of one operation for one element, in a block that fits the cache
-FUSED = {torch.float32: 5.0e-9, torch.float64: 10e-9}  # an element, performance_activations.csv
+FUSED = {torch.float32: 5.0e-9, torch.float64: 10e-9}  # an element, performance.csv
 FUSED_HALF = 1.6e-9
 FIRST, EACH = 11.0, 4.0  # the compiler's start, and each function: performance_compilation.csv
 GPU_STEPS = 100  # from here on a GPU, where a whole tensor is walked over for each operation

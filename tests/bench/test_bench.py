@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import math
+import runpy
 import statistics
 import sys
 import time
@@ -14,16 +15,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from pandas import DataFrame
 from torch.utils.data import DataLoader
 
-from activations.fusion import blocks
+from activations.fusion import blocks, kernel
 from bench import __main__, activations, data, gpu, infer, loop, measure, report, start, step
 from models import Classifier, export
 from tests.data import Tiny, write_tree
+
+ROOT = Path(__file__).parents[2]
+PAGE: dict[str, Any] = runpy.run_path(str(ROOT / "docs/performance.py"))
 
 
 def test_saved_bytes_of_known_functions():
@@ -289,16 +294,21 @@ def test_real_activations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_whole_tensors_and_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    line = "bench blocks --shape 2 4 60 --only CosLU LSLU --rounds 2 --out"
-    monkeypatch.setattr(sys, "argv", [*line.split(), str(tmp_path)])
+    line = "bench activations --modes whole off activations --shape 2 4 60 --only CosLU LSLU"
+    monkeypatch.setattr(sys, "argv", [*line.split(), "--rounds", "2", "--out", str(tmp_path)])
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     monkeypatch.setattr(blocks, "BLOCK", 64)
+    monkeypatch.setattr(kernel, "_BACKEND", "eager")
     __main__.main()
-    lines = (tmp_path / "blocks.csv").read_text().splitlines()
-    kept = {name: row for name, *row in (line.split(",") for line in lines[1:])}
-    assert set(kept) == {"CosLU", "LSLU"}
-    whole, cut = map(float, kept["CosLU"][2:])
-    assert cut == 1 < whole
+    table = PAGE["table"](tmp_path / "activations.json").set_index("function")
+    assert set(table.index) == {"CosLU", "LSLU", *(f"nn.{k.__name__}" for k in activations.RIVALS)}
+    assert table.loc["CosLU", "kept, plain"] == 1 < table.loc["CosLU", "kept, whole tensors"]
+    assert (table.loc["nn.SiLU"] == 1).all()
+
+
+def test_the_table_of_the_page_is_what_was_measured():
+    written = pandas.read_csv(ROOT / "results/performance.csv")
+    pandas.testing.assert_frame_equal(written, PAGE["table"](), check_exact=False)
 
 
 def test_one_set_a_channel_where_a_function_can(monkeypatch: pytest.MonkeyPatch):
