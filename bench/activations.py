@@ -2,10 +2,10 @@
 
 Measured are a forward pass, and a forward and a backward pass together (`both`). The mode is torch
 for a function of torch. For one of ours it is off for the plain formula, which a CPU computes in
-blocks, whole for the same without blocks, and activations for fused kernels. `saved_to_input` is
-what is kept for the backward pass, in multiples of the input. `of_copy_percent` is the share of the
-memory's bandwidth that a copy of x reaches, if `both` read x twice and its gradient once, and wrote
-y and the gradient of x. RIVALS lists what else is measured.
+blocks, whole for the same without blocks (unless it has a layer inside), and activations for fused
+kernels. `saved_to_input` is what is kept for the backward pass, in multiples of the input.
+`of_copy_percent` is the share of the memory's bandwidth that a copy of x reaches, if `both` read x
+twice and its gradient once, and wrote y and the gradient of x. RIVALS lists what else is measured.
 """
 
 import sys
@@ -72,6 +72,8 @@ def build(options: Namespace) -> dict[tuple[str, str], nn.Module]:
         for mode in options.modes:
             torch.manual_seed(0)
             module = KINDS[name](**{key: size for key, size in sizes.items() if key in known})
+            if mode == "whole" and any(module.children()):
+                continue  # more than a formula
             activations.fuse(module, on=mode == "activations")
             modules[name, mode] = _Whole(module) if mode == "whole" else module
     return modules
