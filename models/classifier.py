@@ -354,10 +354,8 @@ class Classifier(LightningModule):
     def estimate(self, trainer: Any, batch_size: int, planned: float) -> Estimate:
         """What fusing the activations saves and costs in what is left of the `planned` steps."""
         steps = math.inf if planned < 0 else planned - trainer.global_step
-        half = "16" in str(trainer.precision)
-        dtype = torch.bfloat16 if half else next(self.parameters()).dtype
         passes = steps * trainer.accumulate_grad_batches
-        return estimate(self.backbone, self.swapped, batch_size, steps, passes, dtype)
+        return estimate(self.backbone, self.swapped, batch_size, steps, passes)
 
     def on_train_start(self) -> None:
         """Take the class weights of `--data.balance loss`, and a learning rate that was found."""

@@ -15,14 +15,13 @@ import torch
 from torch import nn
 
 from activations import Activation, SwapReport
+from activations.fusion.blocks import least
 from activations.torch_private import count_operations
 
-# Seconds on one thread of an AMD EPYC (Zen 4), results/README.md. Without compilation, forward and
-# backward take as long as they have operations: performance.csv, nn.SiLU being 4.6 ns.
-OPERATION = 0.6e-9  # of one operation for one element, in a block that fits the cache
-FUSED = {torch.float32: 5.0e-9, torch.float64: 10e-9}  # an element, performance.csv
-FUSED_HALF = 1.6e-9
-FIRST, EACH = 11.0, 4.0  # the compiler's start, and each function: performance_compilation.csv
+# Seconds on one thread of an AMD EPYC (Zen 4), from the files in results/bench
+SAVED = 0.25e-9  # by each operation of a formula and its derivative, for one element: step.json
+SAVED_SMALL = 0.4e-9  # where a tensor is too small for blocks: step-small.json
+FIRST, EACH = 5.5, 4.0  # the compiler's start, and each function: start.json, step.json
 GPU_STEPS = 100  # from here on a GPU, where a whole tensor is walked over for each operation
 _COMPILERS = {"darwin": "clang++", "win32": "cl"}
 
@@ -71,9 +70,8 @@ def estimate(
     batch_size: int,
     steps: float,
     batches: float,
-    dtype: torch.dtype,
 ) -> Estimate:
-    """What fusing the activations of a training saves and costs.
+    """What fusing the activations of a training saves and costs, in float32 as in bfloat16.
 
     Args:
         network: whose activations they are.
@@ -81,19 +79,19 @@ def estimate(
         batch_size: of a process.
         steps: optimizer steps that are left.
         batches: forward and backward passes that are left.
-        dtype: of what flows through the network.
     """
-    fused, kinds, seconds = FUSED.get(dtype, FUSED_HALF), dict[Any, float](), 0.0
+    kinds, seconds = dict[Any, int](), 0.0
     for call in swapped:
         for module in network.get_submodule(call.name).modules():
             if isinstance(module, Activation) and (expression := module.expression()):
                 kind = expression.formula, expression.constants
                 if kind not in kinds:
-                    plain = OPERATION * _operations(module, len(call.shape))
-                    kinds[kind] = max(plain - fused, 0.0)
-                seconds += kinds[kind] * call.times * math.prod(call.shape) / 2
+                    kinds[kind] = _operations(module, len(call.shape))
+                elements = math.prod(call.shape) // 2 * batch_size
+                each = SAVED if elements >= least() else SAVED_SMALL
+                seconds += each * kinds[kind] * elements * call.times
     cost = FIRST + EACH * len(kinds) if kinds else 0.0
-    saved = seconds * batch_size / torch.get_num_threads()
+    saved = seconds / torch.get_num_threads()
     return Estimate(saved * batches if saved else 0.0, cost, steps)
 
 

@@ -27,7 +27,12 @@ class UntraceableError(RuntimeError):
 
 def worth_it(x: Tensor) -> bool:
     """Whether `x` has enough elements for several blocks."""
-    return x.device.type == "cpu" and x.numel() >= 2 * _size()
+    return x.device.type == "cpu" and x.numel() >= least()
+
+
+def least() -> int:
+    """The elements of an input from which it goes in blocks."""
+    return 2 * _size()
 
 
 def _size() -> int:

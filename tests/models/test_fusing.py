@@ -1,6 +1,6 @@
 """`compile: auto`: what it estimates, what it chooses, and what stays with the choice."""
 
-import csv
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,26 @@ from tests.data import Tiny
 from tests.trainings import classifier, trainer
 
 ROOT = Path(__file__).parents[2]
-# a table is read one element at a time; the other three have layers around their formula
-OTHERS = {"BSpline", "DiTAC", "DynamicReLU", "SeriesReLU", "LSLU"}
 
 
-def test_the_estimate_agrees_with_measured_times():
-    found = {}
-    with (ROOT / "results/performance.csv").open() as file:
-        for row in csv.DictReader(file):
-            name = row["function"]
-            if name not in OTHERS and not name.startswith("nn."):
-                module = getattr(activations, name)(*["x * tanh(exp(x))"] * (name == "Formula"))
-                assert isinstance(module, Activation)
-                found[name] = fusing.OPERATION * fusing._operations(module, 4) / 4.55e-9
-                assert 0.5 < found[name] / float(row["plain"]) < 1.7, name
-    assert len(found) == 23
+@pytest.mark.parametrize(
+    ("name", "backbone", "images"), [("step", "resnet20", 128), ("step-small", "resnet8", 8)]
+)
+def test_the_estimate_agrees_with_measured_steps(
+    name: str, backbone: str, images: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    rows = json.loads((ROOT / f"results/bench/{name}.json").read_text())["rows"]
+    measured = {(row["function"], row["mode"], row["dtype"]): row["step_ms"] for row in rows}
+    for function, mode, dtype in measured:
+        if mode == "activations":
+            plain, fused = measured[function, "off", dtype], measured[function, mode, dtype]
+            network = Classifier(backbone, 10, 3, 32, getattr(activations, function))
+            found = estimate(network.backbone, network.swapped, images, 1, 1).saved
+            assert 0.4 < 1e3 * found / (plain - fused) < 2.5, (function, dtype)
+
+
+def test_channels_do_not_count_as_operations():
     one, channels = (fusing._operations(CosLU(num_parameters=n), 4) for n in (1, 3))
     assert one == channels
 
@@ -43,15 +48,16 @@ def test_an_estimate_counts_elements_steps_and_functions(monkeypatch: pytest.Mon
     monkeypatch.setattr(fusing, "_operations", lambda module, rank: 10 * rank)
     network = Classifier("resnet8", 3, 1, 8, CosLU, activation_by_site={"layer3.*": DELU})
     elements = 3 * 16 * 8 * 8 + 2 * 32 * 4 * 4 + 2 * 64 * 2 * 2
-    found = estimate(network.backbone, network.swapped, 6, 50, 100, torch.float32)
-    each = 40 * fusing.OPERATION - fusing.FUSED[torch.float32]
-    assert found.saved == pytest.approx(each * elements * 6 * 100 / 2)
+    found = estimate(network.backbone, network.swapped, 6, 50, 100)
+    assert found.saved == pytest.approx(40 * fusing.SAVED_SMALL * elements * 6 * 100 / 2)
     assert found[1:] == (fusing.FIRST + 2 * fusing.EACH, 50)
-    half = estimate(network.backbone, network.swapped, 6, 50, 100, torch.bfloat16)
-    assert half.saved > found.saved
+    monkeypatch.setattr(fusing, "least", lambda: 6 * 32 * 4 * 4)
+    large = estimate(network.backbone, network.swapped, 6, 50, 100).saved / found.saved
+    small = 2 * 64 * 2 * 2 / elements
+    assert large == pytest.approx(small + (1 - small) * fusing.SAVED / fusing.SAVED_SMALL)
     for other in (nn.ReLU, nn.SiLU, None):
         network = Classifier("resnet8", 3, 1, 8, other)
-        assert estimate(network.backbone, network.swapped, 6, 50, 100, torch.float32).cost == 0
+        assert estimate(network.backbone, network.swapped, 6, 50, 100).cost == 0
 
 
 @pytest.mark.parametrize(
@@ -102,7 +108,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def pays(monkeypatch: pytest.MonkeyPatch, yes: bool) -> None:
-    monkeypatch.setattr(fusing, "OPERATION", 1.0 if yes else 0.0)
+    for name in ("SAVED", "SAVED_SMALL"):
+        monkeypatch.setattr(fusing, name, 1.0 if yes else 0.0)
 
 
 def fit(tmp_path: Path, model: Classifier, ckpt: Path | None = None, **more: Any) -> Trainer:
