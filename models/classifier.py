@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from activations import fuse, parameter_groups, penalty
@@ -329,6 +329,9 @@ class Classifier(LightningModule):
     def on_fit_start(self) -> None:
         """Keep what the data tell of themselves; say what the swap left."""
         self._undecided = self.compile_mode == "auto"  # finders have had their trainings before
+        for metric in self.modules():
+            if isinstance(metric, Metric):  # an evaluation before left tensors of inference mode
+                metric.reset()
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(known := getattr(data, "description", None), dict):
             self.hparams["data"] = json.loads(json.dumps(known))  # a checkpoint holds data only

@@ -60,6 +60,14 @@ def test_plain(tmp_path: Path):
     assert same(fit(tmp_path).state_dict(), expected().state_dict())
 
 
+def test_evaluations_before(tmp_path: Path):
+    model, own = classifier(nn.ReLU), trainer(tmp_path, max_epochs=1)
+    own.validate(model, Tiny(), verbose=False)
+    own.test(model, Tiny(), verbose=False)
+    own.fit(model, Tiny())
+    assert own.global_step > 0
+
+
 def test_gradient_clipping(tmp_path: Path):
     found = {}
     for name, clip in (
