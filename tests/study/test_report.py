@@ -315,7 +315,7 @@ def test_cost_is_the_median_of_paired_ratios(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(study.cost, "built", lambda run: run.arm)
     monkeypatch.setattr(study.cost, "_step", step)
-    monkeypatch.setattr(study.cost, "_size", lambda arm: {"batches": 20, "epochs": 2})
+    monkeypatch.setattr(study.cost, "length", lambda arm: {"batches": 20, "epochs": 2})
     table = measure(done, 0.01)
     assert {row["arm"]: row["ratio"] for row in table} == cost
     study.cost.write(done.folder, table)
