@@ -25,19 +25,19 @@ def table(measured: Path = MEASURED) -> DataFrame:
     rows = DataFrame(json.loads(measured.read_text())["rows"])
     rows = rows.set_index(["dtype", "mode", "function"])
     forms = {
-        "whole tensors": ("float32", "whole"),
+        "whole": ("float32", "whole"),
         "plain": ("float32", "off"),
         "fused": ("float32", "activations"),
-        "plain, bfloat16": ("bfloat16", "off"),
-        "fused, bfloat16": ("bfloat16", "activations"),
+        "plain bf16": ("bfloat16", "off"),
+        "fused bf16": ("bfloat16", "activations"),
     }
     columns = {}
     for title, (dtype, mode) in forms.items():
         part = rows.loc[dtype]
         ours, rivals = part.loc[mode], part.loc["torch"]
         columns[title] = {**ours["both_to_silu"], **rivals["both_to_silu"]}
-        if title in ("whole tensors", "plain"):
-            columns[f"kept, {title}"] = {**ours["saved_to_input"], **rivals["saved_to_input"]}
+        if title in ("whole", "plain"):
+            columns[f"kept {title}"] = {**ours["saved_to_input"], **rivals["saved_to_input"]}
     found = DataFrame(columns).sort_values(["fused", "plain"])
     kept = [column for column in found if column.startswith("kept")]
     return found.round(2).round(dict.fromkeys(kept, 1)).rename_axis("function").reset_index()
@@ -45,7 +45,7 @@ def table(measured: Path = MEASURED) -> DataFrame:
 
 def draw(found: DataFrame, path: Path) -> None:
     """Bars of each function in float32: the formula as torch computes it, plain, and fused."""
-    forms = ["fused", "plain", "whole tensors"]  # from below
+    forms = ["fused", "plain", "whole"]  # from below
     figure = new_figure(9, 11, layout="constrained")
     axis = figure.subplots()
     bars = found.set_index("function")[forms].iloc[::-1]
@@ -59,5 +59,5 @@ def draw(found: DataFrame, path: Path) -> None:
 
 if __name__ == "__main__":
     measured = table(*map(Path, sys.argv[1:]))
-    measured.to_csv(TABLE, index=False)
+    measured.to_csv(TABLE, index=False, na_rep="-")
     draw(measured, FIGURE)
