@@ -112,7 +112,7 @@ class Classifier(LightningModule):
         activation_from: start these parameters from the values in this checkpoint; all weights
             start anew.
         compile: activations fuses each function into one kernel each way; model compiles the whole
-            network. Both take up to half a minute at the start. auto is activations in a training
+            network. Both take their time at the start. auto is activations in a training
             whose steps save more than that, else off; a resumed run goes on as it began, and an
             evaluation alone is off (`models/fusing.py`, docs/performance.md).
         data: what the data set tells of itself, such as class names, mean and deviation; a training

@@ -89,12 +89,10 @@ def driven(folder: Path, does: Callable[[], int], program: str = "study") -> int
         )
         return int(left.code or 0)
     finally:
-        lock_file = folder / ".driver.lock"
-        if list(folder.iterdir()) == [
-            lock_file
-        ]:  # a slip in a new question is told before its lock
+        alone = folder / ".driver.lock"
+        if list(folder.iterdir()) == [alone]:  # a new question has a slip, and is not locked
             with suppress(OSError):  # it is another's by now
-                lock_file.unlink()
+                alone.unlink()
                 folder.rmdir()
 
 

@@ -22,10 +22,11 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    ("name", "backbone", "images"), [("step", "resnet20", 128), ("step-small", "resnet8", 8)]
+    ("name", "backbone", "images", "factor"),
+    [("step", "resnet20", 128, 1.4), ("step-small", "resnet8", 8, 2.5)],
 )
 def test_the_estimate_agrees_with_measured_steps(
-    name: str, backbone: str, images: int, monkeypatch: pytest.MonkeyPatch
+    name: str, backbone: str, images: int, factor: float, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     rows = json.loads((ROOT / f"results/bench/{name}.json").read_text())["rows"]
@@ -35,7 +36,7 @@ def test_the_estimate_agrees_with_measured_steps(
             plain, fused = measured[function, "off", dtype], measured[function, mode, dtype]
             network = Classifier(backbone, 10, 3, 32, getattr(activations, function))
             found = estimate(network.backbone, network.swapped, images, 1, 1).saved
-            assert 0.4 < 1e3 * found / (plain - fused) < 2.5, (function, dtype)
+            assert 1 / factor < 1e3 * found / (plain - fused) < factor, (function, dtype)
 
 
 def test_channels_do_not_count_as_operations():
