@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from .cache import Create, prepare, stamp
-from .images import Images, class_folders, is_deep, list_images, some
+from .images import Images, class_folders, header, list_images, some
 from .pool import NUMBER, PARTS, Pool, first_equal
 from .workers import cores
 
@@ -101,13 +101,8 @@ class ImageFolder(Pool):
         """Images, classes, the folder of each image, and the position of its first copy."""
         self._files, labels, parts = self.files()
         side, files = self.image_size, self._files
-        shape, looked = (len(files), 3, side, side), files[:: len(files) // LOOKED + 1]
-        if deep := sum(map(is_deep, looked)):
-            rank_zero_info(
-                f"{type(self).__name__}: {deep} of {len(looked)} files looked at are grey "
-                "images of more than 8 bits: each is scaled by the smallest of 1 (floats), 255, "
-                "4095 and 65535 that no value exceeds; convert them to 8 bits to choose another"
-            )
+        shape = len(files), 3, side, side
+        self._tell(files[:: len(files) // LOOKED + 1])
         fits = self.random_resized_crop is None and math.prod(shape) <= self.cache_limit * 1e9
 
         place, status = stamp(self.folder, files)
@@ -125,6 +120,23 @@ class ImageFolder(Pool):
     def describe(self, index: int) -> dict[str, Any]:
         """The file of an image."""
         return {"file": str(Path(self._files[index]).relative_to(self.folder))}
+
+    def _tell(self, files: list[str]) -> None:
+        """Log what happens to images of more than 8 bits, and to small ones, if `files` have any."""
+        headers, name = [found for file in files if (found := header(file))], type(self).__name__
+        if deep := sum(each.deep for each in headers):
+            rank_zero_info(
+                f"{name}: {deep} of {len(files)} files looked at are grey images of more than 8 "
+                "bits: each is scaled by the smallest of 1 (floats), 255, 4095 and 65535 that no "
+                "value exceeds; convert them to 8 bits to choose another"
+            )
+        sides = [each.side for each in headers if each.side < self.image_size]
+        if sides:
+            rank_zero_info(
+                f"{name}: {len(sides)} of {len(files)} files looked at are smaller than "
+                f"{self.image_size} pixels, down to {min(sides)}, and are enlarged; choose the side "
+                "with --data.image_size"
+            )
 
     def _folders(self) -> dict[str, Path]:
         """The folders of the splits; `root` alone for a pool, of which a class may be `train`."""

@@ -205,17 +205,27 @@ def _in_eight_bits(values: np.ndarray) -> np.ndarray:
     return (values * (255 / whole)).round().astype(np.uint8)
 
 
-def is_deep(file: str | Path) -> bool:
-    """Whether a file is a grey image of more than 8 bits, by its header; False if it is damaged."""
+class Header(NamedTuple):
+    """What an image file says of itself.
+
+    Attributes:
+        deep: it is a grey image of more than 8 bits.
+        side: its shorter side in pixels.
+    """
+
+    deep: bool
+    side: int
+
+
+def header(file: str | Path) -> Header | None:
+    """The header of an image file; nothing if it is damaged."""
     from PIL import Image
 
-    if not has_suffix(str(file), {".png", ".tif", ".tiff", ".pgm", ".pnm"}):
-        return False
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            return image.mode.startswith(DEEP)
+        with opened(Path(file).read_bytes()) as image:
+            return Header(image.mode.startswith(DEEP), min(image.size))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return False
+        return None
 
 
 def _check_pnm(content: bytes) -> None:

@@ -128,6 +128,16 @@ def test_skipped_files_and_many_bits_are_told_once(tmp_path: Path, caplog: Any):
     assert not any("ipynb" in file for files in splits(data).values() for file in files)
 
 
+def test_small_images_are_told(tmp_path: Path, caplog: Any):
+    """Of 32 pixels, enlarged to 224, a network costs 49 times as much."""
+    write_folder(tmp_path)
+    (tmp_path / "bee" / "a.tif").write_bytes(DEEP["unit.tif"])  # 16 x 16
+    ready(ImageFolder, tmp_path, image_size=16)
+    assert "enlarged" not in caplog.text
+    ready(ImageFolder, tmp_path, image_size=17)
+    assert "1 of 31 files looked at are smaller than 17 pixels, down to 16" in caplog.text
+
+
 def test_copies_are_found_by_the_whole_content(tmp_path: Path):
     """Also where size and last 4 kB agree, and with less of the disk read than all."""
     contents = [b"a" * 9000, b"b" + b"a" * 8999, b"a" * 9000, b"a", b"c", b"a", b"d" * 9000]
