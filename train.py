@@ -211,6 +211,8 @@ class CLI(LightningCLI):
         for keys in self.callback_keys:
             keys[:] = [name for name in keys if name not in off]
         arguments = getattr(trainer.logger, "init_args", None)
+        if arguments and trainer.default_root_dir and arguments.get("save_dir") == "runs":
+            arguments.save_dir = str(trainer.default_root_dir)  # as Lightning's own logger does
         if arguments is not None and arguments.get("name", "") is None:
             chosen = (config.data, config.model.activation)
             data, activation = (getattr(c, "class_path", "own").rpartition(".")[2] for c in chosen)

@@ -304,6 +304,15 @@ def test_runs_without_logger_and_checkpoints(tmp_path: Path, monkeypatch: pytest
     assert list((tmp_path / "monitor").iterdir()) == [tmp_path / "monitor" / "version_0"]
 
 
+def test_the_root_of_all_runs_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    command("fit --data Digits --model.backbone resnet8 --trainer.default_root_dir there/all "
+            "--trainer.max_epochs 1 --trainer.limit_train_batches 1 --trainer.limit_val_batches 1 "
+            "--trainer.log_every_n_steps 1")  # fmt: skip
+    assert list(tmp_path.iterdir()) == [tmp_path / "there"]
+    assert (tmp_path / "there/all/Digits-resnet8-own/version_0/config.yaml").is_file()
+
+
 def test_two_processes_start_quickly_and_test_every_sample_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
