@@ -229,6 +229,7 @@ def _accepted(message: str) -> str:
     """What an option takes, from the types in `message`."""
     types = TYPES.search(message)
     text = re.sub(r"typing\.Literal\[([^]]*)\]", r"\1", types[1] if types else "")
+    text = re.sub(r"[\w.]*Callable\[\[[^][]*\], ([\w.]+)\]", r"\1", text)  # what it makes
     while text != (shorter := re.sub(r"\[[^][]*\]", "", text)):
         text = shorter
     found: list[str] = []

@@ -26,8 +26,8 @@ class FromDataset(Samples):
     samples of every class are the test set.
 
     Args:
-        dataset: a class with `__len__` and `__getitem__`, such as torchvision.datasets.SVHN, and
-            its arguments.
+        dataset: a Dataset of torch with `__len__` and `__getitem__`, such as
+            torchvision.datasets.SVHN, and its arguments.
         train: arguments of the training part.
         val: arguments of the validation part; without them it is a part of the training samples.
         test: arguments of the test part.
