@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections import Counter
 from enum import Enum
+from numbers import Number
 from typing import Any
 
 import torch
@@ -24,6 +25,17 @@ set_parsing_settings(instantiate_subclass_spec_in_any=False)
 yaml.SafeDumper.add_multi_representer(  # Timer's default is one
     Enum, lambda dumper, value: dumper.represent_data(value.value)
 )
+
+
+def _number(given: Any) -> Any:
+    """A number, also from the command line: the type of RandomRotation's degrees is no class."""
+    value = yaml.safe_load(given) if isinstance(given, str) else given
+    if isinstance(value, bool) or not isinstance(value, Number):
+        raise ValueError("give a number")
+    return value
+
+
+register_type(Number, serializer=lambda value: value, deserializer=_number)
 register_type(torch.device)  # an option of some callbacks, to be written in config.yaml
 # Pattern of what jsonargparse writes, which it does not promise (tests/test_slips.py fails when it
 # has changed) -> the sentence for it; the first that fits counts. {option} is what the message is
@@ -84,9 +96,11 @@ KINDS = {
     "bool": "true or false",
     "int": "a whole number",
     "float": "a number",
+    "Number": "a number",
     "str": "a text",
     "list": "a list",
     "Iterable": "a list",
+    "Sequence": "a list",
     "dict": "a mapping {name: value}, with a space behind the colon",
     "timedelta": "a time such as 00:12:00:00",
     "Callable": "a class",
