@@ -97,6 +97,8 @@ def main(args: list[str]) -> None:
     """Export what `args` name, the words after `train.py export`."""
     parser = options()
     config = parser.parse_args(args)
+    if sum(word.partition("=")[0] == "--format" for word in args) > 1:  # the last alone would count
+        raise ValueError("--format is given twice: name all formats behind one, --format onnx pt2")
     formats = list(dict.fromkeys(config.format))
     formats += ["safetensors"] if "hub" in formats and "safetensors" not in formats else []
     if config.int8 and "onnx" not in formats:

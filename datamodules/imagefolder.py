@@ -122,7 +122,7 @@ class ImageFolder(Pool):
         return {"file": str(Path(self._files[index]).relative_to(self.folder))}
 
     def _tell(self, files: list[str]) -> None:
-        """Log what happens to images of more than 8 bits, and to small ones, if `files` have any."""
+        """Log what happens to images of more than 8 bits, and to small ones, among `files`."""
         headers, name = [found for file in files if (found := header(file))], type(self).__name__
         if deep := sum(each.deep for each in headers):
             rank_zero_info(
@@ -134,8 +134,8 @@ class ImageFolder(Pool):
         if sides:
             rank_zero_info(
                 f"{name}: {len(sides)} of {len(files)} files looked at are smaller than "
-                f"{self.image_size} pixels, down to {min(sides)}, and are enlarged; choose the side "
-                "with --data.image_size"
+                f"{self.image_size} pixels, down to {min(sides)}, and are enlarged; choose the "
+                "side with --data.image_size"
             )
 
     def _folders(self) -> dict[str, Path]:

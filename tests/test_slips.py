@@ -129,6 +129,7 @@ RUN_LINES = [
     ("RUN --model.activation torch.nn.Linear", "Linear needs arguments that are not given: in_features, out_features"),
     ("RUN --model.activation no.such.Module", "there is no module 'no'"),
     ("RUN --model.activation.nothing 3", "nothing"),
+    ("export --ckpt_path x --format onnx --format=pt2", "--format is given twice"),
     ("RUN --data.augment+=torchvision.transforms.v2.RandomRotation --data.augment.degrees x", "degrees 'x' does not fit: give a number or a list"),
     ("RUN --model.activation collections.Counter", "'collections.Counter' does not fit: give a class of the kind Module or null"),
     ("RUN --model.activation_weight_decay -1", "activation_weight_decay must be >= 0"),
