@@ -2,7 +2,7 @@
 
 Measured are a forward pass, and a forward and a backward pass together (`both`). The mode is torch
 for a function of torch. For one of ours it is off for the plain formula, which a CPU computes in
-blocks, whole for the same without blocks (unless it has a layer inside), and activations for fused
+blocks, whole for the same without blocks (unless it has a forward of its own), and activations for fused
 kernels. `saved_to_input` is what is kept for the backward pass, in multiples of the input.
 `of_copy_percent` is the share of the memory's bandwidth that a copy of x reaches, if `both` read x
 twice and its gradient once, and wrote y and the gradient of x. RIVALS lists what else is measured.
@@ -72,7 +72,7 @@ def build(options: Namespace) -> dict[tuple[str, str], nn.Module]:
         for mode in options.modes:
             torch.manual_seed(0)
             module = KINDS[name](**{key: size for key, size in sizes.items() if key in known})
-            if mode == "whole" and any(module.children()):
+            if mode == "whole" and type(module).forward is not Activation.forward:
                 continue  # more than a formula
             activations.fuse(module, on=mode == "activations")
             modules[name, mode] = _Whole(module) if mode == "whole" else module
