@@ -2,8 +2,8 @@
 
 Measured are a forward pass, and a forward and a backward pass together (`both`). The mode is torch
 for a function of torch. For one of ours it is off for the plain formula, which a CPU computes in
-blocks, whole for the same without blocks (unless it has a forward of its own), and activations for fused
-kernels. `saved_to_input` is what is kept for the backward pass, in multiples of the input.
+blocks, whole for the same without blocks (unless it has a forward of its own), and activations for
+fused kernels. `saved_to_input` is what is kept for the backward pass, in multiples of the input.
 `of_copy_percent` is the share of the memory's bandwidth that a copy of x reaches, if `both` read x
 twice and its gradient once, and wrote y and the gradient of x. RIVALS lists what else is measured.
 """
