@@ -13,7 +13,7 @@ from callbacks.machine import ROOT
 from callbacks.results import TEST
 
 from .runs import Study, read_prepared
-from .spec import LOCK, SpecError, file_name, read_lock, write_lock
+from .spec import LOCK, SpecError, file_name, placeless, read_lock, write_lock
 from .words import counted
 
 KEPT = ROOT / "results/studies"
@@ -62,7 +62,7 @@ def pack(folder: Path, target: Path | None = None) -> str:
                 if not np.array_equal(known, samples[name]):
                     part[f"{key}.{name}"] = samples[name]
             part[key] = samples["predicted"]
-    write_lock(target, study.lock)
+    write_lock(target, placeless(study.lock))
     written_costs = _copy_costs(folder, target)
     written = list(written_costs)
     for arm, runs in arms.items():

@@ -318,6 +318,14 @@ def decides(value: Any) -> Any:
     return [decides(each) for each in value] if isinstance(value, list) else value
 
 
+def placeless(value: Any) -> Any:
+    """Options with DIR for the places of data, which tell of one machine alone."""
+    if isinstance(value, dict):
+        return {n: "DIR" if n.rpartition(".")[2] in _PLACES and each else placeless(each)
+                for n, each in value.items()}  # fmt: skip
+    return [placeless(each) for each in value] if isinstance(value, list) else value
+
+
 def sha256(spec: dict[str, Any]) -> str:
     """Of a checked spec, without the places of data."""
     return hashlib.sha256(json.dumps(decides(spec), sort_keys=True).encode()).hexdigest()

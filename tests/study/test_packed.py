@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,11 +20,12 @@ from study.lines import new_image_lines
 from study.packed import pack, read_packed, read_samples, take
 from study.runs import Study
 from study.slurm import ranges, slurm_script
-from study.spec import SpecError, check, lock
+from study.spec import SpecError, check, lock, read_lock
 
 from .made import answer, result, small, write
 
 VALUES = {"ReLU": 90.12345678, "SiLU": 80.0, "CosLU": 90.0}
+ROOT = Path(__file__).resolve().parents[2]
 CELLS = [{"data": "Digits", "model.backbone": f"resnet{depth}"} for depth in (8, 14)]
 
 
@@ -60,6 +62,22 @@ def test_a_fresh_folder_goes_on_from_packed_results(done: Study, tmp_path: Path)
     assert pack(fresh, tmp_path / "third").startswith("34 runs packed into ")
     for file in (tmp_path / "kept/mine").iterdir():  # packed again, nothing changes
         assert file.read_bytes() == (tmp_path / "third" / file.name).read_bytes()
+
+
+def test_a_packed_lock_names_no_folder_of_a_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(packed, "KEPT", tmp_path / "kept")
+    cells = [{"data": "CIFAR10", "data.root": "/mine/cifar", "model.backbone": "resnet8"}]
+    known = lock(tmp_path / "mine", check(small(cells=cells, seeds={"looks": [5]})))
+    made = Study.read(tmp_path / "mine")
+    made.prepare(made.next_runs()[1])
+    pack(answer(made, VALUES).folder)
+    kept = read_lock(tmp_path / "kept/mine")  # its sha256 fits
+    assert kept["spec"]["cells"] == [{**cells[0], "data.root": "DIR"}]
+    assert kept["sha256"] == known["sha256"]
+    for file in (ROOT / "results/studies").glob("*/*.yaml"):
+        assert not re.search(r": /\w", file.read_text()), file
 
 
 def test_areas_under_the_curve_need_probabilities_which_are_not_packed(
