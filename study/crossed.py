@@ -9,12 +9,16 @@ of this kind the mean difference of n seeds has the variance
 where :math:`d^*_s` is the difference of seed s on a resampled test set. The first term holds the
 seeds, and how seeds and images act together; v, the part that all seeds share, is what another
 test set would change. (The variance of the mean of :math:`d^*` would count the joint part twice.)
-Where images come in groups, such as the beats of a record, whole groups are resampled. The degrees
-of freedom are Satterthwaite's.
+Where images come in groups, such as the beats of a record, whole groups are resampled.
 
-Reference: Owen, The pigeonhole bootstrap, Ann. Appl. Stat. 1, 2007, doi:10.1214/07-AOAS122, on what
-resampling of crossed factors counts twice. Satterthwaite, Biometrics Bulletin 2, 1946,
-doi:10.2307/3002019.
+Each term has its own t quantile, and the half widths add up as squares (Howe), so that the interval
+is never narrower than that of the seeds alone. One t quantile with Satterthwaite's degrees of
+freedom for both made it so with five seeds: at a level of 0.0007 it missed up to six times too
+often.
+
+References: Owen, The pigeonhole bootstrap, Ann. Appl. Stat. 1, 2007, doi:10.1214/07-AOAS122, on what
+resampling of crossed factors counts twice. Howe, Approximate confidence limits on the mean of X + Y,
+J. Am. Stat. Assoc. 69, 1974, page 789.
 """
 
 from collections.abc import Callable, Sequence
@@ -203,11 +207,9 @@ def new_images(
     covariance = np.cov(again) * count / (count - 1)
     shared = (covariance.sum() - np.trace(covariance)) / (n * (n - 1))
     by_seeds, by_images = seen.var(ddof=1) / n, max(0.0, float(shared))
-    total = by_seeds + by_images
-    freedom = 1.0
-    if total > 0:
-        freedom = total**2 / (by_seeds**2 / (n - 1) + by_images**2 / (count - 1))
-    half = float(stats.t.isf(level / 2, freedom) * np.sqrt(total))
+    squares = by_seeds * stats.t.isf(level / 2, n - 1) ** 2
+    squares += by_images * stats.t.isf(level / 2, count - 1) ** 2
+    half = float(squares**0.5)
     mean = float(seen.mean())
     return NewImages(
         *names,

@@ -97,6 +97,22 @@ def test_the_test_sets_deviation_is_that_of_its_images():
     assert grouped.test_deviation == pytest.approx(100 * np.sqrt(0.3 * 0.7 / 9), rel=0.13)
 
 
+def test_at_a_strict_level_the_interval_of_few_seeds_is_wide_enough():
+    """18 arms, 5 seeds, level 0.0125 / 18: images that move half as much as the seeds' mean."""
+    level, seeds, images, rng = 0.0125 / 18, 5, 400, np.random.default_rng(0)
+    share = 0.5 + rng.normal(0, 0.05, (2, 1000, seeds))
+    narrow = missed = 0
+    for base, arm in zip(*share, strict=True):
+        right = (rng.random((2, 1, images)) < np.stack([base, arm])[..., None]).astype(int)
+        found = new_images(np.ones(images, int), *right, RULES, level, replicates=20)
+        seen = 100 * (right[1].mean(1) - right[0].mean(1))
+        alone = stats.t.isf(level / 2, seeds - 1) * seen.std(ddof=1) / seeds**0.5
+        narrow += found.high - found.low < 2 * alone * (1 - 1e-12)
+        missed += found.low > 0 or found.high < 0
+    assert narrow == 0
+    assert missed <= stats.binom.ppf(0.9985, len(share[0]), level)
+
+
 def test_the_sentence_tells_a_test_set_that_is_too_small():
     labels, base = np.ones(100, int), np.zeros((5, 100), int)
     arm = base.copy()
