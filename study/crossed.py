@@ -16,9 +16,9 @@ is never narrower than that of the seeds alone. One t quantile with Satterthwait
 freedom for both made it so with five seeds: at a level of 0.0007 it missed up to six times too
 often.
 
-References: Owen, The pigeonhole bootstrap, Ann. Appl. Stat. 1, 2007, doi:10.1214/07-AOAS122, on what
-resampling of crossed factors counts twice. Howe, Approximate confidence limits on the mean of X + Y,
-J. Am. Stat. Assoc. 69, 1974, page 789.
+References: Owen, The pigeonhole bootstrap, Ann. Appl. Stat. 1, 2007, doi:10.1214/07-AOAS122, on
+what resampling of crossed factors counts twice. Howe, Approximate confidence limits on the mean of
+X + Y, J. Am. Stat. Assoc. 69, 1974, page 789.
 """
 
 from collections.abc import Callable, Sequence
