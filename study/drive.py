@@ -23,6 +23,7 @@ from .local import DRIVER, LATE, POLL, STAYS, Launcher, default_jobs
 from .packed import read_packed, take
 from .report import report
 from .runs import Study, read_prepared, read_runs
+from .shapes import defaults
 from .slurm import slurm_script
 from .spec import LOCK, OFF, SpecError, lock, read_lock, sha256
 from .words import counted
@@ -109,7 +110,8 @@ def lock_checked(folder: Path, spec: dict[str, Any], amend: str = "") -> None:
         compiled, why = check_arms(Study(folder, {"spec": spec}))
         if why and not begun:
             print(f"{why}; so in every run", flush=True)
-    lock(folder, spec, amend, begun=begun, compiled=compiled)
+    start = defaults(spec)
+    lock(folder, spec, amend, begun=begun, compiled=compiled, defaults=start)
 
 
 def _drive(options: Any, folder: Path, end: float) -> int:

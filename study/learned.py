@@ -1,5 +1,7 @@
 """What an arm learned: the functions of its layers, mean over the seeds."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,6 +12,7 @@ from callbacks.sites import activation_sites, curve, has_curve
 
 from .arms import built
 from .runs import Study
+from .shapes import started
 from .spec import SpecError
 
 Array = NDArray[np.float64]
@@ -31,7 +34,8 @@ def learned_functions(
     found = [each["learned"] for each in ended if each.get("learned")]
     if not found:
         return None
-    backbone = built(runs[0]).model.backbone
+    options = runs[0].options | started(study, arm)
+    backbone = built(replace(runs[0], options=options)).model.backbone
     parameters = shape_parameters(backbone)
     sites = {
         name: module

@@ -1,5 +1,6 @@
 """The activations of an arm, before and after training, made again from its results alone."""
 
+import inspect
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatch
@@ -57,13 +58,41 @@ def learned(study: Study, arm: str, cell: int) -> Learned:
     ended = [study.results[run.id]["learned"] for run in runs if study.status(run) == "ok"]
     if not any(ended):
         return Learned([], [], None, [])
-    options, numbers = study.spec["arms"][arm], [_by_site(each) for each in ended]
+    options, numbers = started(study, arm), [_by_site(each) for each in ended]
     sites = sorted(numbers[0], key=natural)
     first, other = (
         [made(options, site, numbers[0][site], seed) for site in sites] for seed in (0, 1)
     )
     last = [[_trained(options, site, each[site]) for site in sites] for each in numbers]
     return Learned(sites, first, None if options.get("model.match") else other, last)
+
+
+def defaults(spec: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Class -> its default numbers, of all activations that a spec names.
+
+    A study keeps them in its lock: what its functions started from must be known, also when the
+    defaults of the classes have changed.
+    """
+    arms = spec["arms"].values()
+    asked = [n for each in arms for n in (each.get("model.activation_by_site") or {}).values()]
+    asked += [each["model.activation"] for each in arms if "model.activation" in each]
+    found = dict[str, dict[str, float]]()
+    for name in dict.fromkeys(str(each).rpartition(".")[2] for each in asked):
+        kind = getattr(activations, name, None) or getattr(nn, name, None)
+        known = inspect.signature(kind).parameters if inspect.isclass(kind) else {}
+        sizes = {*activations.Channels.__annotations__, *getattr(kind, "size_arguments", ())}
+        values = {n: each.default for n, each in known.items()
+                  if type(each.default) in (int, float) and n not in sizes}  # fmt: skip
+        found |= {name: values} if values else {}
+    return found
+
+
+def started(study: Study, arm: str) -> dict[str, Any]:
+    """The options of an arm, with the default numbers of its activation as they were then."""
+    options = study.spec["arms"][arm]
+    kind = str(options.get("model.activation")).rpartition(".")[2]
+    known = study.lock.get("defaults", {}).get(kind, {})
+    return {f"model.activation.{name}": value for name, value in known.items()} | options
 
 
 def _by_site(learned: dict[str, Any]) -> dict[str, dict[str, Any]]:

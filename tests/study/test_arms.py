@@ -94,6 +94,7 @@ def test_auto_is_decided_once_for_all_runs(
     lock_checked(tmp_path, spec)
     assert capfd.readouterr().out == ""
     locked = Study.read(tmp_path)
+    assert locked.lock["defaults"]["CosLU"] == {"alpha": 1.0, "beta": 1.0}
     _, runs = locked.next_runs()
     assert {run.compiled for run in runs} == {"activations"}
     assert {run.id for run in runs} == {run.id for run in study.next_runs()[1]}

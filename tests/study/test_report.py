@@ -324,7 +324,7 @@ def test_cost_is_the_median_of_paired_ratios(tmp_path: Path, monkeypatch: pytest
 
 def test_learned_functions_are_means_over_seeds(tmp_path: Path):
     spec = check(small(seeds={"first": 1000, "looks": [5]}))
-    lock(tmp_path, spec)
+    lock(tmp_path, spec, defaults={"CosLU": {"alpha": 0.25}})  # as they were in its code
     empty = Study.read(tmp_path)
     assert learned_functions(empty, "CosLU", 0) is None
     alphas = [0.5, 1.0, 3.0]
@@ -340,7 +340,7 @@ def test_learned_functions_are_means_over_seeds(tmp_path: Path):
     def formula(alpha: float, beta: float) -> np.ndarray:
         return (x + alpha * np.cos(beta * x)) / (1 + np.exp(-x))
 
-    start = CosLU()
+    start = CosLU(alpha=0.25)
     with torch.no_grad():
         assert first[0] == pytest.approx(start(torch.tensor(x)).numpy(), abs=1e-5)
     assert len(first) == len(last) == 7
