@@ -33,18 +33,19 @@ class Snake(Activation):
         (N, C, \*) -> same.
 
     Initialisation:
-        x + sin(x)^2.
+        x + 1 - cos(x).
 
     Raises:
         ValueError: a number is not finite, or the channels do not match.
 
     Reference:
         Ziyin et al., "Neural networks fail to learn periodic functions and how to fix it", NeurIPS
-        2020, arXiv 2006.08195. Deviation from it: none.
+        2020, arXiv 2006.08195. Deviation from it: none; alpha starts at 0.5, which the paper leaves
+        open, since networks that start at 1 are worse than with ReLU: docs/findings.md.
     """
 
     formula = snake
 
-    def __init__(self, alpha: float = 1.0, **channels: Unpack[Channels]) -> None:
+    def __init__(self, alpha: float = 0.5, **channels: Unpack[Channels]) -> None:
         super().__init__(**channels)
         self.alpha = self.learned("alpha", alpha)

@@ -20,7 +20,17 @@ from study.findings import findings
 from study.packed import pack
 from study.publish import read_studies
 from study.runs import Study
-from study.shapes import CHANGE, RELU, Learned, learned, made, natural, parameters, properties
+from study.shapes import (
+    CHANGE,
+    RELU,
+    Learned,
+    defaults,
+    learned,
+    made,
+    natural,
+    parameters,
+    properties,
+)
 from study.spec import check, lock
 
 from .made import result, small, write
@@ -63,6 +73,21 @@ def test_a_start_that_was_fitted_to_a_network_is_not_known(tmp_path: Path):
     bent = 1 - 2 / np.pi  # the variance of |x|; f is 0.75 x + 0.25 |x|, and ReLU is 0.5 of both
     wanted = (0.375 + 0.125 * bent) ** 2 / ((0.75**2 + 0.25**2 * bent) * (0.25 + 0.25 * bent))
     assert share.end.item() == pytest.approx(wanted, rel=2e-3)
+
+
+def test_a_start_is_the_default_that_was_locked(tmp_path: Path):
+    """Not that of today's class; what an arm names itself wins."""
+    arms = {"ReLU": ARMS["ReLU"], "CosLU": {"model.activation": "CosLU"}, "own": ARMS["CosLU"]}
+    spec = check(small(arms=arms, seeds={"looks": [5]}))
+    assert defaults(spec) == {"CosLU": {"alpha": 1.0, "beta": 1.0}}
+    lock(tmp_path, spec, defaults={"CosLU": {"alpha": 3.0, "beta": 4.0}})
+    study = Study.read(tmp_path)
+    for arm in ("CosLU", "own"):
+        run = study.verdict_run(arm, 0, study.seeds[0])
+        write(study, run, result(90, run.seed, learned={"act1.alpha": [2.0], "act1.beta": [2.0]}))
+    found = [parameters(learned(Study.read(tmp_path), arm, 0)) for arm in ("CosLU", "own")]
+    starts = [[each[name].start.item() for name in ("alpha", "beta")] for each in found]
+    assert starts == [[3.0, 4.0], [0.5, 4.0]]
 
 
 def test_each_site_has_the_class_that_its_name_chooses():
@@ -149,15 +174,22 @@ def test_means_over_seeds_and_channels(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_the_numbers_of_the_page_are_those_of_its_tables():
     text, _, tables = (ROOT / "docs/findings.md").read_text().partition("## Tables")
-    tables = tables.partition("### digits_elementwise")[2].partition("\n### ")[0]  # its numbers
     heads = ["start", "elsewhere", "inside a block", "last"]
-    quoted = re.findall(r"(-?[\d.]+) \((\w+) ([\w ]+), ([a-z ]+)\)", " ".join(text.split()))
-    assert len(quoted) > 20
-    for number, function, parameter, group in quoted:
-        (row,) = re.findall(rf"^\| {function} \| {parameter} \| (.*) \|$", tables, re.M)
-        value = float(row.split(" | ")[heads.index(group)].partition(" ")[0])
-        decimals = len(number.partition(".")[2])
-        assert float(number) == pytest.approx(value, abs=0.6 * 10**-decimals), (function, parameter)
+    count = 0
+    for section in text.split("\n## "):
+        named = re.search(r"numbers are those of `(\w+)`", " ".join(section.split()))
+        study = f"### {named[1] if named else 'digits_elementwise'}\n"
+        known = tables.partition(study)[2].partition("\n### ")[0]
+        words = " ".join(section.split())
+        quoted = re.findall(r"(-?[\d.]+) \(([\w .]+), ([a-z ]+)\)", words)
+        for number, name, group in quoted:
+            rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| (.*) \|$", known, re.M)
+            (row,) = (rest for arm, parameter, rest in rows if f"{arm} {parameter}" == name)
+            value = float(row.split(" | ")[heads.index(group)].partition(" ")[0])
+            decimals = len(number.partition(".")[2])
+            assert float(number) == pytest.approx(value, abs=0.6 * 10**-decimals), name
+        count += len(quoted)
+    assert count > 35
 
 
 def test_the_tables_in_the_repository_are_those_of_the_packed_studies():
