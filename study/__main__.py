@@ -14,7 +14,7 @@ import yaml
 from callbacks.machine import ROOT
 
 from .packed import read_packed, take
-from .spec import SpecError, check, read_lock, read_spec
+from .spec import SpecError, check, held, read_lock, read_spec
 from .words import counted
 
 ROOM = Path("studies")
@@ -106,7 +106,7 @@ def asked(options: Any) -> tuple[Path, dict[str, Any]]:
     """The study's folder, and the spec that the command line asks for."""
     given = options.spec
     if given is not None and given.is_dir():
-        return given, read_lock(given, "arms")["spec"]
+        return given, held(read_lock(given, "arms")["spec"])
     if given is not None:
         spec, name = read_spec(given), given.stem
     elif options.data and options.activations:
@@ -117,11 +117,11 @@ def asked(options: Any) -> tuple[Path, dict[str, Any]]:
     else:
         raise SpecError("name a spec, or give --data and --activations: python -m study run --help")
     set_fields(spec["cells"], options.set)
-    return options.dir or ROOM / re.sub(r"[^\w.-]", "_", name), spec
+    return options.dir or ROOM / re.sub(r"[^\w.-]", "_", name), held(spec)
 
 
 def set_fields(cells: list[dict[str, Any]], given: list[str]) -> None:
-    """Put the fields of `--set` into all cells, and make the places of data absolute."""
+    """Put the fields of `--set` into all cells, and make places absolute."""
     for each in given:
         field, equals, value = each.partition("=")
         if not equals:
@@ -129,8 +129,9 @@ def set_fields(cells: list[dict[str, Any]], given: list[str]) -> None:
         for cell in cells:
             cell[field] = yaml.safe_load(value)
     for cell in cells:
-        if isinstance(root := cell.get("data.root"), str):
-            cell["data.root"] = os.path.abspath(os.path.expanduser(root))
+        for name in ("data.root", "model.checkpoint_path"):
+            if isinstance(place := cell.get(name), str):
+                cell[name] = os.path.abspath(os.path.expanduser(place))
 
 
 def typed(options: Any) -> dict[str, Any]:

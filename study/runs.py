@@ -20,7 +20,7 @@ from options import parsable
 
 from . import budget
 from .claims import claim
-from .spec import CONTROLS, OFF, SpecError, decides, read_lock
+from .spec import CONTROLS, OFF, SpecError, decides, for_train, read_lock
 from .verdict import Kind, Rules, Runs, Verdict, family
 
 RUN, CLAIM = "spec.json", "claim"
@@ -348,7 +348,7 @@ class Study:
             content = {
                 "number": known["number"] if known else next(numbers), "stage": run.stage,
                 "arm": run.arm, "cell": run.cell, "seed": run.seed, "setting": run.setting,
-                "base": run.base, "arguments": arguments(run.options, run.seed),
+                "base": for_train(run.base), "arguments": arguments(run.options, run.seed),
                 "compiled": run.compiled,
             }  # fmt: skip
             if run.shapes:
@@ -372,10 +372,11 @@ def arguments(options: dict[str, Any], seed: int) -> list[str]:
     """The options as they are typed after `python train.py fit`."""
     words = {
         name: value if isinstance(value, str) else json.dumps(value)
-        for name, value in options.items()
+        for name, value in for_train(options).items()
     }
-    typed = [*(f"--{name}={value}" for name, value in words.items()), f"--seed_everything={seed}"]
-    return parsable(typed)
+    return parsable(
+        [*(f"--{n}={value}" for n, value in words.items()), f"--seed_everything={seed}"]
+    )
 
 
 def read_runs(folder: Path, code: str = "") -> dict[str, dict[str, Any]]:
@@ -425,7 +426,7 @@ def read_prepared(folder: Path) -> dict[str, dict[str, Any]]:
 def write_base(folder: Path, base: list[dict[str, Any]]) -> list[str]:
     """Write the overlays of a run; return the arguments that read them."""
     words = []
-    for number, overlay in enumerate(base):
+    for number, overlay in enumerate(for_train(base)):
         with replacing(folder / f"base_{number}.yaml") as unfinished:
             unfinished.write_text(yaml.safe_dump(overlay, sort_keys=False))
         words += ["-c", str(folder / f"base_{number}.yaml")]

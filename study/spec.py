@@ -38,6 +38,8 @@ BUDGET = ("trainer.max_", "trainer.min_", "trainer.limit_", "trainer.overfit", "
            "trainer.num_nodes", "trainer.accumulate", "trainer.fast_dev_run", "data",
            "model.backbone", "model.pretrained", "model.checkpoint_path")  # fmt: skip
 _PLACES = ("root", "cache_dir")  # where the same data lie
+_FILES = ("checkpoint_path", "activation_from")  # what they hold decides, wherever they lie
+_HELD = "_sha256"  # behind the name of such an option
 
 
 class SpecError(ValueError):
@@ -310,20 +312,50 @@ def file_name(arm: str) -> str:
     return arm.replace(" ", "_")
 
 
-def decides(value: Any) -> Any:
-    """Options without the places of data: what decides the result of a run."""
+def held(value: Any) -> Any:
+    """Options with the SHA-256 of each file of weights that they name, as `<option>_sha256`.
+
+    A study goes on with the same weights alone, wherever they lie.
+    """
+    if isinstance(value, list):
+        return [held(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    found = {name: held(each) for name, each in value.items()}
+    for name, each in value.items():
+        if name.rpartition(".")[2] in _FILES and Path(str(each)).is_file():
+            with Path(each).open("rb") as file:
+                found[f"{name}{_HELD}"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def for_train(value: Any) -> Any:
+    """Options as train.py takes them: without the SHA-256 of files."""
     if isinstance(value, dict):
-        known = {n: v for n, v in value.items() if n.rpartition(".")[2] not in _PLACES}
+        return {name: for_train(each) for name, each in value.items() if not name.endswith(_HELD)}
+    return [for_train(each) for each in value] if isinstance(value, list) else value
+
+
+def decides(value: Any) -> Any:
+    """What decides the result of a run: options without the places of data and weights."""
+    if isinstance(value, dict):
+        known = {n: each for n, each in value.items() if not _place(n, value)}
         return {name: decides(each) for name, each in known.items()}
     return [decides(each) for each in value] if isinstance(value, list) else value
 
 
 def placeless(value: Any) -> Any:
-    """Options with DIR for the places of data, which tell of one machine alone."""
+    """Options with DIR and FILE for the places, which tell of one machine alone."""
     if isinstance(value, dict):
-        return {n: "DIR" if n.rpartition(".")[2] in _PLACES and each else placeless(each)
+        return {n: _place(n, value) if _place(n, value) and each else placeless(each)
                 for n, each in value.items()}  # fmt: skip
     return [placeless(each) for each in value] if isinstance(value, list) else value
+
+
+def _place(name: str, options: dict[str, Any]) -> str:
+    """The word for an option that is a place alone; "" for others."""
+    folder = name.rpartition(".")[2] in _PLACES
+    return "DIR" if folder else "FILE" if f"{name}{_HELD}" in options else ""
 
 
 def sha256(spec: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +19,9 @@ from study import copied, packed
 from study.copied import copy_code
 from study.lines import new_image_lines
 from study.packed import pack, read_packed, read_samples, take
-from study.runs import Study
+from study.runs import Study, read_prepared
 from study.slurm import ranges, slurm_script
-from study.spec import SpecError, check, lock, read_lock
+from study.spec import SpecError, check, held, lock, read_lock
 
 from .made import answer, result, small, write
 
@@ -38,6 +39,49 @@ def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     made = Study.read(folder)
     made.prepare(made.next_runs()[1])
     return answer(made, VALUES, learned={"act.theta": [0.12345679104328156]})
+
+
+def test_a_file_of_weights_is_known_by_what_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """At another place it is the same question; other weights at the same place are another."""
+    monkeypatch.setattr(packed, "KEPT", tmp_path / "kept")
+    files = [tmp_path / name / "last.ckpt" for name in ("a", "b", "c")]
+    for file, content in zip(files, ("one", "one", "two"), strict=True):
+        file.parent.mkdir()
+        file.write_text(content)
+
+    def question(file: Path) -> dict[str, Any]:
+        cells = [{**CELLS[0], "model.checkpoint_path": str(file)}]
+        base = [{"model": {"activation_from": str(file)}}]
+        return held(check(small(cells=cells, base=base, seeds={"looks": [5]})))
+
+    folder = tmp_path / "first" / "mine"
+    lock(folder, question(files[0]))
+    study = Study.read(folder)
+    runs = study.next_runs()[1]
+    study.prepare(runs)
+    prepared = read_prepared(folder)[runs[0].id]
+    assert f"--model.checkpoint_path={files[0]}" in prepared["arguments"]
+    assert "sha256" not in json.dumps(prepared)
+    answer(study, VALUES)
+    lock(folder, question(files[1]))
+    assert [run.id for run in Study.read(folder).tuning()] == [run.id for run in study.tuning()]
+    assert Study.read(folder).next_runs()[1] == []
+    for wrong in (files[2], tmp_path / "gone.ckpt"):
+        with pytest.raises(SpecError, match=r"holds another study: base, cells differ"):
+            lock(folder, question(wrong))
+    pack(folder)
+    written = (tmp_path / "kept/mine/spec.lock.yaml").read_text()
+    assert str(tmp_path) not in written
+    assert "model.checkpoint_path: FILE" in written
+    fresh = tmp_path / "second" / "mine"
+    fresh.mkdir(parents=True)
+    take(fresh)
+    lock(fresh, question(files[1]))
+    assert Study.read(fresh, read_packed(fresh)).next_runs()[1] == []
+    files[1].write_text("another network")
+    assert held(read_lock(fresh)["spec"]) != read_lock(fresh)["spec"]  # `run FOLDER` sees it
 
 
 def test_a_fresh_folder_goes_on_from_packed_results(done: Study, tmp_path: Path):
