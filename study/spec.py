@@ -404,8 +404,12 @@ def lock(
     old = known["spec"]
     changed = [name for name in spec if decides(old.get(name)) != decides(spec[name])]
     if not amend:
+        other = " (a file holds other weights)"
+        told = [
+            name + other * (for_train(old.get(name)) == for_train(spec[name])) for name in changed
+        ]
         raise SpecError(
-            f"{folder} holds another study: {', '.join(changed)} differ from {path}. Choose "
+            f"{folder} holds another study: {', '.join(told)} differ from {path}. Choose "
             'another folder (--dir), or change the question with --amend "why": its verdicts are '
             "then exploratory"
         )

@@ -71,6 +71,10 @@ def test_a_file_of_weights_is_known_by_what_it_holds(
     for wrong in (files[2], tmp_path / "gone.ckpt"):
         with pytest.raises(SpecError, match=r"holds another study: base, cells differ"):
             lock(folder, question(wrong))
+    kept, _ = files[1].read_text(), files[1].write_text("another network")
+    with pytest.raises(SpecError, match=r"base \(a file holds other weights\), cells \(a file"):
+        lock(folder, question(files[1]))
+    files[1].write_text(kept)
     pack(folder)
     written = (tmp_path / "kept/mine/spec.lock.yaml").read_text()
     assert str(tmp_path) not in written
