@@ -22,7 +22,8 @@ LARGE = 200  # kB
 # of each run; the options are in the lock
 _FIELDS = (
     "schema", "status", "message", "seed", "commit", "dirty", "code", "start", "end", "fit_s",
-    "cpu_s", "images_per_s", "parameters", "threads", "train_samples", "epochs", "best", "test",
+    "cpu_s", "images_per_s", "parameters", "threads", "train_samples", "test_labels", "epochs",
+    "best", "test",
 )  # fmt: skip
 
 

@@ -85,10 +85,12 @@ class Study:
 
         Raises:
             SpecError: there is no study, its lock was changed by hand, or a run was made by other
-                code.
+                code or on other data.
         """
         lock = read_lock(folder, "arms")
-        return cls(folder, lock, {**(packed or {}), **read_runs(folder, lock["code"])})
+        results = {**(packed or {}), **read_runs(folder, lock["code"])}
+        _check_data(folder, results)
+        return cls(folder, lock, results)
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -396,6 +398,28 @@ def read_runs(folder: Path, code: str = "") -> dict[str, dict[str, Any]]:
             )
         found[file.parent.name] = content
     return found
+
+
+def _check_data(folder: Path, results: dict[str, dict[str, Any]]) -> None:
+    """Refuse what two places of data that are not the same would do to a verdict.
+
+    Raises:
+        SpecError: two runs of a cell have other numbers of training samples, or other test labels.
+    """
+    about, first = read_prepared(folder), dict[tuple[int, str], tuple[str, Any]]()
+    for key, found in results.items():
+        cell = about.get(key, found).get("cell")
+        for name in ("train_samples", "test_labels"):
+            value = found.get(name)
+            if cell is None or value is None or found["status"] != "ok":
+                continue
+            other, known = first.setdefault((cell, name), (key, value))
+            if value != known:
+                raise SpecError(
+                    f"{folder}/runs: {other} and {key} were made on other data "
+                    f"({name.replace('_', ' ')}: {known} and {value}), which do not mix. Delete "
+                    "the folders of the wrong ones; they are run again"
+                )
 
 
 def read_result(run: Path) -> dict[str, Any] | None:

@@ -1,6 +1,8 @@
 """What a run leaves when it has ended."""
 
+import hashlib
 import json
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,8 @@ def test_results_agree_with_the_files_of_the_run(
     assert (results["status"], results["seed"], results["processes"]) == ("ok", 0, 1)
     assert results["config"] == yaml.safe_load((RUN / "config.yaml").read_text())
     assert results["train_samples"] == 3 * 64
+    labels = struct.pack("<359q", *samples["label"].tolist())
+    assert results["test_labels"] == hashlib.sha256(labels).hexdigest()[:12]
     assert [each["epoch"] for each in results["epochs"]] == [0, 1]
     best = max(results["epochs"], key=lambda each: each["val/acc"])
     assert results["best"] == {"epoch": best["epoch"], "val/acc": best["val/acc"]}

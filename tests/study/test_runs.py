@@ -222,6 +222,25 @@ def test_a_run_of_other_code_is_refused(tmp_path: Path):
         Study.read(tmp_path)
 
 
+@pytest.mark.parametrize("other", [{"train_samples": 90}, {"test_labels": "bb"}])
+def test_runs_on_other_data_do_not_mix(tmp_path: Path, other: dict[str, Any]):
+    cells = [{"data": "Digits", "model.backbone": f"resnet{depth}"} for depth in (8, 14)]
+    lock(tmp_path, check(small(cells=cells)))
+    study = Study.read(tmp_path)
+    runs = study.next_runs()[1]
+    study.prepare(runs)
+    data = [{"train_samples": 100, "test_labels": "aa"}, {"train_samples": 50, "test_labels": "cc"}]
+    for run in runs[:12]:
+        write(study, run, result(90, run.seed, **data[run.cell]))
+    bad = result(0, 0, status="diverged", train_samples=7)  # in its first epoch
+    write(study, runs[12], bad)
+    assert len(Study.read(tmp_path).results) == 13
+    write(study, runs[0], result(90, runs[0].seed, **data[runs[0].cell] | other))
+    with pytest.raises(SpecError, match="were made on other data") as error:
+        Study.read(tmp_path)
+    assert runs[0].id in str(error.value)
+
+
 def test_prepared_runs_keep_their_numbers_and_take_over_a_new_place_of_the_data(tmp_path: Path):
     def at(root: str) -> Study:
         cells = [{"data": "CIFAR10", "data.root": root, "model.backbone": "resnet8"}]
