@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A quarter of an hour on one GPU: as many small runs of a study as fit, side by side; packed results in OUT.
+# Some minutes on one GPU: as many small runs of a study as fit, side by side; packed results in OUT.
 # bash bench/gpu.sh DATA OUT [MINUTES] [RUNS AT A TIME] [SPEC]
 set -eu
 data=$1 out=$2 minutes=${3:-8} jobs=${4:-$(nproc)} spec=${5:-configs/study/cifar10_gpu.yaml}

@@ -28,13 +28,14 @@ _READ = (
     "Each row is one function against the baseline of its study, which is ReLU unless another is "
     "named, on the same data, with the same budget and the same tuning. n is the number of pairs "
     "of runs of the same seed; the difference is the mean of these pairs, with its interval. "
-    "**Better** and **worse**: the interval leaves out 0. **Equivalent**: it lies inside ± the "
-    "margin, so that the difference does not matter. **Undecided**: neither; it does not mean "
-    "equal. **Unstable**: runs diverged. A verdict belongs to its data, network and budget; a "
-    "budget is short if twice as much gains the baseline a point or more on validation. Cost is "
-    "the time of a training step over the baseline's. Published is the difference in the paper, "
-    "often of single runs of another program. More in [study.md](study.md). What the functions "
-    "learned: [findings.md](findings.md)."
+    "**Equivalent**: the interval lies inside ± the margin, so that the difference does not "
+    "matter, even where 0 is not in it. Otherwise **better** or **worse**: it leaves out 0. "
+    "**Undecided**: none of these; it does not mean equal. **Unstable**: runs diverged. A "
+    "verdict belongs to its data, network and budget; a budget is short if twice as much gains "
+    "the baseline a point or more on validation. Cost is the time of a training step over the "
+    "baseline's. Published is the difference in the paper, often of single runs of another "
+    "program. More in [study.md](study.md). What the functions learned: "
+    "[findings.md](findings.md)."
 )
 
 Row = tuple[tuple[str, int], Verdict]
