@@ -67,7 +67,10 @@ def write_official(root: Path, monkeypatch: Any) -> np.ndarray:
     for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
         data = generator.integers(0, 256, (20, 3072), dtype=np.uint8)
         images.append(data)
-        content = pickle.dumps({"data": data, "labels": [i % 10 for i in range(20)]})
+        names = [f"{name}_{i}.png" for i in range(20)]
+        content = pickle.dumps(
+            {"data": data, "labels": [i % 10 for i in range(20)], "filenames": names}
+        )
         (folder / name).write_bytes(content)
         sums[name] = hashlib.md5(content).hexdigest()
     meta = pickle.dumps({"label_names": list(CIFAR10.class_names)})
