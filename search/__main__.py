@@ -18,7 +18,7 @@ from study.drive import driven, kept_launcher
 from study.local import LATE, default_jobs
 from study.runs import Study, read_runs
 from study.slurm import slurm_script
-from study.spec import LOCK, SpecError, check, lock, read_lock, sha256
+from study.spec import LOCK, SpecError, check, held, lock, read_lock, sha256
 from study.words import counted
 
 from .evolution import EVOLVED, MEMBERS, Search
@@ -72,7 +72,7 @@ def asked(options: Any) -> tuple[Path, dict[str, Any]]:
     else:
         spec, folder = read_search(options.spec), ROOM / re.sub(r"[^\w.-]", "_", options.spec.stem)
     set_fields(spec["cells"], options.set)
-    return options.dir or folder, check_search(spec)
+    return options.dir or folder, held(check_search(spec))
 
 
 def _run(options: Any) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from activations.files import replacing
-from study.runs import Run, Study, read_runs
+from study.runs import Run, Study, check_data, read_prepared, read_runs
 from study.spec import SpecError, read_lock
 
 from .screen import Candidate, Screens
@@ -216,6 +216,8 @@ class Search:
             SpecError: the candidates are not those that the folder has recorded.
         """
         self.study.results = read_runs(self.folder, self.lock["code"])
+        about, found = read_prepared(self.folder), self.study.results
+        check_data(self.folder, ((about[k]["cell"], k, found[k]) for k in about.keys() & found))
         missing = [run for stream in self.streams.values() for run in stream.advance()]
         self._record()
         if not missing:

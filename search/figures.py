@@ -72,8 +72,10 @@ def draw_streams(path: Path, series: Mapping[str, Array], label: str) -> Path:
     return save(_finish(figure, axis, "generation", label), path)
 
 
-def draw_cost(path: Path, points: Mapping[str, Points], best: Points, label: str) -> Path:
-    """Fitness against operations, and the front; what is far below is left out."""
+def draw_cost(
+    path: Path, points: Mapping[str, Points], best: Points, label: str, *, higher: bool
+) -> Path:
+    """The metric against operations, and the front; what is far worse is left out."""
     figure = new_figure(6.0, 3.6, dpi=150, layout="constrained")
     axis = figure.subplots()
     # rings around points: the same value is often reached by both
@@ -84,7 +86,7 @@ def draw_cost(path: Path, points: Mapping[str, Points], best: Points, label: str
     axis.step(*zip(*best, strict=True), where="post", color=COLORS[1], linewidth=1.2,
               label="front")  # fmt: skip
     values = np.array([value for each in points.values() for _, value in each])
-    low, high = np.percentile(values, 10), values.max()
+    low, high = np.percentile(values, [10, 100] if higher else [0, 90])
     if math.isfinite(low) and high > low:
         axis.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
     axis.xaxis.get_major_locator().set_params(integer=True)

@@ -184,7 +184,7 @@ def difference(search: Search, first: np.ndarray, second: np.ndarray) -> str:
     both = np.isfinite(first) & np.isfinite(second)
     if not both.all():
         return "no difference, since runs diverged or failed"
-    scale = 1 if search.spec["metric"].endswith("loss") else 100
+    scale = -1 if search.spec["metric"].endswith("loss") else 100  # fitness to metric
     differences = scale * (first - second)
     low, high = interval(differences)
     spread = "more than" if low > 0 or high < 0 else "not more than"
@@ -310,6 +310,7 @@ def _cost(search: Search) -> list[Block]:
         {name: points(members) for name, members in trained.items()},
         points(best),
         f"{search.spec['metric']}, {_unit(search)}",
+        higher=not search.spec["metric"].endswith("loss"),
     )
     body = [[named(m), m.candidate.operations, value_text(search, m.values[-1])] for m in best]
     return [

@@ -18,6 +18,7 @@ from .spec import SpecError, check, held, read_lock, read_spec
 from .words import counted
 
 ROOM = Path("studies")
+TYPED = ("data", "root", "backbone", "activations", "epochs", "looks", "margin")
 
 
 def main(args: list[str] | None = None) -> int:
@@ -68,11 +69,11 @@ def _add_spec(parser: argparse.ArgumentParser) -> None:
     add("spec", type=Path, nargs="?", help="a YAML file, or the folder of a study")
     add("--data", help="without a file: the data set")
     add("--root", help="its folder")
-    add("--backbone", default="resnet8")
-    add("--activations", nargs="+", default=[], help="compared with ReLU; SiLU is always there")
-    add("--epochs", type=int, default=30)
-    add("--looks", type=int, nargs="+", default=[5, 8, 12, 20])
-    add("--margin", type=float, default=0.3, help="points")
+    add("--backbone", help="by default resnet8")
+    add("--activations", nargs="+", help="compared with ReLU; SiLU is always there")
+    add("--epochs", type=int, help="by default 30")
+    add("--looks", type=int, nargs="+", help="by default 5 8 12 20")
+    add("--margin", type=float, help="points, by default 0.3")
     add("--dir", type=Path, help="folder of the study; by default studies/<name>")
     add("--set", nargs="+", default=[], metavar="FIELD=VALUE",
         help="options of all cells, such as data.root=DIR")  # fmt: skip
@@ -104,20 +105,42 @@ def _positive(text: str) -> int:
 
 def asked(options: Any) -> tuple[Path, dict[str, Any]]:
     """The study's folder, and the spec that the command line asks for."""
-    given = options.spec
-    if given is not None and given.is_dir():
-        return given, held(read_lock(given, "arms")["spec"])
-    if given is not None:
-        spec, name = read_spec(given), given.stem
-    elif options.data and options.activations:
-        spec, name = (
-            typed(options),
-            "-".join([options.data, options.backbone, *options.activations]),
+    given: Path | None = options.spec
+    vain = [name for name in TYPED if given and getattr(options, name, None) is not None]
+    vain += ["dir"] if given and given.is_dir() and options.dir else []
+    if vain:
+        raise SpecError(
+            f"--{vain[0]} has no effect beside {given}: leave it out, or change the file"
         )
+    if given and given.is_dir():
+        folder, spec = given, read_lock(given, "arms")["spec"]
+    elif given:
+        spec, folder = read_spec(given), options.dir or _room(given.stem)
+    elif options.data and options.activations:
+        words = [options.data, options.backbone or "resnet8", *options.activations]
+        spec, folder = typed(options), options.dir or _room("-".join(words))
     else:
         raise SpecError("name a spec, or give --data and --activations: python -m study run --help")
+    _check_set(spec, options.set)
     set_fields(spec["cells"], options.set)
-    return options.dir or ROOM / re.sub(r"[^\w.-]", "_", name), held(spec)
+    return folder, held(check(spec) if options.set else spec)
+
+
+def _room(name: str) -> Path:
+    return ROOM / re.sub(r"[^\w.-]", "_", name)
+
+
+def _check_set(spec: dict[str, Any], given: list[str]) -> None:
+    """Refuse fields that the budget or the grid sets anyway."""
+    for field in (each.partition("=")[0] for each in given):
+        for place, known in (
+            ("budget", spec["budget"]),
+            ("tune.grid", (spec["tune"] or {}).get("grid", {})),
+        ):
+            if field in known:
+                raise SpecError(
+                    f"--set {field} has no effect, since {place} sets it: change the file"
+                )
 
 
 def set_fields(cells: list[dict[str, Any]], given: list[str]) -> None:
@@ -138,15 +161,17 @@ def typed(options: Any) -> dict[str, Any]:
     """A spec from options: each activation against ReLU, with SiLU beside."""
     names = dict.fromkeys(["torch.nn.ReLU", "torch.nn.SiLU", *options.activations])
     arms = {name.rpartition(".")[2]: {"model.activation": name} for name in names}
+    if len(arms) < len(names):
+        raise SpecError(f"--activations {' '.join(options.activations)}: two have the same name; "
+                        "write a spec, in which arms have names of their own")  # fmt: skip
+    backbone = options.backbone or "resnet8"
     cell = {"data": options.data, **({"data.root": options.root} if options.root else {})}
-    question = (
-        f"Does {', '.join(options.activations)} beat ReLU in {options.backbone} on {options.data}?"
-    )
+    question = f"Does {', '.join(options.activations)} beat ReLU in {backbone} on {options.data}?"
     return check({
         "question": question, "arms": arms, "second_baselines": ["SiLU"],
-        "cells": [{**cell, "model.backbone": options.backbone}],
-        "seeds": {"looks": options.looks}, "margin": options.margin,
-        "budget": {"trainer.max_epochs": options.epochs},
+        "cells": [{**cell, "model.backbone": backbone}],
+        "seeds": {"looks": options.looks or [5, 8, 12, 20]}, "margin": options.margin or 0.3,
+        "budget": {"trainer.max_epochs": options.epochs or 30},
     })  # fmt: skip
 
 

@@ -18,7 +18,7 @@ STAGE = "budget"
 SHORT = 1.0  # points that the double budget gains; of a loss, the margin
 WORD = "SHORT BUDGET"
 _UNITS = {"trainer.max_steps": "step", "trainer.max_epochs": "epoch"}
-_MOVES = {"milestones", "step_size"}  # of a scheduler, in epochs
+_MOVES = {"milestones", "step_size", "T_max", "T_0", "total_iters"}  # of a scheduler
 
 
 class Gain(NamedTuple):
@@ -83,25 +83,31 @@ def compared(study: "Study", cell: int) -> "list[tuple[Run, Run]]":
     stage = "tune" if spec["tune"] else "verdict"
     seeds = spec["tune"]["seeds"] if spec["tune"] else study.seeds[:2]
     double = {name: 2 * n for name, n in limits(study, cell).items()}
-    overlays = _stretched(spec["base"])
     return [
         (
             study.run(stage, base, cell, seed, setting),
-            study.run(STAGE, base, cell, seed, setting, changes=double, base=overlays),
+            study.run(STAGE, base, cell, seed, setting, changes=double, times=2),
         )
         for seed in seeds
     ]
 
 
-def _stretched(value: Any) -> Any:
-    """Overlays in which the scheduler moves after twice as many epochs."""
-    if isinstance(value, dict):
-        return {name: _double(v) if name in _MOVES else _stretched(v) for name, v in value.items()}
-    return [_stretched(each) for each in value] if isinstance(value, list) else value
+def stretched(value: Any, times: float) -> Any:
+    """Options in which the learning rate changes after so many times as many epochs or steps."""
+    if isinstance(value, list):
+        return [stretched(each, times) for each in value]
+    if not isinstance(value, dict) or times == 1:
+        return value
+    return {
+        name: _times(each, times) if name.rpartition(".")[2] in _MOVES else stretched(each, times)
+        for name, each in value.items()
+    }
 
 
-def _double(value: Any) -> Any:
-    return [2 * each for each in value] if isinstance(value, list) else 2 * value
+def _times(value: Any, times: float) -> Any:
+    if isinstance(value, list):
+        return [_times(each, times) for each in value]
+    return max(1, round(times * value)) if type(value) is int else value
 
 
 def measured(study: "Study", cell: int) -> Gain | None:
@@ -120,9 +126,8 @@ def measured(study: "Study", cell: int) -> Gain | None:
 
 
 def metric_of(study: "Study") -> str:
-    """The validation metric: that of the tuning, else the verdict's."""
-    tune = study.spec["tune"]
-    return tune["metric"] if tune else study.spec["metric"]["name"].replace("test/", "val/", 1)
+    """The verdict's metric, on validation."""
+    return study.spec["metric"]["name"].replace("test/", "val/", 1)
 
 
 def budget_lines(study: "Study") -> list[str]:

@@ -34,10 +34,16 @@ def copy_code(study: Path, lock: dict[str, Any]) -> Path:
         return target
     unfinished = study / f"{FOLDER}.part"
     shutil.rmtree(unfinished, ignore_errors=True)
-    if code() == wanted:
+    made = lock["commit"]
+    if not made.endswith("+"):  # configs/base.yaml, which every run reads, is not in the hash
+        _check_out(made, unfinished)
+    if code_of(unfinished) != wanted and code() == wanted:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        made = commit()
         _copy(unfinished)
-    else:
-        _check_out(lock["commit"], unfinished)
+    elif code_of(unfinished) != wanted:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        _check_out(made, unfinished)
     if code_of(unfinished) != wanted:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise SpecError(
@@ -46,7 +52,7 @@ def copy_code(study: Path, lock: dict[str, Any]) -> Path:
             "a new study in another folder"
         )
     with replacing(unfinished / "COMMIT") as file:
-        file.write_text(commit() if code() == wanted else lock["commit"])
+        file.write_text(made)
     unfinished.replace(target)
     return target
 

@@ -20,7 +20,7 @@ from .copied import FOLDER, copy_code
 from .cost import SECONDS
 from .judged import hidden_runs
 from .local import DRIVER, LATE, POLL, STAYS, Launcher, default_jobs
-from .packed import read_packed, take
+from .packed import COSTS, read_packed, take
 from .report import report
 from .runs import Study, read_prepared, read_runs
 from .shapes import defaults
@@ -112,6 +112,9 @@ def lock_checked(folder: Path, spec: dict[str, Any], amend: str = "") -> None:
             print(f"{why}; so in every run", flush=True)
     start = defaults(spec)
     lock(folder, spec, amend, begun=begun, compiled=compiled, defaults=start)
+    if known and known != sha256(spec):  # other arms or networks may have another cost
+        for name in COSTS:
+            (folder / name).unlink(missing_ok=True)
 
 
 def _drive(options: Any, folder: Path, end: float) -> int:
@@ -120,7 +123,8 @@ def _drive(options: Any, folder: Path, end: float) -> int:
     while True:
         study = Study.read(folder, read_packed(folder))
         stage, runs = study.next_runs()
-        if not runs and not measured and not study.ratios():
+        known_arms = {f"{arm}/{cell}" for cell in study.cells for arm in study.spec["arms"]}
+        if not runs and not measured and known_arms - study.ratios().keys():
             measured = _measure(folder, options.threads)
             continue
         if not runs:

@@ -57,7 +57,8 @@ def draw_intervals(path: Path, rows: Sequence[Shown]) -> Path:
     axis = figure.subplots()
     marks, unit = _draw_rows(axis, rows), rows[0][0].rules.unit
     base = rows[0][0].baseline.partition(" (")[0]
-    axis.set_xlabel(f"difference to {base}, {unit}; better is to the right", fontsize=9)
+    side = "right" if rows[0][0].rules.higher_is_better else "left"
+    axis.set_xlabel(f"difference to {base}, {unit}; better is to the {side}", fontsize=9)
     figure.legend(marks.values(), marks, loc="outside upper center", ncols=2, frameon=False,
                   fontsize=8)  # fmt: skip
     return save(figure, path)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from callbacks.machine import ROOT
 
 from .budget import scope
+from .lines import EXPLORATORY, verdict_lines
 from .runs import Study
 from .spec import read_yaml
 from .verdict import DECIDED, Kind, Verdict
@@ -33,18 +34,22 @@ def highlights(studies: Sequence[Study]) -> list[str]:
     lines = [_counts(largest, [verdict for study, *_, verdict in found if study is largest])]
     if decided := [each for each in found if each[-1].kind in (Kind.BETTER, Kind.WORSE)]:
         study, arm, _, verdict = max(decided, key=lambda each: abs(_difference(each[-1])))
-        lines.append(" ".join([f"{verdict.sentence()}.", *filter(None, [notes(study).get(arm)])]))
+        lines.append(" ".join(filter(None, [f"{_told(study, verdict)}.", notes(study).get(arm)])))
     costly = [
-        (study.ratios().get(f"{arm}/{cell}", 0.0), verdict)
+        (study.ratios().get(f"{arm}/{cell}", 0.0), _told(study, verdict))
         for study, arm, cell, verdict in found
         if verdict.kind is Kind.EQUIVALENT
     ]
     if costly and (most := max(costly, key=lambda each: each[0]))[0]:
         lines.append(
-            f"{most[1].sentence()}; its training step takes {most[0]:.2f} times as long with that "
+            f"{most[1]}; its training step takes {most[0]:.2f} times as long with that "
             "study's options (fused functions take less: docs/performance.md)."
         )
     return lines
+
+
+def _told(study: Study, verdict: Verdict) -> str:
+    return verdict_lines(study, [verdict])[0]
 
 
 def _counts(study: Study, verdicts: Sequence[Verdict]) -> str:
@@ -56,9 +61,10 @@ def _counts(study: Study, verdicts: Sequence[Verdict]) -> str:
     )
     pairs = [verdict.interval.n for verdict in verdicts if verdict.interval]
     where = "; ".join(", ".join(scope(study, cell)) for cell in study.cells)
+    mark, base = EXPLORATORY if study.lock["amendments"] else "", study.spec["baseline"]
     return (
-        f"Of {len(verdicts)} comparisons with {study.spec['baseline']} ({where}; {min(pairs)} to "
-        f"{max(pairs)} seeds, margin {study.spec['margin']:g} {study.rules.unit}): {told}."
+        f"{mark}Of {len(verdicts)} comparisons with {base} ({where}; {min(pairs)} to {max(pairs)} "
+        f"seeds, margin {study.spec['margin']:g} {study.rules.unit}): {told}."
     )
 
 

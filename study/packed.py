@@ -36,11 +36,13 @@ def pack(folder: Path, target: Path | None = None) -> str:
     `<arm>-<cell>.npz`.
 
     Raises:
-        SpecError: the folder holds no study, or no run of it has ended.
+        SpecError: the folder holds no study, or no run of it has ended; or another study has been
+            packed under its name.
     """
     study, target = Study.read(folder, read_packed(folder)), target or kept(folder)
     if not study.results:
         raise SpecError(f"{folder}: no run has ended yet")
+    _check_same(study.lock, target)
     about = read_prepared(folder)
     arms: dict[str, dict[str, Any]] = {}
     predicted: dict[str, dict[str, np.ndarray]] = {}
@@ -55,7 +57,7 @@ def pack(folder: Path, target: Path | None = None) -> str:
         # exact: by them a setting is chosen, and equal means must stay equal
         exact = {"test": found["test"], "epochs": [*content["epochs"][:-1], *found["epochs"][-1:]]}
         content |= exact
-        arms.setdefault(arm, {})[key] = content
+        arms.setdefault(file_name(arm), {})[key] = content
         if (samples := read_samples(study, key)) is not None:
             part = predicted.setdefault(f"{file_name(arm)}-{cell}", {})
             for name in {"label", "group"} & samples.keys():
@@ -66,8 +68,8 @@ def pack(folder: Path, target: Path | None = None) -> str:
     write_lock(target, placeless(study.lock))
     written_costs = _copy_costs(folder, target)
     written = list(written_costs)
-    for arm, runs in arms.items():
-        file = target / f"{file_name(arm)}.json.gz"
+    for name, runs in arms.items():
+        file = target / f"{name}.json.gz"
         with replacing(file) as unfinished:
             text = json.dumps(runs, separators=(",", ":"), sort_keys=True)
             unfinished.write_bytes(gzip.compress(text.encode(), mtime=0))
@@ -83,6 +85,21 @@ def pack(folder: Path, target: Path | None = None) -> str:
     if not written_costs:
         large.append(f"; the cost of the arms is not measured: python -m study cost {folder}")
     return f"{count} packed into {target} ({sum(sizes.values()):.0f} kB){''.join(large)}"
+
+
+def _check_same(lock: dict[str, Any], target: Path) -> None:
+    """Refuse to replace another study."""
+    if not (target / LOCK).is_file():
+        return
+    old = read_lock(target)
+    later = old["amendments"] == lock["amendments"][: len(old["amendments"])]
+    same = old["sha256"] == lock["sha256"] or lock["amendments"] != old["amendments"]
+    if old["code"] != lock["code"] or not later or not same:
+        raise SpecError(
+            f"{target} holds another study, of code {old['code']} (here {lock['code']}) and with "
+            f"{counted(len(old['amendments']), 'amendment')}: rename the folder of yours, or "
+            "delete the packed one"
+        )
 
 
 def kept(folder: Path) -> Path:
@@ -116,13 +133,15 @@ def read_packed(folder: Path) -> dict[str, dict[str, Any]]:
     source, found = kept(folder), dict[str, dict[str, Any]]()
     if not ((folder / LOCK).is_file() and (source / LOCK).is_file()):
         return {}
-    if read_lock(folder)["code"] != read_lock(source)["code"]:
+    code = read_lock(folder)["code"]
+    if code != read_lock(source)["code"]:
         return {}
     for file in sorted(source.glob("*.json.gz")):
         try:
-            found |= json.loads(gzip.decompress(file.read_bytes()))
+            runs = json.loads(gzip.decompress(file.read_bytes()))
         except (OSError, EOFError, ValueError, zlib.error) as error:
             raise SpecError(f"{file} is damaged: restore or delete it") from error
+        found |= {key: each for key, each in runs.items() if each.get("code") == code}
     return found
 
 

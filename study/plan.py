@@ -17,7 +17,7 @@ from .lines import UNTUNED
 from .packed import read_packed
 from .power import smallest_difference
 from .runs import Run, Study, arguments
-from .spec import LOCK, SpecError
+from .spec import LOCK, SpecError, read_lock, sha256
 from .status import START, length, run_seconds
 from .verdict import Runs
 from .words import duration
@@ -44,7 +44,7 @@ def plan(folder: Path, spec: dict[str, Any], seconds: float = PILOT) -> str:
             cannot be made.
     """
     study = Study(folder, {"spec": spec, "amendments": []})
-    if (folder / LOCK).is_file():
+    if (folder / LOCK).is_file() and read_lock(folder)["sha256"] == sha256(spec):
         study = Study.read(folder, read_packed(folder))
     times, source = run_seconds(study), "runs that have ended"
     if not times:

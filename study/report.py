@@ -381,12 +381,12 @@ def _draw_cost(study: Study, label: str) -> Block | None:
         return paragraph(
             f"The cost of the arms is not measured yet: python -m study cost {study.folder}"
         )
-    path = study.folder / "figures/cost.png"
+    path, up = study.folder / "figures/cost.png", "Up" if study.rules.higher_is_better else "Down"
     figures.draw_cost(path, cells, spec["baseline"], label)
     return picture(study.folder, "figures/cost.png", (
         f"{label} (mean and deviation over seeds) against the time of a training step"
-        f"{about_steps(study.folder)}. Up and to the left is better. Arms without a run that ended "
-        "well are left out."
+        f"{about_steps(study.folder)}. {up} and to the left is better. Arms without a run "
+        "that ended well are left out."
     ))  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from .budget import compared, measured, words
+from .budget import STAGE, compared, measured, words
 from .claims import owner
 from .runs import CLAIM, Run, Study, read_prepared, split
 
@@ -64,8 +64,10 @@ def rows(study: Study) -> list[dict[str, Any]]:
     for cell in study.cells:
         gain = measured(study, cell)
         budget = words(study, cell) + (", short" if gain and gain.short else "")
+        other = {STAGES[STAGE]: words(study, cell, 2)}
         for row in table:
-            row |= {"budget": budget} if row["cell"] == cell else {}
+            if row["cell"] == cell and "same_time" not in row["arm"]:  # its column `epochs` tells
+                row["budget"] = other.get(row["stage"], budget)
     return table
 
 

@@ -88,9 +88,12 @@ class Study:
                 code or on other data.
         """
         lock = read_lock(folder, "arms")
-        results = {**(packed or {}), **read_runs(folder, lock["code"])}
-        _check_data(folder, results)
-        return cls(folder, lock, results)
+        study = cls(folder, lock, {**(packed or {}), **read_runs(folder, lock["code"])})
+        asked = itertools.product(study.spec["arms"], study.cells, study.seeds)
+        runs = itertools.chain(study.tuning(), itertools.starmap(study.verdict_run, asked))
+        found = ((run.cell, run.id, study.results.get(run.id)) for run in runs)
+        check_data(folder, ((cell, key, each) for cell, key, each in found if each))
+        return study
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -110,11 +113,18 @@ class Study:
 
     def place(self, cell: int) -> tuple[str, str]:
         """Data and network of a cell."""
-        options = self.spec["cells"][cell]
-        return (
-            str(options.get("data", "the data of the base file")),
-            str(options.get("model.backbone", "the network of the base file")),
-        )
+        data, network = ("data", "model.backbone")
+        cells = self.spec["cells"]
+        options, usual = cells[cell], {data: "the data", network: "the network"}
+        place = {name: str(options.get(name, f"{word} of the base file"))
+                 for name, word in usual.items()}  # fmt: skip
+        alike = [each for each in cells if all(each.get(n) == options.get(n) for n in place)]
+        differing = [
+            f"{name.rpartition('.')[2]} {options.get(name, 'as usual')}"
+            for name in dict.fromkeys(name for each in alike for name in decides(each))
+            if any(each.get(name) != options.get(name) for each in alike)
+        ]
+        return place[data], ", ".join([place[network], *differing])
 
     @property
     def rules(self) -> Rules:
@@ -151,13 +161,18 @@ class Study:
     # ---- the runs of each stage
 
     def run(self, stage: str, arm: str, cell: int, seed: int, setting: int, **more: Any) -> Run:
-        """One run: options of the cell, the budget, the setting and the arm."""
+        """One run: options of the cell, the budget, the setting and the arm.
+
+        With `times`, the learning rate changes after so many times as many epochs or steps.
+        """
         spec = self.spec
         options = {**spec["cells"][cell], **spec["budget"]}
         options |= {"test_after_fit": spec["metric"]["at"]} if stage not in UNTESTED else {}
         options |= self.settings[setting] | spec["arms"][split(arm)[0]] | more.pop("changes", {})
-        more = {"base": spec["base"], "compiled": self.lock.get("compiled", OFF)} | more
-        return Run(stage, arm, cell, seed, options, setting, **more)
+        times = more.pop("times", 1)
+        more = {"base": budget.stretched(spec["base"], times)} | more
+        more |= {"compiled": self.lock.get("compiled", OFF)}
+        return Run(stage, arm, cell, seed, budget.stretched(options, times), setting, **more)
 
     @property
     def settings(self) -> list[dict[str, Any]]:
@@ -265,7 +280,8 @@ class Study:
             base = self.spec["baseline"]
             epochs = self.run("verdict", base, cell, seed, 0).options["trainer.max_epochs"]
             changes = {"trainer.max_epochs": max(1, round(ratio * epochs))}
-            run = self.run("control", base, cell, seed, self.tuned(base, cell)[0], changes=changes)
+            setting = self.tuned(base, cell)[0]
+            run = self.run("control", base, cell, seed, setting, changes=changes, times=ratio)
             return replace(run, arm=arm)
         changes = {"model.activation_frozen": True}
         shapes = self.verdict_run(name, cell, seed).id if control == "retrained" else ""
@@ -400,18 +416,21 @@ def read_runs(folder: Path, code: str = "") -> dict[str, dict[str, Any]]:
     return found
 
 
-def _check_data(folder: Path, results: dict[str, dict[str, Any]]) -> None:
-    """Refuse what two places of data that are not the same would do to a verdict.
+def check_data(folder: Path, runs: Iterable[tuple[int, str, dict[str, Any]]]) -> None:
+    """Refuse what two places of data that are not the same would do to a comparison.
+
+    Args:
+        folder: of a study or search.
+        runs: cell, id and results of each.
 
     Raises:
         SpecError: two runs of a cell have other numbers of training samples, or other test labels.
     """
-    about, first = read_prepared(folder), dict[tuple[int, str], tuple[str, Any]]()
-    for key, found in results.items():
-        cell = about.get(key, found).get("cell")
+    first = dict[tuple[int, str], tuple[str, Any]]()
+    for cell, key, found in runs:
         for name in ("train_samples", "test_labels"):
             value = found.get(name)
-            if cell is None or value is None or found["status"] != "ok":
+            if value is None or found["status"] != "ok":
                 continue
             other, known = first.setdefault((cell, name), (key, value))
             if value != known:

@@ -184,9 +184,12 @@ def _check_arms(spec: dict[str, Any]) -> None:
     ):
         known: dict[str, str] = {}
         for name, options in zip(names, group, strict=True):
-            text = json.dumps(options, sort_keys=True)
+            text = json.dumps(decides(options), sort_keys=True)
             if (same := known.setdefault(text, name)) != name:
-                raise SpecError(f"{same} and {name} are the same")
+                raise SpecError(
+                    f"{same} and {name} are the same, or differ only in where their data lie: make "
+                    "a study of each"
+                )
 
 
 def _check_published(spec: dict[str, Any]) -> None:
@@ -415,9 +418,9 @@ def lock(
         )
     entry = {"why": amend, "time": now(), "changed": {name: old[name] for name in changed}}
     amendments = [*known["amendments"], entry]
-    return write_lock(
-        folder, {**known, "sha256": sha256(spec), "amendments": amendments, "spec": spec}
-    )
+    starts = {"defaults": (defaults or {}) | known.get("defaults", {})}
+    changes = {"sha256": sha256(spec), "amendments": amendments, "spec": spec}
+    return write_lock(folder, known | changes | (starts if starts["defaults"] else {}))
 
 
 def read_lock(folder: Path, wanted: str = "") -> dict[str, Any]:

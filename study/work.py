@@ -177,14 +177,24 @@ def pending(study: Path) -> list[Path]:
     about = read_prepared(study)
     seeds = {key: (each["arm"], each["cell"]) for key, each in about.items()
              if each.get("stage") == "verdict"}  # fmt: skip
-    lost = {arm for key, arm in seeds.items() if _diverged(study / "runs" / key)}
+    latest = {}  # an amended question has other options
+    for key in sorted(seeds, key=lambda key: about[key]["number"]):
+        latest[seeds[key]] = _options(about[key])
+    lost = {arm for key, arm in seeds.items()
+            if _options(about[key]) == latest[arm] and _diverged(study / "runs" / key)}  # fmt: skip
     base = read_lock(study)["spec"]["baseline"] if lost else ""
     left = []
     for key in sorted(about, key=lambda key: about[key]["number"]):
-        name, cell = seeds.get(key, ("", 0))
-        if not lost & {(name, cell), (base, cell)} and not ended(study / "runs" / key):
+        needless = key in seeds and lost & {seeds[key], (base, seeds[key][1])}
+        if not needless and not ended(study / "runs" / key):
             left.append(study / "runs" / key)
     return left
+
+
+def _options(prepared: dict[str, Any]) -> list[Any]:
+    """What a prepared run trains, without its seed."""
+    words = [each for each in prepared["arguments"] if not each.startswith("--seed_everything=")]
+    return [prepared.get("base"), words]
 
 
 def _diverged(run: Path) -> bool:

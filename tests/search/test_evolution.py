@@ -71,6 +71,18 @@ def test_a_search_that_was_killed_goes_on_to_the_same(whole: Search, tmp_path: P
     assert seen(Search.read(search.folder)) == seen(whole)
 
 
+def test_candidates_on_other_data_do_not_compete(tmp_path: Path):
+    search = begun(tmp_path / "mixed")
+    runs = search.next_runs()
+    search.study.prepare(runs)
+    for run, samples in zip(runs, (100, 100, 90), strict=False):
+        train(search, run)
+        file = search.folder / "runs" / run.id / "results.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "train_samples": samples}))
+    with pytest.raises(SpecError, match=r"made on other data \(train samples: (90|100) and"):
+        search.next_runs()
+
+
 def test_all_cells_and_seeds_count(tmp_path: Path):
     cells = [{"data": "Digits", "model.backbone": name} for name in ("resnet8", "resnet14")]
     search = begun(tmp_path / "cells", cells=cells, generations=1)

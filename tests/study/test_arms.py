@@ -1,11 +1,13 @@
 """What train.py would not accept is told before a study is locked."""
 
 import re
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from models import fusing
 from study import __main__ as program
@@ -14,7 +16,7 @@ from study.drive import lock_checked
 from study.runs import Study, read_prepared
 from study.spec import SpecError, check, lock, read_lock
 
-from .made import small
+from .made import result, small, write
 
 RELU = {"model.activation": "torch.nn.ReLU"}
 
@@ -76,6 +78,58 @@ def test_a_slip_locks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert program.main(words) == 2
     assert capsys.readouterr().err.startswith("python -m study: error: arm CosLUU: ")
     assert not (tmp_path / "a" / "spec.lock.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("FILE --epochs 9", "--epochs has no effect beside .*question.yaml: leave it out"),
+        ("FILE --margin 1", "--margin has no effect"),
+        ("FOLDER --dir x", "--dir has no effect beside .*folder"),
+        ("FILE --set trainer.max_epochs=2", "max_epochs has no effect, since budget sets it"),
+        ("FILE --set model.optimizer.lr=2", "optimizer.lr has no effect, since tune.grid sets"),
+        ("FILE --set checkpoint.monitor=test/acc", "would choose the best epoch on the test set"),
+        (
+            "--data Digits --activations mine.CosLU CosLU",
+            "mine.CosLU CosLU: two have the same name",
+        ),
+    ],
+)
+def test_an_option_without_effect_is_refused(
+    tmp_path: Path, words: str, told: str, capsys: pytest.CaptureFixture[str]
+):
+    tune = {"grid": {"model.optimizer.lr": [0.1]}, "seeds": [1], "metric": "val/acc"}
+    spec = small(tune=tune)
+    (tmp_path / "question.yaml").write_text(yaml.safe_dump(spec))
+    lock(tmp_path / "folder", check(spec))
+    words = words.replace("FILE", str(tmp_path / "question.yaml"))
+    words = words.replace("FOLDER", str(tmp_path / "folder"))
+    assert program.main(["run", *words.split()]) == 2
+    assert re.search(told, capsys.readouterr().err)
+
+
+def test_a_folder_takes_over_a_new_place_of_the_data(tmp_path: Path):
+    cells = [{"data": "CIFAR10", "data.root": "/old", "model.backbone": "resnet8"}]
+    lock(tmp_path, check(small(cells=cells)))
+    folder, spec = program.asked(Namespace(spec=tmp_path, dir=None, set=["data.root=/new"]))
+    assert (folder, spec["cells"][0]["data.root"]) == (tmp_path, "/new")
+
+
+def test_an_amended_study_measures_the_cost_of_its_arms_anew(tmp_path: Path):
+    run = lock_checked_with_a_result(tmp_path)
+    (tmp_path / "ratios.json").write_text('{"CosLU/0": 2.0}')
+    lock_checked(tmp_path, run)
+    assert (tmp_path / "ratios.json").is_file()
+    lock_checked(tmp_path, check(small(margin=0.5)), "a wider margin")
+    assert not (tmp_path / "ratios.json").exists()
+
+
+def lock_checked_with_a_result(folder: Path) -> dict[str, Any]:
+    spec = check(small())
+    lock_checked(folder, spec)
+    study = Study.read(folder)
+    write(study, study.verdict_run("ReLU", 0, 1000), result(90, 1000))
+    return spec
 
 
 def test_auto_is_decided_once_for_all_runs(

@@ -58,7 +58,10 @@ def test_a_budget_is_short_if_twice_as_much_gains_a_point(
     assert [v.scope in ends and v.sentence().endswith(ends) for v in made.verdicts()] == [True] * 2
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["budget"] for row in rows} == {"2 epochs, short" if short else "2 epochs"}
+    usual = "2 epochs, short" if short else "2 epochs"
+    assert {(row["stage"] == "budget", row["budget"]) for row in rows} == {
+        (False, usual), (True, "4 epochs"),
+    }  # fmt: skip
     assert [row["seed"] for row in rows if row["stage"] == "budget"] == (
         ["1", "2"] if tune else ["1000", "1001"]
     )
@@ -90,6 +93,25 @@ def test_steps_are_doubled_too_and_the_scheduler_moves_later(tmp_path: Path):
     assert "(Digits, resnet8, 500 steps): not checked yet; 1,000 steps of" in budget_lines(made)[0]
     made = study(tmp_path / "none", budget={})
     assert compared(made, 0)[0][1].options["trainer.max_epochs"] == 180  # of configs/base.yaml
+
+
+def test_wherever_a_scheduler_is_written_it_moves_later(tmp_path: Path):
+    step = "model.lr_scheduler.init_args.step_size"
+    base = [{"model.lr_scheduler.init_args.T_max": 90, "model": {"lr_scheduler.total_iters": 5}}]
+    cells = [{"data": "Digits", "model.backbone": "resnet8", step: 31, "data.batch_size": 16}]
+    made = study(tmp_path, base=base, cells=cells, controls=["same_time"])
+    usual, double = compared(made, 0)[0]
+    assert usual.base == base
+    assert double.base == [
+        {"model.lr_scheduler.init_args.T_max": 180, "model": {"lr_scheduler.total_iters": 10}}
+    ]
+    assert (usual.options[step], double.options[step]) == (31, 62)
+    assert double.options["data.batch_size"] == 16
+    (tmp_path / "ratios.json").write_text('{"CosLU/0": 1.4}')
+    longer = made.control_run("CosLU same_time", 0, 1000)
+    assert longer
+    assert (longer.options["trainer.max_epochs"], longer.options[step]) == (3, 43)
+    assert longer.base[0]["model.lr_scheduler.init_args.T_max"] == 126
 
 
 def test_each_cell_has_a_line_and_its_verdicts_the_word(tmp_path: Path):

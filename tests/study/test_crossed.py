@@ -104,7 +104,7 @@ def test_at_a_strict_level_the_interval_of_few_seeds_is_wide_enough():
     narrow = missed = 0
     for base, arm in zip(*share, strict=True):
         right = (rng.random((2, 1, images)) < np.stack([base, arm])[..., None]).astype(int)
-        found = new_images(np.ones(images, int), *right, RULES, level, replicates=20)
+        found = new_images(np.ones(images, int), right[0], right[1], RULES, level, replicates=20)
         seen = 100 * (right[1].mean(1) - right[0].mean(1))
         alone = stats.t.isf(level / 2, seeds - 1) * seen.std(ddof=1) / seeds**0.5
         narrow += found.high - found.low < 2 * alone * (1 - 1e-12)

@@ -193,6 +193,62 @@ def test_packed_results_of_other_code_are_not_used(done: Study, tmp_path: Path):
     assert read_packed(done.folder) == {}
 
 
+def test_a_packed_run_of_other_code_is_left_out(done: Study, tmp_path: Path):
+    pack(done.folder)
+    file = tmp_path / "kept/mine/SiLU.json.gz"
+    runs = json.loads(gzip.decompress(file.read_bytes()))
+    first = min(runs)
+    runs[first]["code"] = "0123456789ab"
+    file.write_bytes(gzip.compress(json.dumps(runs).encode()))
+    assert done.results.keys() - read_packed(done.folder).keys() == {first}
+
+
+def test_another_study_of_the_name_is_not_replaced(done: Study, tmp_path: Path):
+    pack(done.folder)
+    kept = tmp_path / "kept/mine"
+    before = {file: file.read_bytes() for file in kept.iterdir()}
+    other = tmp_path / "other" / "mine"
+    lock(other, check(small(cells=CELLS, seeds={"looks": [5]}, margin=0.5)))
+    made = Study.read(other)
+    made.prepare(made.next_runs()[1])
+    answer(made, VALUES)
+    with pytest.raises(SpecError, match=r"kept/mine holds another study, of code \w+ \(here"):
+        pack(other)
+    file = kept / "spec.lock.yaml"
+    file.write_text(file.read_text().replace(code(), "0123456789ab"))
+    with pytest.raises(SpecError, match="holds another study, of code 0123456789ab"):
+        pack(done.folder)
+    file.write_bytes(before[file])
+    assert {file: file.read_bytes() for file in kept.iterdir()} == before
+    amended = check(small(cells=CELLS, seeds={"looks": [5]}, margin=0.4))
+    lock(done.folder, amended, "a wider margin")
+    assert "packed into" in pack(done.folder)  # it is the same study, later
+    lock(other, amended, "a wider margin, in another copy")
+    with pytest.raises(SpecError, match="and with 1 amendment"):
+        pack(other)
+
+
+def test_an_arm_with_the_file_name_of_a_control_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(packed, "KEPT", tmp_path / "kept")
+    arms = {"ReLU": small()["arms"]["ReLU"], "PELU": {"model.activation": "PELU"},
+            "PELU_frozen": {"model.activation": "PELU", "model.activation.a": 2.0}}  # fmt: skip
+    folder = tmp_path / "first" / "mine"
+    lock(folder, check(small(arms=arms, controls=["frozen"], seeds={"looks": [5]})))
+    values = {"ReLU": 90.0, "PELU": 80.0, "PELU_frozen": 90.0, "PELU frozen": 85.0}
+    made = Study.read(folder)
+    while runs := made.next_runs()[1]:
+        made.prepare(runs)
+        for run in runs:
+            wave = run.seed * ord(run.arm[0]) % 7 / 10
+            write(made, run, result(values[run.arm] + wave, run.seed, learned={"act.a": [1.0]}))
+        made = Study.read(folder)
+    assert {run["arm"] for run in read_prepared(folder).values()} == set(values)
+    pack(folder)
+    assert read_packed(folder).keys() == made.results.keys()
+
+
 def test_a_damaged_pack_is_named(done: Study, tmp_path: Path):
     pack(done.folder)
     file = tmp_path / "kept/mine/SiLU.json.gz"
@@ -273,6 +329,8 @@ def test_a_later_commit_does_not_disturb_a_study(tmp_path: Path, monkeypatch: py
         return found.stdout.decode().strip()
 
     subprocess.run([*git[:3], "init", "-q"], check=True)
+    (repository / "configs").mkdir()
+    (repository / "configs/base.yaml").write_text("old: 1")
     first = committed("first = 1")
     locked = {"commit": first[:7], "code": code_of(repository)}
     committed("second = 2")
@@ -281,6 +339,13 @@ def test_a_later_commit_does_not_disturb_a_study(tmp_path: Path, monkeypatch: py
     target = copy_code(tmp_path / "study", locked)
     assert (target / "models/net.py").read_text() == "first = 1"
     assert (target / "COMMIT").read_text() == first[:7]
+    (repository / "models/net.py").write_text("first = 1")
+    (repository / "train.py").write_text("first = 1")
+    (repository / "configs/base.yaml").write_text("new: 1")  # its hash does not hold it
+    target = copy_code(tmp_path / "fresh", locked)
+    assert (target / "configs/base.yaml").read_text() == "old: 1"
+    target = copy_code(tmp_path / "dirty", {**locked, "commit": f"{first[:7]}+"})
+    assert (target / "configs/base.yaml").read_text() == "new: 1"
 
 
 # ---- SLURM

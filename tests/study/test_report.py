@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from scipy import stats
 
 import study.cost
@@ -266,6 +267,31 @@ def test_plan_knows_what_was_measured(tmp_path: Path):
     arms.append(np.subtract([91, 90, 90, 90], [90.0, 89.8, 90.2, 90.1]))
     known = np.mean([each.var(ddof=1) for each in arms]) ** 0.5
     assert f"measured: {known:.2f} points" in text
+
+
+def test_plan_of_a_changed_question_is_of_the_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(study.plan, "pilot", lambda study, seconds: ({}, "a pilot"))
+    lock(tmp_path, check(small()))
+    changed = check(small(seeds={"first": 1000, "looks": [5, 11]}))
+    assert "seeds 6 to 8" in plan(tmp_path, check(small()))
+    assert "seeds 6 to 11" in plan(tmp_path, changed)
+
+
+def test_where_less_is_better_it_is_to_the_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    labels: list[str] = []
+    monkeypatch.setattr(Axes, "set_xlabel", lambda self, text, **_: labels.append(text))
+    metric = {"name": "test/loss", "at": "last"}
+    lock(tmp_path, check(small(metric=metric, margin=0.05, seeds={"looks": [5]})))
+    done = Study.read(tmp_path)
+    for run in done.next_runs()[1]:
+        loss = 0.5 + run.seed * len(run.arm) % 7 / 100
+        write(done, run, result(0, run.seed, test={"last": {"test/loss": loss}}))
+    (tmp_path / "ratios.json").write_text('{"ReLU/0": 1, "SiLU/0": 1.1, "CosLU/0": 2}')
+    report(Study.read(tmp_path))
+    assert "difference to ReLU, nats; better is to the left" in labels
+    assert "Down and to the left is better" in (tmp_path / "report.md").read_text()
 
 
 def _sleep(spec: dict, file: Path, seconds: float) -> None:

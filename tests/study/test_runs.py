@@ -230,11 +230,16 @@ def test_runs_on_other_data_do_not_mix(tmp_path: Path, other: dict[str, Any]):
     runs = study.next_runs()[1]
     study.prepare(runs)
     data = [{"train_samples": 100, "test_labels": "aa"}, {"train_samples": 50, "test_labels": "cc"}]
+    runs = [run for run in runs if run.stage == "verdict"]
     for run in runs[:12]:
         write(study, run, result(90, run.seed, **data[run.cell]))
     bad = result(0, 0, status="diverged", train_samples=7)  # in its first epoch
     write(study, runs[12], bad)
     assert len(Study.read(tmp_path).results) == 13
+    swapped = check(small(cells=cells[::-1]))  # and one that is not asked any more
+    lock(tmp_path, swapped, "the other order")
+    assert len(Study.read(tmp_path).results) == 13
+    lock(tmp_path, check(small(cells=cells)), "as before")
     write(study, runs[0], result(90, runs[0].seed, **data[runs[0].cell] | other))
     with pytest.raises(SpecError, match="were made on other data") as error:
         Study.read(tmp_path)
@@ -286,6 +291,34 @@ def test_runs_that_nobody_needs_are_not_trained(tmp_path: Path):
     write(made, made.verdict_run("ReLU", 0, 1000), result(0, 1000, "diverged"))
     assert not pending(tmp_path)
     assert Study.read(tmp_path).next_runs() == ("", [])
+
+
+def test_a_divergence_stops_its_own_cell_and_question_alone(tmp_path: Path):
+    cells = [{"data": "Digits", "model.backbone": f"resnet{depth}"} for depth in (8, 14)]
+    made = study(tmp_path, cells=cells)
+    made.prepare(made.next_runs()[1])
+    for cell, arm in ((0, "ReLU"), (1, "SiLU")):
+        write(made, made.verdict_run(arm, cell, 1000), result(0, 1000, "diverged"))
+    known = {run.name: json.loads((run / "spec.json").read_text()) for run in pending(tmp_path)}
+    left = {(each["cell"], each["arm"]) for each in known.values()}
+    assert left == {(1, "ReLU"), (1, "CosLU")}
+    lock(tmp_path, check(small(cells=cells[:1])), "one cell, trained longer")
+    spec = check(small(cells=cells[:1], budget={"trainer.max_epochs": 3}))
+    lock(tmp_path, spec, "trained longer")
+    made = Study.read(tmp_path)
+    made.prepare(made.next_runs()[1])
+    assert {run.name for run in pending(tmp_path)} >= {run.id for run in made.next_runs()[1]}
+
+
+def test_cells_of_the_same_data_and_network_are_told_apart(tmp_path: Path):
+    same = {"data": "Digits", "model.backbone": "resnet8"}
+    cells = [same, {**same, "data.batch_size": 16}, {**same, "model.backbone": "resnet14"}]
+    made = study(tmp_path, cells=cells)
+    assert [made.label("CosLU", cell) for cell in made.cells] == [
+        "CosLU (Digits, resnet8, batch_size as usual)",
+        "CosLU (Digits, resnet8, batch_size 16)",
+        "CosLU (Digits, resnet14)",
+    ]
 
 
 def arm_of(run: Path) -> str:
