@@ -1,9 +1,15 @@
 """The study's own copy of the project's code, from which all its runs are made."""
 
+import hashlib
+import importlib.util
 import io
+import re
 import shutil
+import site
 import subprocess
+import sysconfig
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +61,33 @@ def copy_code(study: Path, lock: dict[str, Any]) -> Path:
         file.write_text(made)
     unfinished.replace(target)
     return target
+
+
+def own_code(spec: dict[str, Any]) -> dict[str, str]:
+    """Module -> SHA-256 of its code, of the classes that a spec names.
+
+    Modules of this project and of installed packages are left out.
+    """
+    apart = [ROOT, *map(Path, site.getsitepackages()), Path(sysconfig.get_path("stdlib"))]
+    named = (each for each in _texts(spec) if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", each))
+    found = {}
+    for top in sorted({each.partition(".")[0] for each in named}):
+        known = importlib.util.find_spec(top)
+        file = Path(known.origin or "").resolve() if known and known.has_location else None
+        if file is None or any(file.is_relative_to(each.resolve()) for each in apart):
+            continue
+        files = sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]
+        found[top] = hashlib.sha256(b"\0".join(each.read_bytes() for each in files)).hexdigest()
+    return found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts among the values of a spec."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts(each)
 
 
 def _copy(target: Path) -> None:

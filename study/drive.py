@@ -16,13 +16,13 @@ from callbacks.machine import ROOT
 
 from .arms import check_arms
 from .claims import beating, claim, owner
-from .copied import FOLDER, copy_code
+from .copied import FOLDER, copy_code, own_code
 from .cost import SECONDS
 from .judged import hidden_runs
 from .local import DRIVER, LATE, POLL, STAYS, Launcher, default_jobs
 from .packed import COSTS, read_packed, take
 from .report import report
-from .runs import Study, read_prepared, read_runs
+from .runs import Study, read_about, read_prepared, read_runs, write_about
 from .shapes import defaults
 from .slurm import slurm_script
 from .spec import LOCK, OFF, SpecError, lock, read_lock, sha256
@@ -105,13 +105,22 @@ def lock_checked(folder: Path, spec: dict[str, Any], amend: str = "") -> None:
     """Lock a study; a new question is tried first, so that a slip is not locked."""
     take(folder)
     known = read_lock(folder)["sha256"] if (folder / LOCK).is_file() else ""
+    old, own = read_about(folder), own_code(spec)
     begun, compiled = bool(read_runs(folder) or read_packed(folder)), OFF
+    if begun and (other := [n for n, held in old.get("own", {}).items() if own.get(n) != held]):
+        raise SpecError(
+            f"the module {other[0]} has changed since {folder} was locked: runs of different code "
+            "do not mix. Put it back, or start a new study in another folder (--dir)"
+        )
     if known != sha256(spec):
         compiled, why = check_arms(Study(folder, {"spec": spec}))
         if why and not begun:
             print(f"{why}; so in every run", flush=True)
-    start = defaults(spec)
-    lock(folder, spec, amend, begun=begun, compiled=compiled, defaults=start)
+    lock(folder, spec, amend, begun=begun, compiled=compiled)
+    about = {"defaults": defaults(spec), "own": own}
+    if not begun or known != sha256(spec):
+        kept = old if begun else {}
+        write_about(folder, {name: each | kept.get(name, {}) for name, each in about.items()})
     if known and known != sha256(spec):  # other arms or networks may have another cost
         for name in COSTS:
             (folder / name).unlink(missing_ok=True)

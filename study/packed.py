@@ -12,7 +12,7 @@ from activations.files import replacing
 from callbacks.machine import ROOT
 from callbacks.results import TEST
 
-from .runs import Study, read_prepared
+from .runs import ABOUT, Study, read_prepared
 from .spec import LOCK, SpecError, file_name, placeless, read_lock, write_lock
 from .words import counted
 
@@ -116,7 +116,10 @@ def take(folder: Path) -> None:
 
 
 def _copy_costs(source: Path, target: Path) -> list[Path]:
-    """Copy what was measured of the arms' cost; the files written."""
+    """Copy what was measured of the arms' cost; the files written. And what the code had."""
+    for each in [source / ABOUT] if (source / ABOUT).is_file() else []:
+        with replacing(target / ABOUT) as unfinished:
+            unfinished.write_bytes(each.read_bytes())
     found = [each for each in COSTS if (source / each).is_file()]
     for name in found:
         with replacing(target / name) as unfinished:

@@ -24,6 +24,7 @@ from .spec import CONTROLS, OFF, SpecError, decides, for_train, read_lock
 from .verdict import Kind, Rules, Runs, Verdict, family
 
 RUN, CLAIM = "spec.json", "claim"
+ABOUT = "about.json"
 UNTESTED = ("tune", budget.STAGE)  # stages whose runs are compared on validation
 
 
@@ -464,6 +465,23 @@ def read_prepared(folder: Path) -> dict[str, dict[str, Any]]:
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return found
+
+
+def read_about(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the code had when a study was locked; {} of earlier ones.
+
+    `defaults`: the default numbers of its activations, by class (:func:`study.shapes.defaults`).
+    `own`: the hashes of modules from elsewhere (:func:`study.copied.own_code`). It is no part of
+    the lock, whose names earlier code checks.
+    """
+    file = folder / ABOUT
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def write_about(folder: Path, about: dict[str, dict[str, Any]]) -> None:
+    """Write what :func:`read_about` reads."""
+    with replacing(folder / ABOUT) as unfinished:
+        unfinished.write_text(json.dumps(about, indent=1))
 
 
 def write_base(folder: Path, base: list[dict[str, Any]]) -> list[str]:

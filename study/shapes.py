@@ -15,7 +15,7 @@ import activations
 from activations.groups import learned_values
 from callbacks.sites import curve, has_curve
 
-from .runs import Study
+from .runs import Study, read_about
 
 Array = NDArray[np.float64]
 
@@ -70,7 +70,7 @@ def learned(study: Study, arm: str, cell: int) -> Learned:
 def defaults(spec: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Class -> its default numbers, of all activations that a spec names.
 
-    A study keeps them in its lock: what its functions started from must be known, also when the
+    A study keeps them beside its lock: what its functions started from must be known, also when the
     defaults of the classes have changed.
     """
     arms = spec["arms"].values()
@@ -91,7 +91,7 @@ def started(study: Study, arm: str) -> dict[str, Any]:
     """The options of an arm, with the default numbers of its activation as they were then."""
     options = study.spec["arms"][arm]
     kind = str(options.get("model.activation")).rpartition(".")[2]
-    known = study.lock.get("defaults", {}).get(kind, {})
+    known = read_about(study.folder).get("defaults", {}).get(kind, {})
     return {f"model.activation.{name}": value for name, value in known.items()} | options
 
 

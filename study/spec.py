@@ -373,12 +373,11 @@ def lock(
     *,
     begun: bool = True,
     compiled: str = OFF,
-    defaults: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The lock of the study in `folder`: written at its first run, compared later.
 
-    The lock holds the spec, its SHA-256, the commit, the hash of the code, the time, and the
-    default numbers of the activations. Other places of the same data are no change of the question.
+    The lock holds the spec, its SHA-256, the commit, the hash of the code, and the time. Other
+    places of the same data are no change of the question.
 
     Args:
         folder: of the study.
@@ -387,7 +386,6 @@ def lock(
         begun: whether a run has ended; before that, a spec may be changed.
         compiled: what `compile: auto` is in every run, by :func:`study.arms.check_arms`; a lock
             that names nothing is of runs without compilation.
-        defaults: class -> default numbers, of the activations, by :func:`study.shapes.defaults`.
 
     Raises:
         SpecError: the spec is not the locked one, or the lock was changed by hand.
@@ -396,14 +394,13 @@ def lock(
     if not path.exists():
         about = {"sha256": sha256(spec), "commit": commit(), "code": code(), "time": now()}
         about |= {"compiled": compiled} if compiled != OFF else {}
-        about |= {"defaults": defaults} if defaults else {}
         return write_lock(folder, {**about, "amendments": [], "spec": spec})
     known = read_lock(folder)
     if known["sha256"] == sha256(spec):
         return known if known["spec"] == spec else write_lock(folder, {**known, "spec": spec})
     if not begun:
         path.unlink()
-        return lock(folder, spec, compiled=compiled, defaults=defaults)
+        return lock(folder, spec, compiled=compiled)
     old = known["spec"]
     changed = [name for name in spec if decides(old.get(name)) != decides(spec[name])]
     if not amend:
@@ -418,9 +415,9 @@ def lock(
         )
     entry = {"why": amend, "time": now(), "changed": {name: old[name] for name in changed}}
     amendments = [*known["amendments"], entry]
-    starts = {"defaults": (defaults or {}) | known.get("defaults", {})}
-    changes = {"sha256": sha256(spec), "amendments": amendments, "spec": spec}
-    return write_lock(folder, known | changes | (starts if starts["defaults"] else {}))
+    return write_lock(
+        folder, {**known, "sha256": sha256(spec), "amendments": amendments, "spec": spec}
+    )
 
 
 def read_lock(folder: Path, wanted: str = "") -> dict[str, Any]:
@@ -434,7 +431,7 @@ def read_lock(folder: Path, wanted: str = "") -> dict[str, Any]:
         raise SpecError(f"{folder} holds no study or search: there is no {LOCK}")
     known = read_yaml(path)
     parts = {"sha256", "commit", "code", "time", "amendments", "spec"}
-    if known.keys() - {"compiled", "defaults"} != parts or not isinstance(known["spec"], dict):
+    if known.keys() - {"compiled"} != parts or not isinstance(known["spec"], dict):
         raise SpecError(f"{path} is no lock of a study: it needs {', '.join(sorted(parts))}")
     if wanted and wanted not in known["spec"]:
         kind = "search" if "space" in known["spec"] else "study"

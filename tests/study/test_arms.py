@@ -13,7 +13,7 @@ from models import fusing
 from study import __main__ as program
 from study.arms import built, check_arms
 from study.drive import lock_checked
-from study.runs import Study, read_prepared
+from study.runs import Study, read_about, read_prepared, write_about
 from study.spec import SpecError, check, lock, read_lock
 
 from .made import result, small, write
@@ -122,6 +122,32 @@ def test_an_amended_study_measures_the_cost_of_its_arms_anew(tmp_path: Path):
     assert (tmp_path / "ratios.json").is_file()
     lock_checked(tmp_path, check(small(margin=0.5)), "a wider margin")
     assert not (tmp_path / "ratios.json").exists()
+    write_about(tmp_path, {"defaults": {"CosLU": {"alpha": 3.0}}, "own": {}})
+    more = {**small()["arms"], "Snake": {"model.activation": "Snake"}}
+    lock_checked(tmp_path, check(small(arms=more, margin=0.5)), "one more")
+    assert read_about(tmp_path)["defaults"] == {
+        "CosLU": {"alpha": 3.0}, "Snake": {"alpha": 0.5},
+    }  # fmt: skip
+
+
+def test_an_own_module_does_not_change_in_the_middle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "my_functions.py"
+    file.write_text("from torch.nn import Tanh as Mine\n")
+    arms = {"ReLU": RELU, "Mine": {"model.activation": "my_functions.Mine"}}
+    spec, folder = check(small(arms=arms)), tmp_path / "study"
+    lock_checked(folder, spec)
+    assert list(read_about(folder)["own"]) == ["my_functions"]
+    file.write_text("from torch.nn import Sigmoid as Mine\n")
+    lock_checked(folder, spec)  # nothing has been trained
+    study = Study.read(folder)
+    write(study, study.verdict_run("ReLU", 0, 1000), result(90, 1000))
+    lock_checked(folder, spec)
+    file.write_text("from torch.nn import Tanh as Mine\n")
+    with pytest.raises(SpecError, match="the module my_functions has changed since"):
+        lock_checked(folder, spec)
 
 
 def lock_checked_with_a_result(folder: Path) -> dict[str, Any]:
@@ -148,7 +174,7 @@ def test_auto_is_decided_once_for_all_runs(
     lock_checked(tmp_path, spec)
     assert capfd.readouterr().out == ""
     locked = Study.read(tmp_path)
-    assert locked.lock["defaults"]["CosLU"] == {"alpha": 1.0, "beta": 1.0}
+    assert read_about(tmp_path)["defaults"]["CosLU"] == {"alpha": 1.0, "beta": 1.0}
     _, runs = locked.next_runs()
     assert {run.compiled for run in runs} == {"activations"}
     assert {run.id for run in runs} == {run.id for run in study.next_runs()[1]}

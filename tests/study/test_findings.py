@@ -19,7 +19,7 @@ from study import packed
 from study.findings import findings
 from study.packed import pack
 from study.publish import read_studies
-from study.runs import Study
+from study.runs import Study, write_about
 from study.shapes import (
     CHANGE,
     RELU,
@@ -80,7 +80,8 @@ def test_a_start_is_the_default_that_was_locked(tmp_path: Path):
     arms = {"ReLU": ARMS["ReLU"], "CosLU": {"model.activation": "CosLU"}, "own": ARMS["CosLU"]}
     spec = check(small(arms=arms, seeds={"looks": [5]}))
     assert defaults(spec) == {"CosLU": {"alpha": 1.0, "beta": 1.0}}
-    lock(tmp_path, spec, defaults={"CosLU": {"alpha": 3.0, "beta": 4.0}})
+    lock(tmp_path, spec)
+    write_about(tmp_path, {"defaults": {"CosLU": {"alpha": 3.0, "beta": 4.0}}})
     study = Study.read(tmp_path)
     for arm in ("CosLU", "own"):
         run = study.verdict_run(arm, 0, study.seeds[0])

@@ -29,7 +29,7 @@ from study.page import code, folded, heading, html, listed, markdown, paragraph,
 from study.plan import plan
 from study.report import report
 from study.rows import rows
-from study.runs import Study, read_prepared
+from study.runs import Study, read_prepared, write_about
 from study.spec import check, lock
 from study.status import status
 
@@ -350,7 +350,8 @@ def test_cost_is_the_median_of_paired_ratios(tmp_path: Path, monkeypatch: pytest
 
 def test_learned_functions_are_means_over_seeds(tmp_path: Path):
     spec = check(small(seeds={"first": 1000, "looks": [5]}))
-    lock(tmp_path, spec, defaults={"CosLU": {"alpha": 0.25}})  # as they were in its code
+    lock(tmp_path, spec)
+    write_about(tmp_path, {"defaults": {"CosLU": {"alpha": 0.25}}})  # as they were in its code
     empty = Study.read(tmp_path)
     assert learned_functions(empty, "CosLU", 0) is None
     alphas = [0.5, 1.0, 3.0]

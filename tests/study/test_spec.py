@@ -129,15 +129,6 @@ def test_cells_that_differ_in_places_alone_would_be_one(tmp_path: Path):
         check(small(cells=cells))
 
 
-def test_an_amended_lock_knows_the_start_of_new_arms(tmp_path: Path):
-    starts = {"CosLU": {"alpha": 1.0}}
-    lock(tmp_path, check(small()), defaults=starts)
-    more = {**small()["arms"], "Snake": {"model.activation": "Snake"}}
-    new = {"CosLU": {"alpha": 2.0}, "Snake": {"alpha": 0.5}}
-    known = lock(tmp_path, check(small(arms=more)), "one more", defaults=new)
-    assert known["defaults"] == {"CosLU": {"alpha": 1.0}, "Snake": {"alpha": 0.5}}
-
-
 def test_another_place_of_the_data_is_no_other_question(tmp_path: Path):
     def at(root: str) -> dict[str, Any]:
         return check(small(cells=[{"data": "CIFAR10", "data.root": root}]))
