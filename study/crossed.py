@@ -168,7 +168,7 @@ def new_images(
     """The interval of the mean difference for new seeds and new images.
 
     Args:
-        labels: (I,), the true classes, in one order for all runs: see :func:`aligned`.
+        labels: (I,), the true classes, in one order for all runs.
         baseline: predictions (I,) or probabilities (I, C) of each run, in the order of the seeds.
         arm: the same of the arm.
         rules: of the study.
