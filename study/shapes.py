@@ -99,7 +99,8 @@ def _by_site(learned: dict[str, Any]) -> dict[str, dict[str, Any]]:
     found = dict[str, dict[str, Any]]()
     for name, value in learned.items():
         whole = name.partition(".members.")[0] if ".members." in name else name.rpartition(".")[0]
-        found.setdefault(whole, {})[name.removeprefix(f"{whole}.")] = value
+        site = whole.removesuffix(".new")  # of what was faded in
+        found.setdefault(site, {})[name.removeprefix(f"{whole}.")] = value
     return found
 
 

@@ -91,6 +91,18 @@ def test_a_start_is_the_default_that_was_locked(tmp_path: Path):
     assert starts == [[3.0, 4.0], [0.5, 4.0]]
 
 
+def test_what_was_faded_in_has_the_site_of_the_old_function(tmp_path: Path):
+    fade = {"model.activation": "CosLU", "model.match": "fade"}
+    lock(tmp_path, check(small(arms={**ARMS, "CosLU": fade}, seeds={"looks": [5]})))
+    study = Study.read(tmp_path)
+    run = study.verdict_run("CosLU", 0, study.seeds[0])
+    values = {"layer1.0.act1.new.alpha": [0.25], "layer1.0.act1.new.beta": [2.0]}
+    write(study, run, result(90, run.seed, learned=values))
+    found = learned(Study.read(tmp_path), "CosLU", 0)
+    assert found.sites == ["layer1.0.act1"]
+    assert parameters(found)["alpha"].end.item() == 0.25
+
+
 def test_each_site_has_the_class_that_its_name_chooses():
     chosen = {"model.activation_by_site": {"*.gate": "APA", "*": "torch.nn.PReLU"}}
     assert isinstance(made(chosen, "layer1.se.gate", {"lambd": [1.0]}), APA)
