@@ -170,8 +170,9 @@ def typed(options: Any) -> dict[str, Any]:
     return check({
         "question": question, "arms": arms, "second_baselines": ["SiLU"],
         "cells": [{**cell, "model.backbone": backbone}],
-        "seeds": {"looks": options.looks or [5, 8, 12, 20]}, "margin": options.margin or 0.3,
-        "budget": {"trainer.max_epochs": options.epochs or 30},
+        "seeds": {"looks": [5, 8, 12, 20] if options.looks is None else options.looks},
+        "margin": 0.3 if options.margin is None else options.margin,
+        "budget": {"trainer.max_epochs": 30 if options.epochs is None else options.epochs},
     })  # fmt: skip
 
 

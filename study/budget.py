@@ -126,8 +126,10 @@ def measured(study: "Study", cell: int) -> Gain | None:
 
 
 def metric_of(study: "Study") -> str:
-    """The verdict's metric, on validation."""
-    return study.spec["metric"]["name"].replace("test/", "val/", 1)
+    """The validation metric: that of the tuning, else the verdict's; a loss for a loss alone."""
+    mine = study.spec["metric"]["name"].replace("test/", "val/", 1)
+    tuned = study.spec["tune"]["metric"] if study.spec["tune"] else mine
+    return tuned if tuned.endswith("loss") == mine.endswith("loss") else mine
 
 
 def budget_lines(study: "Study") -> list[str]:

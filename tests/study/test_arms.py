@@ -89,6 +89,7 @@ def test_a_slip_locks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ("FILE --set trainer.max_epochs=2", "max_epochs has no effect, since budget sets it"),
         ("FILE --set model.optimizer.lr=2", "optimizer.lr has no effect, since tune.grid sets"),
         ("FILE --set checkpoint.monitor=test/acc", "would choose the best epoch on the test set"),
+        ("--data Digits --activations CosLU --margin 0", "margin must be a number above 0"),
         (
             "--data Digits --activations mine.CosLU CosLU",
             "mine.CosLU CosLU: two have the same name",

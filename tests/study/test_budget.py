@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from study.budget import budget_lines, compared, measured
+from study.budget import budget_lines, compared, measured, metric_of
 from study.report import report
 from study.runs import Study
 from study.spec import check, lock
@@ -147,6 +147,13 @@ def test_the_check_of_a_finished_study_leaves_its_verdicts_alone(tmp_path: Path)
     assert math.isnan(found.gain)
     assert not found.short
     assert "not known, since a run of ReLU diverged" in budget_lines(made)[0]
+
+
+def test_a_loss_by_which_was_tuned_says_nothing_of_an_accuracy(tmp_path: Path):
+    made = study(tmp_path / "acc", tune={**TUNE, "metric": "val/loss"})
+    assert metric_of(made) == "val/acc"
+    made = study(tmp_path / "f1", tune={**TUNE, "metric": "val/f1"})
+    assert metric_of(made) == "val/f1"
 
 
 def test_of_a_loss_the_margin_is_the_limit_and_less_is_better(tmp_path: Path):
