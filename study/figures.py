@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from activations.files import replacing
 from activations.picture import new_figure, save_figure
 
-from .verdict import Kind, Verdict
+from .verdict import Kind, Rules, Verdict
 
 Array = NDArray[np.float64]
 
@@ -55,10 +55,8 @@ def draw_intervals(path: Path, rows: Sequence[Shown]) -> Path:
     height = 1.1 + (0.42 if len(rows) <= 8 else 0.27) * len(rows)
     figure = new_figure(8.0, height, dpi=150, layout="constrained")
     axis = figure.subplots()
-    marks, unit = _draw_rows(axis, rows), rows[0][0].rules.unit
-    base = rows[0][0].baseline.partition(" (")[0]
-    side = "right" if rows[0][0].rules.higher_is_better else "left"
-    axis.set_xlabel(f"difference to {base}, {unit}; better is to the {side}", fontsize=9)
+    marks, base = _draw_rows(axis, rows), rows[0][0].baseline.partition(" (")[0]
+    axis.set_xlabel(f"difference to {base}, {_unit(rows[0][0].rules)}", fontsize=9)
     figure.legend(marks.values(), marks, loc="outside upper center", ncols=2, frameon=False,
                   fontsize=8)  # fmt: skip
     return save(figure, path)
@@ -83,12 +81,16 @@ def draw_verdicts(path: Path, groups: Sequence[tuple[str, Sequence[Shown]]]) -> 
             if each is not None:
                 _draw_arrows(axis, place, each.low, each.high, bound)
         axis.set_title(title, fontsize=9, loc="left")
-        axis.set_xlabel(f"{rules.unit}; better is to the "
-                        f"{'right' if rules.higher_is_better else 'left'}", fontsize=8)  # fmt: skip
+        axis.set_xlabel(_unit(rules), fontsize=8)
         axis.legend(marks.values(), marks, loc="lower right", bbox_to_anchor=(1, 1), ncols=2,
                     frameon=False, fontsize=8, borderaxespad=0.2)  # fmt: skip
-    save_figure(figure, path)
+    save_figure(figure, path, colors=64)  # the page is kept, and grows with each study
     return path
+
+
+def _unit(rules: Rules) -> str:
+    """The unit of a difference, and where better is."""
+    return f"{rules.unit}; better is to the {'right' if rules.higher_is_better else 'left'}"
 
 
 def _draw_arrows(axis: Any, place: int, low: float, high: float, bound: float) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -320,39 +321,38 @@ def held(value: Any) -> Any:
 
     A study goes on with the same weights alone, wherever they lie.
     """
-    if isinstance(value, list):
-        return [held(each) for each in value]
-    if not isinstance(value, dict):
-        return value
-    found = {name: held(each) for name, each in value.items()}
-    for name, each in value.items():
-        if name.rpartition(".")[2] in _FILES and Path(str(each)).is_file():
-            with Path(each).open("rb") as file:
-                found[f"{name}{_HELD}"] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+
+    def hashed(options: dict[str, Any]) -> dict[str, Any]:
+        found = {}
+        for name, each in options.items():
+            if name.rpartition(".")[2] in _FILES and Path(str(each)).is_file():
+                with Path(each).open("rb") as file:
+                    found[f"{name}{_HELD}"] = hashlib.file_digest(file, "sha256").hexdigest()
+        return options | found
+
+    return _changed(value, hashed)
 
 
 def for_train(value: Any) -> Any:
     """Options as train.py takes them: without the SHA-256 of files."""
-    if isinstance(value, dict):
-        return {name: for_train(each) for name, each in value.items() if not name.endswith(_HELD)}
-    return [for_train(each) for each in value] if isinstance(value, list) else value
+    return _changed(value, lambda o: {n: each for n, each in o.items() if not n.endswith(_HELD)})
 
 
 def decides(value: Any) -> Any:
     """What decides the result of a run: options without the places of data and weights."""
-    if isinstance(value, dict):
-        known = {n: each for n, each in value.items() if not _place(n, value)}
-        return {name: decides(each) for name, each in known.items()}
-    return [decides(each) for each in value] if isinstance(value, list) else value
+    return _changed(value, lambda o: {n: each for n, each in o.items() if not _place(n, o)})
 
 
 def placeless(value: Any) -> Any:
     """Options with DIR and FILE for the places, which tell of one machine alone."""
+    return _changed(value, lambda o: {n: (each and _place(n, o)) or each for n, each in o.items()})
+
+
+def _changed(value: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """`value` after a change of each mapping in it."""
     if isinstance(value, dict):
-        return {n: _place(n, value) if _place(n, value) and each else placeless(each)
-                for n, each in value.items()}  # fmt: skip
-    return [placeless(each) for each in value] if isinstance(value, list) else value
+        return {name: _changed(each, change) for name, each in change(value).items()}
+    return [_changed(each, change) for each in value] if isinstance(value, list) else value
 
 
 def _place(name: str, options: dict[str, Any]) -> str:
