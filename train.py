@@ -43,6 +43,7 @@ from callbacks import (
     run_summary,
 )
 from callbacks.lightning_private import callbacks_of
+from callbacks.machine import keep_memory
 from datamodules import *  # noqa: F403 - so that its classes have short names
 from models import Classifier, DivergedError
 from models.checkpoints import check_complete, check_fits, check_given, read_checkpoint
@@ -376,6 +377,7 @@ def main(args: list[str] | None = None, cli: type[CLI] = CLI) -> None:
 
             export.main(sys.argv[2:])
             return
+        keep_memory()
         cli(
             Classifier,
             LightningDataModule,

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from activations import Activation, parameter_groups
+from callbacks.machine import keep_memory
 from models import Classifier
 
 from .measure import in_turns, locked, saved_bytes, summarize, timed
@@ -62,6 +63,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--rounds", type=at_least(2), default=9)
     add("--device", default="cpu", help="cpu or cuda")
     add("--lock", metavar="FILE", help="time while holding the lock of this file")
+    add("--keep_memory", action="store_true", help="do not return memory, as train.py does")
 
 
 def factory(name: str) -> Callable[[], nn.Module]:
@@ -113,6 +115,8 @@ def training(
 
 def measure(options: Namespace) -> DataFrame:
     """One row for each network, activation, mode and dtype."""
+    if options.keep_memory:
+        keep_memory()
     with (
         tempfile.TemporaryDirectory() as cache,  # where nothing is compiled yet
         patch.dict(os.environ, {"TORCHINDUCTOR_CACHE_DIR": cache}),

@@ -1,10 +1,12 @@
-"""On what a run or a measurement was made: machine, versions, commit, code."""
+"""On what a run or a measurement was made: machine, versions, commit, code; its memory."""
 
+import ctypes
 import hashlib
 import os
 import platform
 import re
 import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -30,6 +32,19 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "commit": commit(),
     }
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory that it frees, where the C library is glibc.
+
+    A training step needs the same sizes as the one before. By default, tensors above 32 MiB and
+    what is free at the end of the heap go back to the system, and each new page is zeroed again.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    with suppress(OSError, AttributeError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_threshold, 2**30)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def now() -> str:

@@ -217,7 +217,7 @@ def test_steps_against_relu_and_silu(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(step, "start_compiler", lambda device: 20.0)
     options = argparse.Namespace(
         networks=["resnet8"], dtypes=["float32"], modes=["off", "activations"], rounds=3,
-        activations=["CosLU"], device="cpu", lock=None,
+        activations=["CosLU"], device="cpu", lock=None, keep_memory=False,
     )  # fmt: skip
     table: Any = step.measure(options)
     rows: Any = table.set_index(["function", "mode"])
@@ -250,7 +250,7 @@ def test_a_real_step():
     options = argparse.Namespace(
         networks=["resnet8"], dtypes=["bfloat16"], modes=["off"], rounds=2, batch_size=2,
         activations=["torch.nn.Mish"], device="cpu", layout="channels_last",
-        lock=None,
+        lock=None, keep_memory=False,
     )  # fmt: skip
     rows: Any = step.measure(options).set_index("function")
     assert list(rows.index) == ["ReLU", "SiLU", "ReLU in place", "torch.nn.Mish"]
