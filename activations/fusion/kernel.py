@@ -101,10 +101,10 @@ def evaluate(
     x = packed(x)
     view = view_of(x, channel_dim if num_parameters > 1 else None, bool(tables))
     half = x.dtype in (torch.bfloat16, torch.float16)
-    sizes = len(values), len(tables), len(view.sizes)
+    sums = compiled and x.device.type == "cpu" and values and not tables
     device = x.device.type if compiled else None
-    kernel = functools.partial(_kernel, formula, constants, *sizes, device, half)
-    call = _Call(kernel, view, expression, plain)
+    kernel = functools.partial(_kernel, formula, constants, len(values), len(tables), device, half)
+    call = _Call(kernel, view, view.in_rows() if sums else view, expression, plain)
     try:
         result: Any = _Fused.apply(call, x, *values, *tables)
     except torch.OutOfMemoryError:
@@ -146,8 +146,9 @@ def _keep_whole(formula: Hashable, error: Exception) -> None:
 class _Call(NamedTuple):
     """What a call of an activation needs for its gradient, besides its tensors."""
 
-    kernel: Callable[[tuple[bool, ...] | None], Callable[..., Any]]
+    kernel: Callable[[int, tuple[bool, ...] | None], Callable[..., Any]]
     view: View
+    backward_view: View
     expression: Expression
     plain: Callable[[Expression, Tensor], Tensor]
 
@@ -157,8 +158,9 @@ class _Fused(torch.autograd.Function):
     def forward(ctx: Any, call: _Call, x: Tensor, *values: Tensor) -> Tensor:
         ctx.call = call
         ctx.save_for_backward(x, *values)
-        number = len(call.expression.values)
-        y = call.kernel(None)(call.view.of(x), *_arguments(call.view, number, values))
+        view, number = call.view, len(call.expression.values)
+        kernel = call.kernel(len(view.sizes), None)
+        y = kernel(view.of(x), *_arguments(view, number, values))
         return y.as_strided(x.shape, x.stride()).data
 
     @staticmethod
@@ -166,7 +168,7 @@ class _Fused(torch.autograd.Function):
         (grad,) = grads
         x, *values = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:]
-        kernel, view, expression, plain = ctx.call
+        kernel, _, view, expression, plain = ctx.call
         number = len(expression.values)
         if torch.is_grad_enabled() or expression.formula in _WHOLE:  # create_graph=True
             expression = expression._replace(values=values[:number], tables=values[number:])
@@ -180,7 +182,7 @@ class _Fused(torch.autograd.Function):
             grad = torch.empty_like(x).copy_(grad)
         inputs = view.of(x), view.of(grad), *_arguments(view, number, values)
         try:
-            found = iter(kernel(needed)(*inputs))
+            found = iter(kernel(len(view.sizes), needed)(*inputs))
         except UntraceableError as error:
             _keep_whole(expression.formula, error)
             return _Fused.backward(ctx, grad)
@@ -204,9 +206,9 @@ def _kernel(
     constants: tuple,
     number_of_values: int,
     number_of_tables: int,
-    dims: int,
     device: str | None,
     half: bool,
+    dims: int,
     needed: tuple[bool, ...] | None,
 ) -> Callable[..., Any]:
     """The forward (needed is None) or the backward of `formula`, compiled at its first call.

@@ -15,11 +15,11 @@ _LEAST_ROW = 16  # for a shorter row, its own copy of the values would cost too 
 class View(NamedTuple):
     """Sizes and strides of a view of all of a tensor.
 
-    The sizes are (numel,) without channels. With channels they are (groups, C, pieces, block), or
-    (rows, block) where each row has its own copy of the values and each channel has outer * inner
-    rows (`copies`). With channels last, several pixels may be seen as one that has a copy of each
-    channel, so that they fill a vector of the processor. The gradient of a parameter is summed over
-    each block, then over the rest.
+    The sizes are (numel,) without channels, or (rows, block) where each row has its own copy of the
+    values. With channels they are (groups, C, pieces, block), or (rows, block) where each channel
+    has outer * inner rows (`copies`). With channels last, several pixels may be seen as one that
+    has a copy of each channel, so that they fill a vector of the processor. The gradient of a
+    parameter is summed over each block, then over the rest.
     """
 
     sizes: tuple[int, ...]
@@ -30,9 +30,19 @@ class View(NamedTuple):
         """The view of `x`, detached from it: Dynamo would specialise on the layout of `x`."""
         return x.as_strided(self.sizes, self.strides, x.storage_offset()).data
 
+    def in_rows(self) -> "View":
+        """The same as rows, if it has one size and many elements.
+
+        Where a kernel sums more than 4096, Inductor keeps the sum in memory, and each step waits.
+        """
+        row = _row(self.sizes[0]) if len(self.sizes) == 1 else None
+        return View((self.sizes[0] // row, row), (row, 1)) if row else self
+
     def broadcast(self, value: Tensor) -> Tensor:
         """The copies of `value`; with four sizes, each term is contiguous in memory."""
         value, apart = value.detach(), len(self.sizes) == 4
+        if len(self.sizes) == 2 and self.copies is None:
+            return value.expand(self.sizes[0], *value.shape[1:]).contiguous()
         if self.copies is not None and value.dim():
             outer, inner = self.copies
             channels = self.sizes[apart] // (outer * inner)
@@ -76,6 +86,13 @@ def _pixels(channels: int, outer: int) -> int:
     """How many of the `outer` pixels are seen as one, so that they fill vectors; 1 if all would."""
     several = math.gcd(_VECTOR // math.gcd(_VECTOR, channels), outer)
     return several if several < outer else 1
+
+
+@functools.cache
+def _row(number: int) -> int | None:
+    """The largest divisor of a large `number` that is a row of whole vectors; None if none is."""
+    rows = range(_ROW, _BLOCK - 1, -_VECTOR)
+    return next((d for d in rows if number > _ROW and number % d == 0), None)
 
 
 @functools.cache
