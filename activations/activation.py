@@ -209,13 +209,14 @@ class Activation(Leaf):
                 reset()
         for name, start in self._starts.items():
             parameter = getattr(self, name)
-            parameter.copy_(torch.tensor(start, device=parameter.device).expand_as(parameter))
+            start = torch.tensor(start, dtype=parameter.dtype, device=parameter.device)
+            parameter.copy_(start.expand_as(parameter))
         if isinstance(self, Scheduled):
             self.set_progress(0.0)
 
     def shaped(self, parameter: Tensor, x: Tensor) -> Tensor:
         """View `parameter` so that it broadcasts against `x` along `channel_dim`."""
-        if self.num_parameters == 1 or parameter.dim() == 0:
+        if parameter.numel() == 1:
             return parameter.view(())
         shape = [1] * x.dim()
         shape[self.channel_dim] = self.num_parameters
@@ -326,7 +327,7 @@ class Activation(Leaf):
         for name, value in self.shape_values().items():
             if value.is_meta or hasattr(value, "to_local"):  # a DTensor: sharded by FSDP
                 continue
-            terms = [f"{term:.4g}" for term in value.double().mean(0).tolist()]
+            terms = [f"{term:.4g}" for term in value.cpu().double().mean(0).tolist()]
             text = terms[0] if len(terms) == 1 else f"[{', '.join(terms)}]"
             parts.append(f"{name}={text}")
         if self.num_parameters > 1:

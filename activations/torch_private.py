@@ -27,6 +27,11 @@ def is_intercepted() -> bool:
     )
 
 
+def is_batched(grad: Tensor) -> bool:
+    """Whether `grad` is a batch of gradients: `torch.func.vmap`, or `is_grads_batched`."""
+    return is_intercepted() or torch._C._functorch.is_legacy_batchedtensor(grad)  # pyright: ignore
+
+
 def is_exporting() -> bool:
     """Whether `torch.export` or the older exporter to ONNX reads the network."""
     older = torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()  # pyright: ignore

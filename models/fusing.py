@@ -82,8 +82,12 @@ def estimate(
     """
     kinds, seconds = dict[Any, int](), 0.0
     for call in swapped:
+        fused = set[nn.Module]()
         for module in network.get_submodule(call.name).modules():
-            if isinstance(module, Activation) and (expression := module.expression()):
+            if module in fused or not isinstance(module, Activation):
+                continue
+            if expression := module.expression():
+                fused.update(module.modules())  # one kernel computes what it combines
                 kind = expression.formula, expression.constants
                 if kind not in kinds:
                     kinds[kind] = _operations(module, len(call.shape))

@@ -7,7 +7,7 @@ cache, and only the input is kept: the backward pass computes each block again.
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from .program import Program
 from .simplify import simplify
 
 BLOCK = 131_072  # elements; smaller ones fit a smaller cache, but more calls cost more
+SIZES = 16  # of blocks, for which a function is traced
 _TRACING = threading.RLock()  # torch's tracer changes classes for all threads
 
 
@@ -90,17 +91,23 @@ class Blocks:
         rows = x.dim() == 2
         return [rows and k < self.number and v.dim() > 0 for k, v in enumerate(values)]
 
-    def _program(self, *inputs: Tensor) -> Program:
+    def _program(self, *inputs: Tensor) -> "Program | _AsItIs":
         like = tuple((each.shape, each.stride(), each.dtype) for each in inputs)
         with _TRACING:
             if like not in self._programs:
+                if len(self._programs) >= SIZES:
+                    return _AsItIs(self.function, self._fills)
                 self._programs[like] = self._trace(*inputs)
             return self._programs[like]
+
+    @property
+    def _fills(self) -> bool:
+        return self.needed is None or self.needed[0]
 
     def _trace(self, *inputs: Tensor) -> Program:
         try:
             traced = simplify(operations(self.function, inputs))
-            program = Program(traced, inputs, self.needed is None or self.needed[0])
+            program = Program(traced, inputs, self._fills)
         except Exception as error:
             raise UntraceableError(str(error)) from error
         if self.needed is None:
@@ -114,6 +121,22 @@ class Blocks:
         among = self.function(x, *values)[half]
         if not torch.allclose(alone, among, 1e-2, 1e-2, equal_nan=True):
             raise UntraceableError("it is not elementwise")
+
+
+class _AsItIs(NamedTuple):
+    """A function of a block that is not traced: with ever new sizes, tracing costs more."""
+
+    function: Callable[..., Any]
+    fills: bool
+
+    def start(self) -> Callable[..., Any]:
+        def run(into: Tensor, *inputs: Tensor) -> Any:
+            found = self.function(*inputs)
+            if self.fills:
+                into.copy_(found if isinstance(found, Tensor) else found[0])
+            return found
+
+        return run
 
 
 def _places(x: Tensor) -> Iterator[tuple[slice, int]]:

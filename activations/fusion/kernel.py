@@ -17,6 +17,7 @@ from torch import Tensor
 
 from activations.torch_private import (
     compile_once,
+    is_batched,
     is_intercepted,
     lacks_compiler,
     take_unchecked,
@@ -98,6 +99,8 @@ def evaluate(
     compiled = compiled and formula not in _PLAIN and x.device.type not in _PLAIN
     if not compiled and (formula in _WHOLE or not worth_it(x)):
         return None
+    if any(each.device != x.device for each in (*values, *tables)):
+        return None  # torch says which
     x = packed(x)
     view = view_of(x, channel_dim if num_parameters > 1 else None, bool(tables))
     half = x.dtype in (torch.bfloat16, torch.float16)
@@ -107,9 +110,8 @@ def evaluate(
     call = _Call(kernel, view, view.in_rows() if sums else view, expression, plain)
     try:
         result: Any = _Fused.apply(call, x, *values, *tables)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
+    except KernelError as failed:
+        error = failed.error
         if not compiled:
             _keep_whole(formula, error)
             return None
@@ -125,8 +127,7 @@ def _give_up(what: Hashable, error: Exception) -> None:
     remedy = _REMEDIES.get(str(what), "") if lacks_compiler(error) else ""
     warnings.warn(
         f"{name} stay plain, several times slower than fused, since torch.compile failed "
-        f"({type(error).__name__}: {str(error).strip().splitlines()[0]}). "
-        f"{remedy}To compute them plainly without this warning choose "
+        f"({_first_line(error)}). {remedy}To compute them plainly without this warning choose "
         "`compile: off`, or do not call activations.fuse",
         stacklevel=4,
     )
@@ -137,10 +138,22 @@ def _keep_whole(formula: Hashable, error: Exception) -> None:
     _WHOLE.add(formula)
     warnings.warn(
         f"{getattr(formula, '__name__', formula)} is computed for whole tensors, which is slower "
-        f"than in blocks ({type(error).__name__}: {str(error).strip().splitlines()[0]}). To do so "
-        "without this warning override `function` instead of naming a `formula`",
+        f"than in blocks ({_first_line(error)}). To do so without this warning override `function` "
+        "instead of naming a `formula`",
         stacklevel=5,
     )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+
+
+class KernelError(RuntimeError):
+    """A kernel cannot be made, or does not run."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(_first_line(error))
+        self.error = error
 
 
 class _Call(NamedTuple):
@@ -156,11 +169,16 @@ class _Call(NamedTuple):
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, x: Tensor, *values: Tensor) -> Tensor:
-        ctx.call = call
+        ctx.call, ctx.strides = call, x.stride()
         ctx.save_for_backward(x, *values)
         view, number = call.view, len(call.expression.values)
         kernel = call.kernel(len(view.sizes), None)
-        y = kernel(view.of(x), *_arguments(view, number, values))
+        try:
+            y = kernel(view.of(x), *_arguments(view, number, values))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise KernelError(error) from error
         return y.as_strided(x.shape, x.stride()).data
 
     @staticmethod
@@ -170,14 +188,17 @@ class _Fused(torch.autograd.Function):
         needed = ctx.needs_input_grad[1:]
         kernel, _, view, expression, plain = ctx.call
         number = len(expression.values)
-        if torch.is_grad_enabled() or expression.formula in _WHOLE:  # create_graph=True
+        again = torch.is_grad_enabled()  # create_graph=True
+        if again or is_batched(grad) or expression.formula in _WHOLE:
             expression = expression._replace(values=values[:number], tables=values[number:])
             of = [each for each, need in zip((x, *values), needed, strict=True) if need]
-            options = {"create_graph": torch.is_grad_enabled(), "allow_unused": True}
+            options = {"create_graph": again, "allow_unused": True}
             with torch.enable_grad():
                 y = plain(expression, x)
             found = iter(torch.autograd.grad(y, of, grad, **options))
             return None, *(next(found) if need else None for need in needed)
+        if x.stride() != ctx.strides:  # a hook of saved tensors has laid it out anew
+            x = x.new_empty_strided(x.shape, ctx.strides).copy_(x)
         if grad.stride() != x.stride():
             grad = torch.empty_like(x).copy_(grad)
         inputs = view.of(x), view.of(grad), *_arguments(view, number, values)

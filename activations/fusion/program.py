@@ -45,7 +45,8 @@ class Program:
     def start(self) -> Callable[..., Any]:
         """The function with buffers of its own: `run(into, *inputs)` fills `into`."""
         shape, strides, _ = self.like
-        buffers = [torch.empty_strided(shape, strides, dtype=dtype) for dtype in self.dtypes]
+        options = [{"dtype": dtype, "device": "cpu"} for dtype in self.dtypes]
+        buffers = [torch.empty_strided(shape, strides, **each) for each in options]
 
         def run(into: Tensor, *inputs: Tensor) -> Any:
             found = self.module.forward(*inputs, into, *buffers)
@@ -130,7 +131,8 @@ def _multiply_and_add(module: GraphModule, results: _Results) -> None:
                 continue
             if not isinstance(c, Node):
                 name = f"number_{total.name}"
-                module.register_buffer(name, torch.tensor(c, dtype=found[total].dtype))
+                number = torch.tensor(c, dtype=found[total].dtype, device="cpu")
+                module.register_buffer(name, number)
                 with graph.inserting_before(total):
                     c = graph.get_attr(name)
             total.target, total.args = aten.addcmul.default, (c, a, b)

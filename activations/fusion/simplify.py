@@ -121,7 +121,7 @@ def _dtype(node: Any) -> Any:
 
 @functools.cache
 def _traced(function: Callable[..., Tensor]) -> GraphModule:
-    return operations(function, [torch.zeros(1)])
+    return operations(function, [torch.zeros(1, dtype=torch.float32, device="cpu")])
 
 
 def _where(made: _Simplifier, condition: Node, a: Node, b: Node) -> Node | None:
@@ -223,6 +223,8 @@ _RULES: dict[Any, Callable[..., Node | None]] = {
     aten.expm1.default: _expm1,
     aten.log1p.default: _log1p,
     aten._to_copy.default: _to_copy,
+    # other results may have other strides than when they were traced
+    aten.view.default: lambda made, x, size: made.write(aten.reshape.default, x, size),
 }
 
 
@@ -231,8 +233,10 @@ _RULES: dict[Any, Callable[..., Node | None]] = {
 
 def mask(comparison: str, x: Tensor, other: Tensor | float, *, out: Tensor | None = None) -> Tensor:
     """The mask of `comparison(x, other)`."""
-    out = torch.empty_like(x) if out is None else out
-    getattr(torch, comparison)(x, other, out=out)  # 1.0 or 0.0: faster than True or False
+    compare = getattr(torch, comparison)
+    if out is None:
+        return mask(comparison, x, other, out=torch.empty_like(compare(x, other), dtype=x.dtype))
+    compare(x, other, out=out)  # 1.0 or 0.0: faster than True or False
     _bits(out).neg_().bitwise_right_shift_(8 * out.element_size() - 1)  # the sign bit everywhere
     return out
 

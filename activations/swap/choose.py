@@ -89,6 +89,9 @@ def choose(
     for name, module in model.named_modules():
         if is_activation(module) and module not in called:
             left.append(Left(name, type(module).__name__, "never called"))
+    for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+            left.append(Left(name, type(module).__name__, "its activations are part of its kernel"))
     for place, function in unseen(model, found.calls, found.counts):
         left.append(Left(place, function, "in a branch that no trial took"))
     if hasattr(model, "save_pretrained"):

@@ -49,10 +49,12 @@ def plain(name: str) -> str:
 def kind_of(module: nn.Module) -> str | None:
     """`"activation"`, `"gate"`, or None for every other module.
 
-    Activations are those of this package, of `torch.nn` and of timm, any module without children
-    whose class is named like one (`QuickGELU`, `MySwish`), and any that computes one as a whole
-    (`StarReLU`, see :mod:`activations.swap.whole`). Gates are Sigmoid, Hardsigmoid, Softmax, GLU,
-    and modules of the network itself that follow a schedule.
+    Activations are those of this package, of `torch.nn` and of timm, any elementwise module without
+    children whose class is named like one (`QuickGELU`, `MySwish`), and any that computes one as a
+    whole (`StarReLU`, see :mod:`activations.swap.whole`). A convolution, a normalisation or a bias
+    with an activation behind it (`BNReLU`) is none: it stays, and what it calls is swapped. Gates
+    are Sigmoid, Hardsigmoid, Softmax, GLU, and modules of the network itself that follow a
+    schedule.
     """
     if isinstance(module, Activation):
         return "activation"
@@ -67,7 +69,7 @@ def kind_of(module: nn.Module) -> str | None:
         return "gate"
     if _GATE.search(name):
         return "gate" if of_a_library or name.endswith(("sigmoid", "softmax")) else None
-    return "activation" if of_a_library or _NAMED.search(name) else _kind_as_a_whole(module, name)
+    return "activation" if of_a_library else _kind_as_a_whole(module, name)
 
 
 _known: WeakKeyDictionary[type, dict[Any, str | None]] = WeakKeyDictionary()
@@ -85,15 +87,24 @@ def _kind_as_a_whole(module: nn.Module, name: str) -> str | None:
     key = (*map(type, parts), repr(sorted(options.items())))
     known = _known.setdefault(kind, {})
     if key not in known:
-        whole = try_whole(module, NAME_OF)
-        if whole and name.endswith(("sigmoid", "softmax")):  # such as relu6(x + 3) / 6
-            known[key] = "gate"
-        elif not whole or whole.affine:
-            known[key] = None
-        else:
-            gates = all(_GATE.search(part) or part in GATE_FUNCTIONS for part in whole.names)
-            known[key] = "gate" if gates and whole.bounded else "activation"
+        known[key] = _kind_by_trial(module, name, named=not parts and bool(_NAMED.search(name)))
     return known[key]
+
+
+def _kind_by_trial(module: nn.Module, name: str, named: bool) -> str | None:
+    """The kind of a module that is `named` like an activation, or calls one."""
+    whole = try_whole(module, NAME_OF)
+    has_state = bool([*module.parameters(), *module.buffers()])
+    if whole is None:  # it does not run by itself: all there is to go by is the name
+        return "activation" if named and not has_state else None
+    if not whole.elementwise or not (whole.names or named):
+        return None
+    if name.endswith(("sigmoid", "softmax")):  # such as relu6(x + 3) / 6
+        return "gate"
+    if whole.affine and (has_state or not named):  # the network keeps its factors
+        return None
+    gates = whole.names and all(_GATE.search(n) or n in GATE_FUNCTIONS for n in whole.names)
+    return "gate" if gates and whole.bounded and not named else "activation"
 
 
 def is_activation(module: nn.Module) -> bool:

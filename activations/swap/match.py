@@ -134,7 +134,7 @@ def fit(activation: nn.Module, reference: Function, samples: Tensor | None) -> F
         return twin(x)
 
     with torch.no_grad():
-        y = old(x.clone())
+        y = _outputs(old, x, activation)
         least = table(torch.full_like(p, facts.least.get(n, -math.inf)) for n, p in named)
         scalable = table(torch.full_like(p, float(n == facts.scalable)) for n, p in named) > 0
 
@@ -181,6 +181,24 @@ def fit(activation: nn.Module, reference: Function, samples: Tensor | None) -> F
         raise ValueError(f"{type(activation).__name__} is not finite on the samples")
     relative = (mean / variance).sqrt().item() if mean else 0.0
     return Fit(math.sqrt(mean.item()), relative, steepness)
+
+
+def _outputs(old: Function, x: Tensor, activation: nn.Module) -> Tensor:
+    """The old function of each sample; it may be one of each channel, where the new one is not."""
+    try:
+        y = old(x.clone())
+    except Exception as error:
+        raise ValueError(
+            f"{old} cannot be matched: it fails on samples of shape {tuple(x.shape)} ({error}). If "
+            f"each channel has its own function, so must {type(activation).__name__}: "
+            'share="channel" (--model.share channel); match="fade" takes any'
+        ) from error
+    if y.shape != x.shape:
+        raise ValueError(
+            f"{old} cannot be matched: it makes {tuple(y.shape)} of samples of shape "
+            f'{tuple(x.shape)}; match="fade" takes any'
+        )
+    return y
 
 
 def _slopes(function: Function, x: Tensor) -> Tensor:

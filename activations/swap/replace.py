@@ -192,6 +192,11 @@ def replace_activations(
 
 def _state_in_the_way(module: nn.Module) -> str:
     """Why activations must be swapped before `module` was made or changed; empty if they can be."""
+    if isinstance(module, Fade):
+        return (
+            "is still fading: swap the network before, or train it to the end and fold it "
+            "(activations.fold)"
+        )
     if is_compiled(module) or isinstance(module, torch.jit.ScriptModule):
         return "is compiled: swap the activations before torch.compile and torch.jit"
     for kind in type(module).__mro__:

@@ -33,8 +33,11 @@ class Function(nn.Module):
 
     def __init__(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()
-        self.name, self.kwargs = name, kwargs
+        self.name = name
+        self.kwargs = {key: value for key, value in kwargs.items() if key != "training"}
         self.args = tuple(value for value in args if not isinstance(value, bool))  # not inplace
+        # of rrelu, which is random in training
+        self.has_modes = name == "rrelu" and (kwargs != self.kwargs or args != self.args)
 
     @property
     def takes_tensors(self) -> bool:
@@ -48,7 +51,8 @@ class Function(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`torch.nn.functional.<name>(x, ...)`, not in place."""
-        return getattr(F, self.name)(x, *self.args, **self.kwargs)
+        modes = {"training": self.training} if self.has_modes else {}
+        return getattr(F, self.name)(x, *self.args, **self.kwargs, **modes)
 
 
 @dataclass(kw_only=True)

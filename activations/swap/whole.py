@@ -18,24 +18,26 @@ _ROWS = 48
 
 
 class Whole(NamedTuple):
-    """What an elementwise module is found to be.
+    """What a module is found to be.
 
     Attributes:
+        elementwise: whether each output depends on its own input alone; else nothing more is known.
         names: the activations in it, modules and functions.
         affine: whether it is a constant plus a multiple of each.
         bounded: whether it is constant far from 0, on both sides.
     """
 
+    elementwise: bool
     names: set[str]
     affine: bool
     bounded: bool
 
 
 def try_whole(module: nn.Module, functions: Mapping[Any, str]) -> Whole | None:
-    """What `module` is as a whole; None if it is not elementwise or holds no activation.
+    """What `module` is as a whole; None if it has large parameters or does not run on one tensor.
 
     Args:
-        module: one without large parameters.
+        module: any module.
         functions: the names of the activation functions.
     """
     values = [*module.parameters(), *module.buffers()]
@@ -62,20 +64,19 @@ def try_whole(module: nn.Module, functions: Mapping[Any, str]) -> Whole | None:
 
 def _try(
     module: nn.Module, x: Tensor, generator: torch.Generator, functions: Mapping[Any, str]
-) -> Whole | None:
+) -> Whole:
     kept = torch.rand(x.shape, generator=generator) < 0.5
     other = torch.where(kept, x, x.flip(0) + 1)
     for training in (True, False):
         module.train(training)
         y, again, changed = [module(value.clone()) for value in (x, x, other)]
-        if not isinstance(y, Tensor) or y.shape != x.shape or not torch.equal(y, again):
-            return None
-        if not torch.equal(y[kept], changed[kept]):
-            return None  # it mixes elements
+        same = isinstance(y, Tensor) and y.shape == x.shape and torch.equal(y, again)
+        if not same or not torch.equal(y[kept], changed[kept]):  # it is random, or mixes elements
+            return Whole(False, set(), affine=False, bounded=False)
     with _Seen(functions, module) as seen:
         y = module(x.clone())
     if not seen.outputs or any(out.shape != x.shape for out in seen.outputs):
-        return None
+        return Whole(True, set(), affine=False, bounded=False)
     # each position of the batch is a channel with parameters of its own
     terms = [part.flatten(1).T for part in (torch.ones_like(y), *seen.outputs)]
     columns, target = torch.stack(terms, -1), y.flatten(1).T[..., None]
@@ -83,7 +84,7 @@ def _try(
     affine = torch.allclose(columns @ fit, target, rtol=1e-6, atol=1e-6)
     far = [module(torch.full_like(x, value)) for value in (-1e4, -1e3, 1e3, 1e4)]
     bounded = torch.allclose(far[0], far[1]) and torch.allclose(far[2], far[3])
-    return Whole(seen.names, affine, bounded)
+    return Whole(True, seen.names, affine, bounded)
 
 
 class _Seen(TorchFunctionMode):

@@ -1,7 +1,9 @@
 """Fused activations: the same numbers, nothing kept but the input, and plain where they must be."""
 
 import copy
+import functools
 import itertools
+import math
 import os
 import pickle
 import subprocess
@@ -16,10 +18,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import activations as A
-from activations.fusion import blocks
+from activations.fusion import blocks, simplify
 from activations.fusion import kernel as fusion
+from activations.fusion.layout import view_of
 from tests.cases import CASES, Case, variants_later
 
 FUSED = [case for case in CASES if case.kind is not A.DynamicReLU]
@@ -240,6 +244,128 @@ def test_blocks_of_every_layout(layout: str, monkeypatch: pytest.MonkeyPatch):
     torch.testing.assert_close(y, plain)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.fixture(params=[False, True], ids=["blocks", "fused"])
+def kernels(
+    request: pytest.FixtureRequest, counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Each kind of kernels, for the smallest inputs too; none may be given up."""
+    monkeypatch.setattr(blocks, "BLOCK", 8)
+    monkeypatch.setattr(fusion, "_WHOLE", set())
+    with fused(request.param):
+        yield
+    assert not fusion._WHOLE
+    assert not fusion._PLAIN
+
+
+def test_checkpointing_that_ends_with_an_activation(kernels: None):
+    network = nn.Sequential(nn.Linear(6, 4), A.Swish())
+    x = torch.randn(9, 6, requires_grad=True)
+    checkpoint(network, x, use_reentrant=False).sum().backward()  # pyright: ignore
+    torch.testing.assert_close(x.grad, torch.autograd.grad(network(x).sum(), x)[0])
+
+
+def test_a_batch_of_gradients(kernels: None):
+    module, x, grads = A.Swish(), torch.randn(5, 9, requires_grad=True), torch.randn(3, 5, 9)
+    expected = torch.stack([torch.autograd.grad(module(x), x, grad)[0] for grad in grads])
+    y = module(x)
+    (found,) = torch.autograd.grad(y, x, grads, is_grads_batched=True, retain_graph=True)
+    torch.testing.assert_close(found, expected)
+    of_one = functools.partial(torch.autograd.grad, y, x, retain_graph=True)
+    torch.testing.assert_close(torch.func.vmap(lambda grad: of_one(grad)[0])(grads), expected)
+
+
+def test_saved_tensors_may_come_back_in_another_layout(kernels: None):
+    module = A.PELU(num_parameters=4)
+    with torch.no_grad():
+        module.a.copy_(torch.arange(1.0, 5.0))
+    x = torch.randn(3, 4, 5, 6).to(memory_format=torch.channels_last).requires_grad_()
+    of = (x, module.a, module.b)
+    expected = torch.autograd.grad(module(x).square().sum(), of)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x.contiguous()):
+        y = module(x)
+    for one, other in zip(torch.autograd.grad(y.square().sum(), of), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_second_derivatives_of_a_mixture_a_channel(kernels: None):
+    module = A.LinComb([A.Swish, nn.Tanh], num_parameters=4)
+    x = torch.randn(2, 4, 9, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(module.double(), x)
+
+
+def test_a_tensor_that_cannot_be_saved_is_an_error_of_its_own(kernels: None):
+    with torch.inference_mode():
+        x = torch.randn(5, 9)
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved"):
+        A.Swish()(x)
+    with pytest.raises(RuntimeError, match="device"):
+        A.Swish(device="meta")(torch.randn(5, 9))
+
+
+def test_a_default_device_and_dtype_are_for_new_tensors_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(blocks, "BLOCK", 8)
+    monkeypatch.setattr(fusion, "_WHOLE", set())
+    fusion._kernel.cache_clear()
+    simplify._traced.cache_clear()
+    x = torch.randn(5, 9, requires_grad=True)
+    modules = A.DELU(), A.PELU()
+    expected = [module.function(x) for module in modules]
+    try:
+        torch.set_default_device("meta")
+        torch.set_default_dtype(torch.float16)
+        found = [module(x) for module in modules]
+        for y in found:
+            y.backward(torch.ones_like(y))
+    finally:
+        torch.set_default_device(None)  # pyright: ignore
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    assert not fusion._WHOLE
+
+
+def test_more_sizes_than_are_traced(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(blocks, "BLOCK", 8)
+    monkeypatch.setattr(blocks, "SIZES", 2)
+    fusion._kernel.cache_clear()
+    module = A.PELU(num_parameters=4)
+    with torch.no_grad():
+        module.a.copy_(torch.arange(1.0, 5.0))
+    for length in range(5, 11):
+        x = torch.randn(3, 4, length, requires_grad=True)
+        of, y, expected = (x, module.a, module.b), module(x), module.function(x)
+        torch.testing.assert_close(y, expected)
+        found = torch.autograd.grad(y.square().sum(), of)
+        for one, other in zip(found, torch.autograd.grad(expected.square().sum(), of), strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_views_of_results_in_another_layout(kernels: None):
+    module = A.DiTAC(variant="inf", num_parameters=4)
+    x = torch.randn(3, 4, 5, 6).to(memory_format=torch.channels_last).requires_grad_()
+    y, expected = module(x), module.function(x)
+    torch.testing.assert_close(y, expected)
+    of = (x, module.theta)
+    found = torch.autograd.grad(y.square().sum(), of)
+    for one, other in zip(found, torch.autograd.grad(expected.square().sum(), of), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("size", [(3, 4, 3000), (3, 7, 1001), (1, 2, 8192)])
+def test_gradients_of_shared_parameters_are_sums_of_rows(size: tuple[int, ...], counter: Counter):
+    module, x = A.PELU(a=1.5, b=0.5), torch.randn(size, requires_grad=True)
+    rows = view_of(x, None, tables=False).in_rows()
+    assert (len(rows.sizes), math.prod(rows.sizes)) == (2 if x.numel() % 16 == 0 else 1, x.numel())
+    of = (x, module.a, module.b)
+    found = torch.autograd.grad(module(x).square().sum(), of)
+    wide = copy.deepcopy(module).double()
+    exact = x.detach().double().requires_grad_()
+    expected = wide.function(exact).square().sum()
+    true = torch.autograd.grad(expected, (exact, wide.a, wide.b))
+    for one, other in zip(found, true, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
 
 
 class _Looks(A.Activation):

@@ -77,6 +77,68 @@ class OfTwo(Holding):
         return self.inner(x) ** 2 * y
 
 
+class BNReLU(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.relu(super().forward(input))
+
+
+class ConvReLU(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.relu(super().forward(input))
+
+
+class FusedLeakyReLU(nn.Module):
+    """A bias and its activation, as in StyleGAN 2."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(x + self.bias.view(1, -1, 1, 1), 0.2) * 2**0.5
+
+
+class FilterReLU(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(F.avg_pool2d(x, 3, 1, 1))
+
+
+class OwnPReLU(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.full((8, 1, 1), 0.25))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, self.slope * x)
+
+
+class LearnedSwish(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.beta = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.beta * x)
+
+
+class ShiftedReLU(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x) - 1
+
+
+def test_the_name_of_an_activation_does_not_take_layers_away():
+    layers = [BNReLU(8), ConvReLU(8, 8, 3, padding=1), FusedLeakyReLU(), FilterReLU()]
+    own = [OwnPReLU(), LearnedSwish(), ShiftedReLU()]
+    assert [kind_of(module) for module in layers] == [None] * 4
+    assert [kind_of(module) for module in own] == ["activation"] * 3
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), *layers, *own, nn.Conv2d(8, 2, 1))
+    kept = {name for name in model.state_dict() if name[0] not in "567"}
+    report = replace_activations(model, CosLU, example_input=torch.zeros(2, 3, 8, 8))
+    names = ["1.relu", "2.relu", "3.leaky_relu", "4.relu", "5", "6", "7"]
+    assert [call.name for call in report] == names
+    assert kept <= set(model.state_dict())
+
+
 def test_a_module_is_an_activation_as_a_whole_where_numbers_show_it():
     found = {
         "activation": [

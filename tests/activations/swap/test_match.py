@@ -123,6 +123,16 @@ def test_one_function_cannot_be_two():
     replace_activations(network, FReLU, match=True, share="model")
 
 
+@pytest.mark.parametrize("old", [nn.PReLU(8), FReLU(num_parameters=8)])
+def test_a_function_of_each_channel_needs_one_of_each_channel(old: nn.Module):
+    def network() -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(3, 8, 3), copy.deepcopy(old), nn.Conv2d(8, 2, 3))
+
+    with pytest.raises(ValueError, match=r'so must CosLU: share="channel"'):
+        replace_activations(network(), CosLU, match=True)
+    replace_activations(network(), FReLU, match=True, share="channel")
+
+
 def test_a_failed_match_leaves_the_network():
     network = CifarResNet(8)
     before = repr(network)

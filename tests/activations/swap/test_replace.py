@@ -13,11 +13,11 @@ import pytest
 import timm
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from activations import LSLU, CosLU, DSReLU, FReLU, LinComb, Snake, replace_activations
+from activations import DELU, LSLU, CosLU, DSReLU, FReLU, LinComb, Snake, replace_activations
 from models import CifarResNet
 
 ReLU = partial(FReLU, 1.0, 0.0)  # a module of ours that equals what it replaces
@@ -1062,6 +1062,48 @@ def test_trained_weights_load_without_the_command_line(tmp_path):
     replace_activations(fresh, CosLU)
     fresh.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True), strict=True)
     assert torch.equal(trained(x), fresh(x))
+
+
+class Random(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rrelu(self.conv(x), 0.2, 0.4, self.training).mean((2, 3))
+
+
+def test_a_function_with_modes_is_one_function():
+    model, x = Random(), torch.randn(2, 3, 4, 4)
+    [call] = replace_activations(model, CosLU, example_input=x, match="fade")
+    old = model.get_submodule(call.name).old
+    z = torch.full((1000,), -1.0)
+    assert old.train()(z).unique().numel() > 900
+    torch.testing.assert_close(old.eval()(z), 0.3 * z)
+
+
+class Remembering(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.memory, self.act = nn.GRU(3, 4, batch_first=True), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.memory(x)[0])
+
+
+def test_what_a_kernel_holds_is_reported():
+    model = Remembering()
+    report = replace_activations(model, CosLU, example_input=torch.zeros(2, 5, 3))
+    assert [(left.name, left.old, left.why) for left in report.left] == [
+        ("memory", "GRU", "its activations are part of its kernel")
+    ]
+
+
+def test_a_fading_network_is_not_swapped():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    replace_activations(model, CosLU, match="fade")
+    with pytest.raises(ValueError, match="1 is still fading: swap the network before"):
+        replace_activations(model, DELU)
 
 
 def test_what_was_never_called_is_reported():
