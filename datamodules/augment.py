@@ -130,15 +130,16 @@ class Source:
     images: Tensor | Images
     augmentation: Augmentation | None
 
-    def __call__(self, chosen: Tensor) -> Tensor:
-        """The images at these positions."""
-        places = self.augmentation and self.augmentation.places(chosen)
+    def __call__(self, keys: Tensor) -> Tensor:
+        """The images at these positions, modulo their number; see `loader.distinct`."""
+        chosen = keys % len(self.images)
+        places = self.augmentation and self.augmentation.places(keys)
         if isinstance(self.images, Images):
             images = self.images.read(chosen, places)
         else:
             images = self.images[chosen]
         if self.augmentation and self.augmentation.transforms:
-            images = self.augmentation.transform(self.augmentation.shift(images, chosen), chosen)
+            images = self.augmentation.transform(self.augmentation.shift(images, keys), keys)
         return images
 
 

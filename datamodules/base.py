@@ -351,6 +351,6 @@ def check_sizes(counts: Tensor, least: int, names: Sequence[str]) -> None:
         each = [f"{names[c] if names else c} ({counts[c]})" for c in small]
         raise ValueError(
             f"{len(small)} of {int((counts > 0).sum())} classes have fewer than {least} different "
-            f"samples, too few for a sample in each split: {some(each)}. Add samples to them, or "
-            "leave these classes out"
+            f"samples, too few for a sample in each split: {some(each)}. Add samples to them, "
+            "leave these classes out, or lower test_fraction and val_fraction"
         )

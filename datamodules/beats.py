@@ -113,7 +113,8 @@ def cut(
     if wanted != rate:
         ratio = Fraction(wanted / rate).limit_denominator(1000)
         signal = resample_poly(signal, ratio.numerator, ratio.denominator, axis=1, padtype="line")
-        peaks = np.round(peaks * wanted / rate).astype(np.int64)
+        # by the same ratio, else the peaks drift away from their beats
+        peaks = np.round(peaks * float(ratio)).astype(np.int64)
     if window.baseline:
         signal = signal - np.stack([baseline_of(each, wanted) for each in signal])
     first = peaks - round(window.before * wanted)

@@ -140,13 +140,16 @@ class ImageFolder(Pool):
 
     def _folders(self) -> dict[str, Path]:
         """The folders of the splits; `root` alone for a pool, of which a class may be `train`."""
-        parts = {
-            part: self.folder / name
-            for part, known in PARTS.items()
-            for name in class_folders(self.folder)
-            if name.lower() in known and class_folders(self.folder / name)
-        }
-        return parts if "train" in parts else {"train": self.folder}
+        found = [name for name in class_folders(self.folder) if class_folders(self.folder / name)]
+        same = {part: [n for n in found if n.lower() in known] for part, known in PARTS.items()}
+        if not same["train"]:
+            return {"train": self.folder}
+        if several := [" and ".join(names) for names in same.values() if len(names) > 1]:
+            raise ValueError(
+                f"{str(self.folder)!r} holds {', '.join(several)}, which mean the same split: "
+                "move one of them out"
+            )
+        return {part: self.folder / names[0] for part, names in same.items() if names}
 
 
 @dataclass(eq=False, repr=False)

@@ -58,12 +58,24 @@ class EpochOrder(Sampler[int]):
         return iter(self.draw().tolist())
 
 
+def distinct(order: Tensor, count: int) -> Tensor:
+    """`order`, with `count` added for each time that a sample is drawn again.
+
+    Balanced sampling draws the samples of rare classes several times, each with a crop of its own.
+    """
+    sample, place = order.sort(stable=True)
+    again = torch.empty_like(order)
+    again[place] = torch.arange(len(order)) - torch.searchsorted(sample, sample)
+    return order + count * again
+
+
 class ImageLoader:
     """Iterates over (images, labels, indices) or (images, labels, indices, side), batch by batch.
 
     Training batches come in an order drawn from (seed, epoch); the crop and flip of each image are
-    drawn from (seed, epoch, index). Images that do not fill the last training batch are left out
-    of that epoch. Evaluation batches come in order and hold every image once, over all processes.
+    drawn from (seed, epoch, index), and from how often the epoch had it before. Images that do not
+    fill the last training batch are left out of that epoch. Evaluation batches come in order and
+    hold every image once, over all processes.
     After a resume, the loader gives exactly the batches that were left of the interrupted epoch.
 
     Args:
@@ -153,15 +165,16 @@ class ImageLoader:
         first = self.next_batch if self._resumed_epoch == self.sampler.epoch else 0
         self._resumed_epoch = -1
         order = self.sampler.draw() if self.training else self.indices
-        mine = order[self.rank :: self.world_size]
+        mine = distinct(order, len(self.labels))[self.rank :: self.world_size]
         batches = mine[first * self.batch_size : len(self) * self.batch_size].split(self.batch_size)
         augmentation = self._augmentation() if self.training else None
         source, pinned = Source(self.images, augmentation), self.device.type == "cuda"
         pixels = prepared(source, batches, self.workers, pinned=pinned)
-        for batch, chosen in enumerate(batches, start=first):
+        for batch, keys in enumerate(batches, start=first):
+            chosen = keys % len(self.labels)
             images = next(pixels).to(self.device, non_blocking=True)
             if augmentation and not augmentation.transforms:  # else the source has shifted them
-                images = augmentation.shift(images, chosen)
+                images = augmentation.shift(images, keys)
             images = (images.float() - self.shift) * self.scale
             labels, index = self._send(self.labels[chosen]), self._send(chosen)
             if self.training and self.data.mix is not None:

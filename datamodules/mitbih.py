@@ -107,8 +107,10 @@ class MITBIH(WFDBBeats):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(0, 0.999, test_fraction=self.test_fraction)
-        if strangers := sorted(set(self.val_records or ()) - set(DS1), key=str):
-            raise ValueError(f"val_records {strangers} are not in DS1, {DS1}")
+        if strangers := sorted({*map(str, self.val_records or ())} - {*map(str, DS1)}):
+            raise ValueError(f"val_records {', '.join(strangers)} are not in DS1, {DS1}")
+        if self.val_records:
+            self.val_records = tuple(map(int, self.val_records))
         if not self.val_records or set(self.val_records) == set(DS1):
             raise ValueError("val_records must be some records of DS1, not none and not all")
         if self.patient is not None and self.patient not in DS2:

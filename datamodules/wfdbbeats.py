@@ -222,6 +222,12 @@ class WFDBBeats(ImageDataModule):
             ValueError: there are none.
         """
         wanted = set(map(str, names))
+        if not wanted:
+            people = len({patient for *_, patient in self._about})
+            raise ValueError(
+                f"{type(self).__name__}: no record is left for a split, of {people} patients: "
+                "lower val_fraction or test_fraction, or add records of other patients"
+            )
         number = [n for n, (name, *_) in enumerate(self._about) if name in wanted]
         record, rates = self._beats["records"], torch.tensor([each[2] for each in self._about])
         seconds = self._beats["peaks"] / rates[record]

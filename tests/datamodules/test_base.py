@@ -13,9 +13,9 @@ from lightning.pytorch import Callback, Trainer
 import datamodules
 from callbacks.checkpoints import BestCheckpoint
 from datamodules import CIFAR10, CIFAR100, Digits, ImageDataModule
-from datamodules.augment import crop, uniform
+from datamodules.augment import Source, crop, uniform
 from datamodules.base import stratified_split
-from datamodules.loader import ImageLoader
+from datamodules.loader import ImageLoader, distinct
 from datamodules.pool import Pool
 from tests.data import Tiny, part_of, write_official, write_tree
 from tests.trainings import Small, classifier, trainer
@@ -263,6 +263,20 @@ def test_every_image_draws_its_own_crop_and_flip():
     assert np.abs(np.corrcoef(torch.stack([top, left, mirrored]).numpy()) - np.eye(3)).max() < 0.03
     assert not torch.equal(top, uniform(3, 8, index, (9,))[0])
     assert torch.equal(top[777:779], uniform(3, 7, index[777:779], (9,))[0])
+
+
+def test_an_image_that_is_drawn_again_has_another_crop():
+    order = torch.tensor([3, 0, 3, 1, 3, 0])
+    assert distinct(order, 10).tolist() == [3, 0, 13, 1, 23, 10]
+    images = torch.randint(256, (10, 3, 32, 32), dtype=torch.uint8)
+    found = Source(images, None)(distinct(order, 10))
+    assert torch.equal(found, images[order])
+    labels = torch.tensor([0] * 9 + [1])
+    data = CIFAR10(batch_size=10, balance="sampling", seed=0)
+    loader = ImageLoader(data, images, labels, torch.arange(10), training=True)
+    x, _, index, *_ = next(iter(loader))
+    rare = x[index == 9]
+    assert 3 < len(rare) == len(rare.flatten(1).unique(dim=0))
 
 
 def test_crop_cuts_where_it_is_told():

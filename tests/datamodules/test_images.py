@@ -284,6 +284,13 @@ def test_one_held_out_folder_is_the_test_set(tmp_path: Path, heldout: str):
     assert "train/ant/99.jpg" not in found["train"] + found["val"]
 
 
+def test_two_folders_of_one_split_are_refused(tmp_path: Path):
+    for name in ("train", "val", "validation", "test"):
+        write_folder(tmp_path / name, per_class=2)
+    with pytest.raises(ValueError, match="holds val and validation, which mean the same split"):
+        ready(ImageFolder, tmp_path, image_size=16)
+
+
 def test_a_class_may_be_called_train(tmp_path: Path):
     write_folder(tmp_path, names=("train", "tram"))
     assert ready(Silkworm, tmp_path, image_size=16).class_names == ("train", "tram")

@@ -47,6 +47,10 @@ def test_lists_of_records():
     assert "".join(AAMI.values()).translate(str.maketrans("", "", SYMBOLS)) == ""
 
 
+def test_records_may_be_given_as_text():
+    assert MITBIH(val_records=["101", "118"]).val_records == (101, 118)
+
+
 def test_patients_are_in_one_split_alone(records: Any):
     root, written = records
     data = ready(root)
@@ -126,6 +130,16 @@ def test_resampling_keeps_the_time_axis():
         for lead, hertz in zip(beat, (5, 3), strict=True):
             expected = np.sin(2 * np.pi * hertz * (start + np.arange(187) / 125))
             np.testing.assert_allclose(lead, expected, atol=0.01)
+
+
+@pytest.mark.parametrize("rate", [249.89, 124.945, 1000.1])
+def test_beats_stay_under_their_peaks_at_odd_rates(rate: float):
+    peaks = np.round(np.arange(1, 1700) * rate).astype(int)  # one a second, for half an hour
+    wave = np.zeros((1, int(1702 * rate)))
+    wave[0, peaks] = 1
+    beats, inside = cut(wave, peaks, Window(("",), 1, 0.2, 0.2, 125.0, False, "none"), rate)
+    assert inside.all()
+    assert (np.abs(beats[:, 0].argmax(1) - 25) <= 1).all()
 
 
 def test_the_peak_stands_where_the_window_says(records: Any):
@@ -360,7 +374,7 @@ def epochs(data: MITBIH, epoch: int):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"val_records": [100, 101]}, r"val_records \[100\] are not in DS1"),
+        ({"val_records": [100, 101]}, "val_records 100 are not in DS1"),
         ({"patient": 101, "protocol": "patient_specific"}, "patient 101 is not in DS2"),
         ({"patient": 100}, "patient 100 needs the protocol patient_specific"),
         ({"leads": 0}, "leads must be an integer from 1"),
