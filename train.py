@@ -42,7 +42,7 @@ from callbacks import (
     run_results,
     run_summary,
 )
-from callbacks.lightning_private import callbacks_of
+from callbacks.lightning_private import callbacks_of, spawns
 from callbacks.machine import keep_memory
 from datamodules import *  # noqa: F403 - so that its classes have short names
 from models import Classifier, DivergedError
@@ -154,6 +154,11 @@ class CLI(LightningCLI):
         subcommand, self.checkpoint = str(self.config.subcommand), None
         config = self.config[subcommand]
         path = config.ckpt_path
+        if subcommand == "fit" and path in ("best", "last"):
+            raise ValueError(
+                f"--ckpt_path {path}: name the file of the run that shall go on, such as "
+                "--ckpt_path runs/NAME/version_0/checkpoints/last.ckpt"
+            )
         if path in (None, "", "best", "last", "hpc", "registry"):
             return
         known = read_checkpoint(path, signature(Classifier).parameters, config.trust)
@@ -271,6 +276,12 @@ class CLI(LightningCLI):
             check_fits(self.model, self.checkpoint, str(path))
             self._compare_data(self.checkpoint.get("hyper_parameters", {}).get("data") or {})
             self.checkpoint = None
+        if spawns(self.trainer):
+            raise ValueError(
+                f"--trainer.strategy {self.config[str(self.subcommand)].trainer.strategy}: its "
+                "processes keep their results to themselves: choose the one without spawn or fork, "
+                "such as ddp"
+            )
         cores, asked = os.cpu_count() or 1, self.trainer.num_devices
         if isinstance(self.trainer.accelerator, CPUAccelerator) and asked > cores:
             raise ValueError(
@@ -312,6 +323,12 @@ class CLI(LightningCLI):
         finished = finish(trainer, self.model)
         results = callbacks_of(trainer, Results)
         chosen = {False: [], True: ["best"], "both": ["last", "best"]}.get(asked, [asked])
+        if "best" in chosen and not best_path(trainer) and callbacks_of(trainer, BestCheckpoint):
+            rank_zero_warn(
+                "no best checkpoint was saved, since no epoch was validated: the last weights are "
+                "tested"
+            )
+            chosen = ["last"]
         lines = [run_results(trainer, "val")] if not chosen else []
         for which in chosen:
             for each in results:

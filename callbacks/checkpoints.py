@@ -1,6 +1,7 @@
 """A run's best and last checkpoint, and what lets a resumed run go on exactly."""
 
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -9,7 +10,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -18,6 +19,7 @@ from lightning.pytorch.callbacks import (
     EarlyStopping,
     ModelCheckpoint,
     StochasticWeightAveraging,
+    Timer,
 )
 
 from activations.files import remove_unfinished, replacing
@@ -26,8 +28,12 @@ from .board import forget_later
 from .lightning_private import (
     at_epoch_end,
     callbacks_of,
+    count_by_epochs,
+    goes_on_inside,
+    has_stopped,
     logged_in_training,
     logged_next,
+    resumed_from,
     validates_next,
 )
 from .monitor import ActivationMonitor
@@ -53,17 +59,38 @@ class WholeFiles(TorchCheckpointIO):
 class BestCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint; a resumed run takes over the best score and its file.
 
-    With `monitor="auto"` it follows the metric that the data set names, or `val/acc`. Data without
-    validation name None: then the last checkpoint is the best.
-
     The score is what the file itself says: of a run that was killed after it had saved a better
     network, the file is newer than the checkpoint from which it goes on.
+
+    Args:
+        dirpath: its folder; by default that of the logger.
+        filename: without suffix.
+        monitor: the metric; "auto" is the one that the data set names, or `val/acc`. Data without
+            validation name None: then the last checkpoint is the best.
+        mode: whether the least (min) or the largest (max) is the best; "auto" is min for a loss or
+            a calibration error.
+        more: other arguments of Lightning's ModelCheckpoint.
     """
+
+    def __init__(
+        self,
+        dirpath: str | Path | None = None,
+        filename: str | None = None,
+        monitor: str | None = None,
+        mode: Literal["auto", "min", "max"] = "auto",
+        **more: Any,
+    ) -> None:
+        self._chooses = mode == "auto"
+        mode = _mode(monitor) if mode == "auto" else mode
+        super().__init__(dirpath, filename, monitor, mode=mode, **more)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Choose the metric, save whole files, and delete what a kill left unfinished."""
         if self.monitor == "auto":
             self.monitor = getattr(getattr(trainer, "datamodule", None), "monitor", "val/acc")
+            if self._chooses:
+                self.mode = _mode(self.monitor)
+                self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             _write_whole_files(trainer)
@@ -77,12 +104,12 @@ class BestCheckpoint(ModelCheckpoint):
     ) -> None:
         """Take over the best files, also from the folder of another run."""
         state = checkpoint["callbacks"].get(self.state_key)
-        if state is None or not trainer.ckpt_path:
+        if state is None or not resumed_from(trainer):
             return
         if trainer.state.fn != "fit":  # nothing is saved, and Lightning would warn of the folder
             del checkpoint["callbacks"][self.state_key]
             return
-        folder, beside = Path(str(self.dirpath)), Path(trainer.ckpt_path).parent
+        folder, beside = Path(str(self.dirpath)), Path(resumed_from(trainer)).parent
         scores: dict[str, Any] = {}
         # a run may have been killed after it had saved its first best, and before a checkpoint
         recorded = {state["best_model_path"]: None, self.format_checkpoint_name({}): None}
@@ -128,6 +155,10 @@ class BestCheckpoint(ModelCheckpoint):
         self.current_score = state_dict["current_score"]
 
 
+def _mode(monitor: str | None) -> Literal["min", "max"]:
+    return "min" if str(monitor).rpartition("/")[2] in ("loss", "ece") else "max"
+
+
 class LastCheckpoint(ModelCheckpoint):
     """Saves `last.ckpt` after every epoch, better or not; a run resumed from it goes on exactly.
 
@@ -165,6 +196,9 @@ class LastCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             _write_whole_files(trainer)
+            count_by_epochs(trainer)
+            stops = callbacks_of(trainer, EarlyStopping)
+            self._patience = {id(each): each.patience for each in stops}
             self._resume, self._saved, self._signal = {}, "", 0
             self.trained = self._due = False
             self._step, self._time = -1, time.monotonic()
@@ -196,23 +230,29 @@ class LastCheckpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Keep it until the training starts."""
-        if trainer.state.fn == "fit":
+        if trainer.state.fn == "fit" and resumed_from(trainer):
             if callbacks_of(trainer, StochasticWeightAveraging):
                 raise ValueError(
                     "Lightning's StochasticWeightAveraging forgets its average when a run is "
                     "resumed: use EMAWeightAveraging, or leave out --ckpt_path"
                 )
             self._resume = checkpoint.get(_RESUME, {})
+            if self._resume and goes_on_inside(checkpoint):
+                self._resume = {"metrics": {}, "means": {}} | self._resume
             if self._goes_on_here(trainer):
                 self._saved = _position(checkpoint["epoch"], checkpoint["global_step"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put back what was measured; let a run stay ended that early stopping had ended."""
-        if trainer.ckpt_path:
-            results = self._resume.get("results", {}).items()
-            trainer.callback_metrics.update({n: torch.tensor(x).double() for n, x in results})
-            stops = callbacks_of(trainer, EarlyStopping)
-            trainer.should_stop = any(each.wait_count >= each.patience for each in stops)
+        if resumed_from(trainer):
+            self._put_results_back(trainer)
+            for each in callbacks_of(trainer, EarlyStopping):
+                each.patience = self._patience[id(each)]  # not that of the checkpoint
+                trainer.should_stop |= has_stopped(each)
+
+    def _put_results_back(self, trainer: Trainer) -> None:
+        results = self._resume.get("results", {}).items()
+        trainer.callback_metrics.update({n: torch.tensor(x).double() for n, x in results})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the state back, and let signals wait for the end of a step."""
@@ -272,22 +312,24 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have a last checkpoint in the folder of a run that had nothing left to do."""
-        if trainer.ckpt_path and not self.trained:
+        if resumed_from(trainer) and not self.trained:
             progress: Any = trainer.fit_loop.epoch_progress.current
             progress.completed = progress.processed  # Lightning leaves out the last epoch
             self._log_again(trainer)
+            self._put_results_back(trainer)  # the sanity check has removed them
             if trainer.is_global_zero and not self.path.exists():
-                copy(Path(trainer.ckpt_path), self.path)
+                copy(Path(resumed_from(trainer)), self.path)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: Any) -> None:
         """Say how to go on."""
         self._restore_handlers()
         if self._saved and trainer.is_global_zero and not isinstance(exception, ArithmeticError):
             config = self.path.parent.parent / "config.yaml"
-            command = f"python train.py fit -c {config}" if config.is_file() else "the same command"
+            command = f"python train.py fit -c {shlex.quote(str(config))}"
+            command = command if config.is_file() else "the same command"
             sys.stderr.write(
                 f"Stopped; {self.path} holds {self._saved}. To go on: {command} "
-                f"--ckpt_path {self.path}\n"
+                f"--ckpt_path {shlex.quote(str(self.path))}\n"
             )
 
     def _log_again(self, trainer: Trainer) -> None:
@@ -296,7 +338,8 @@ class LastCheckpoint(ModelCheckpoint):
             logger.log_metrics(self._resume["log"], trainer.global_step - 1)
 
     def _goes_on_here(self, trainer: Trainer) -> bool:
-        return bool(trainer.ckpt_path) and Path(trainer.ckpt_path).resolve() == self.path.resolve()
+        path = resumed_from(trainer)
+        return bool(path) and Path(path).resolve() == self.path.resolve()
 
     def _save(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:
@@ -338,14 +381,19 @@ def best_path(trainer: Trainer) -> str:
 def finish(trainer: Trainer, pl_module: LightningModule) -> str:
     """End a resumed run that had nothing left to do like any other, and say so."""
     last = callbacks_of(trainer, LastCheckpoint)
-    if not last or last[0].trained or not trainer.ckpt_path:
+    if not last or last[0].trained or not resumed_from(trainer):
         return ""
     for monitor in callbacks_of(trainer, ActivationMonitor):
         monitor.on_train_start(trainer, pl_module)
         monitor.on_train_end(trainer, pl_module)
+    option = "trainer.max_epochs (or trainer.max_steps)"
+    if any(map(has_stopped, callbacks_of(trainer, EarlyStopping))):
+        option = "the patience of EarlyStopping, which has ended it, or leave EarlyStopping out,"
+    elif trainer.should_stop and callbacks_of(trainer, Timer):
+        option = "trainer.max_time"
     return (
         f"\nalready finished: epoch {trainer.current_epoch}, step {trainer.global_step}; "
-        "raise trainer.max_epochs (or trainer.max_steps) to go on"
+        f"raise {option} to go on"
     )
 
 

@@ -4,10 +4,11 @@
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
 from torch.optim.swa_utils import AveragedModel
 
 Kind = TypeVar("Kind", bound=Callback)
@@ -28,6 +29,45 @@ def averaged_models(trainer: Trainer) -> Iterator[AveragedModel]:
                 "scheduled activations would be averaged. Use lightning 2.6, or no averaging"
             )
         yield from found
+
+
+def count_by_epochs(trainer: Trainer) -> None:
+    """Let a resumed run go on behind a whole epoch; with `max_steps` Lightning would end it twice.
+
+    Its batches would then be those of the epoch after it.
+    """
+    cast(Any, trainer).fit_loop._iteration_based_training = lambda: False
+
+
+def resumed_from(trainer: Trainer) -> str:
+    """The checkpoint from which the run goes on, not that which a tuner restores; or nothing."""
+    path = str(trainer.ckpt_path or "")
+    tuner = Path(path).name.startswith((".lr_find_", ".scale_batch_size_"))
+    return "" if tuner else path
+
+
+def goes_on_inside(checkpoint: dict[str, Any]) -> bool:
+    """Whether `max_steps` has cut the epoch of a checkpoint, whose end is then taken back."""
+    loops = checkpoint["loops"]["fit_loop"]
+    progress = loops["epoch_progress"]
+    counts = progress["current"]
+    cut = not loops["epoch_loop.batch_progress"]["is_last_batch"]
+    if not cut or counts["processed"] != counts["completed"] + 1:
+        return False
+    for each in progress.values():
+        each["processed"] -= 1
+    return True
+
+
+def has_stopped(stop: EarlyStopping) -> bool:
+    """Whether early stopping had ended the run, and would with its present patience."""
+    waits = stop.stopping_reason.name in ("NOT_STOPPED", "PATIENCE_EXHAUSTED")
+    return not waits or stop.wait_count >= max(stop.patience, 1)
+
+
+def spawns(trainer: Trainer) -> bool:
+    """Whether the processes of the strategy are not started by their own command."""
+    return type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher"
 
 
 def at_epoch_end(trainer: Trainer) -> bool:

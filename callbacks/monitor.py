@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from . import board, figures, sites
+from .lightning_private import resumed_from
 from .record import Record, Row, means, read, run_folder, single_channels, thinned, write_inputs
 
 _SHAPES = 8  # curves a panel
@@ -105,10 +106,10 @@ class ActivationMonitor(Callback):
         self.last = sites.read_values(self._sites)
         if not (trainer.global_step and self.first):
             self.first, self._shapes, self._earlier = self.last, [("at the start", self.last)], None
-        elif self.record and not trainer.ckpt_path:  # fit was called again
+        elif self.record and not resumed_from(trainer):  # fit was called again
             self._earlier = self.record.path
-        if self._earlier and trainer.ckpt_path:
-            beside = Path(trainer.ckpt_path).parent.parent / "activations.csv"  # a run may be moved
+        if self._earlier and (path := resumed_from(trainer)):
+            beside = Path(path).parent.parent / "activations.csv"  # a run may be moved
             if not (beside.is_file() or self._earlier.is_file()):
                 rank_zero_warn(f"activations.csv starts anew: {self._earlier} is gone")
             self._earlier = beside if beside.is_file() else self._earlier

@@ -1,6 +1,7 @@
 """The text that a finished run prints."""
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,7 +53,8 @@ def run_summary(trainer: Trainer, results: list[str]) -> str:
         python = Path(sys.executable)
         python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
         if isinstance(trainer.loggers[0], TensorBoardLogger):
-            paths["TensorBoard"] = f"{python} -m tensorboard.main --logdir {folder.parent}"
+            logdir = shlex.quote(str(folder.parent))
+            paths["TensorBoard"] = f"{python} -m tensorboard.main --logdir {logdir}"
     for record in (monitor.record for monitor in monitors if monitor.record):
         pictures = sorted(file.name for file in record.path.parent.glob("*s.png"))
         paths["activations"] = ", ".join([str(record.path), *pictures])

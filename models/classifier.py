@@ -364,6 +364,14 @@ class Classifier(LightningModule):
         """Take the class weights of `--data.balance loss`, and a learning rate that was found."""
         if self.lr is not None:
             self._use_found_rate(self.lr)
+        for config in self.trainer.lr_scheduler_configs:
+            planned = getattr(config.scheduler, "total_steps", math.inf)
+            if isinstance(config.scheduler, OneCycleLR) and planned < self._steps():
+                raise ValueError(
+                    f"OneCycleLR has been planned for {planned} steps and cannot be made longer, "
+                    f"to {self._steps()}: start a new run from these weights with "
+                    "--model.checkpoint_path, or go on with as many steps"
+                )
         weights = getattr(self.trainer.datamodule, "class_weights", None)  # pyright: ignore[reportAttributeAccessIssue]
         self._balance = None if weights is None else weights.to(self.device)
 

@@ -236,13 +236,27 @@ def find(path: str | Path) -> Path:
     if (path / CONFIG).is_file():
         return path / CONFIG
     for folder in (path / "checkpoints", path):
-        for name in ("best.ckpt", "last.ckpt"):
+        for name in (*_best_of_several(folder), "best.ckpt", "last.ckpt"):
             if (folder / name).is_file():
                 return folder / name
     raise FileNotFoundError(
         f"{str(path)!r} holds no checkpoint (best.ckpt or last.ckpt) and no exported network: give "
         "the folder of a run that has finished an epoch"
     )
+
+
+def _best_of_several(folder: Path) -> list[str]:
+    """The best of several checkpoints (`save_top_k`), or of those with another name, if any."""
+    files = {file.name for file in folder.glob("*.ckpt")}
+    if not files - {"best.ckpt", "last.ckpt"} or "last.ckpt" not in files:
+        return []
+    try:
+        last = torch.load(folder / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
+        states = last["callbacks"].items()
+        paths = [value["best_model_path"] for key, value in states if key.startswith("Best")]
+    except Exception:  # another file than it seems: who loads it is told
+        return []
+    return [name for path in paths if (name := Path(path).name) in files]
 
 
 def _read_exported(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -10,21 +10,30 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    Timer,
+)
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 import train
 from activations import CosLU
 from activations.files import append, check_writable
 from callbacks import ActivationMonitor, BestCheckpoint, LastCheckpoint, WholeFiles
+from models.network import find
 from tests.data import Tiny
 from tests.trainings import Small, classifier, same, trainer
 
@@ -149,6 +158,7 @@ def test_a_killed_run_goes_on_as_if_never_killed(
     printed = capsys.readouterr().out
     assert result(printed) == found
     assert "already finished: epoch 3, step 18; raise trainer.max_epochs" in printed
+    assert "nothing was measured" not in printed
     assert_equal(folder / RUN, whole / RUN)
 
 
@@ -347,6 +357,102 @@ def test_the_middle_of_an_epoch_is_exact(tmp_path: Path, stop: int):
     assert [row for row in found[1:] if row in expected] == found[1:]
     tables = [tmp_path / name / "version_0/activations.csv" for name in ("again", "whole")]
     assert tables[0].read_text() == tables[1].read_text()
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize("stop", [5, 8, 11])
+def test_max_steps_end_no_epoch(tmp_path: Path, stop: int):
+    seen: list[tuple[int, list[int]]] = []
+
+    class Watched(Small):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            seen.append((self.current_epoch, batch[2].tolist()))
+            return super().training_step(batch, batch_idx)
+
+    def fit(name: str, steps: int, path: Path | None = None) -> Any:
+        last = LastCheckpoint(dirpath=tmp_path / name, filename="last")
+        run = trainer(tmp_path, last, enable_checkpointing=True, max_epochs=9, max_steps=steps)
+        model = Watched()
+        run.fit(model, datamodule=Tiny(), ckpt_path=path)
+        return model.state_dict()
+
+    whole = fit("whole", 20)
+    batches, seen[:] = [*seen], []
+    fit("part", stop)
+    path = tmp_path / "part/last.ckpt"
+    fit("more", stop + 1, path)
+    assert same(fit("again", 20, tmp_path / "more/last.ckpt"), whole)
+    assert seen == batches
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_early_stopping_and_time_over_a_resume(tmp_path: Path):
+    def fit(stop: Callback, epochs: int, path: Path | None = None) -> int:
+        last = LastCheckpoint(dirpath=tmp_path, filename="last", enable_version_counter=False)
+        run = trainer(tmp_path, last, stop, enable_checkpointing=True, max_epochs=epochs)
+        run.fit(Small(), datamodule=Tiny(), ckpt_path=path)
+        return run.current_epoch
+
+    last = tmp_path / "last.ckpt"
+    assert fit(EarlyStopping("val/loss", patience=0), 1) == 1
+    assert fit(EarlyStopping("val/loss", patience=0, min_delta=-9), 2, last) == 2  # it improves
+    never = {"min_delta": 1e9, "check_finite": False}
+    assert fit(EarlyStopping("val/loss", patience=1, **never), 9) == 2
+    assert fit(EarlyStopping("val/loss", patience=1, **never), 9, last) == 2
+    assert fit(EarlyStopping("val/loss", patience=3, **never), 9, last) == 4
+    assert fit(EarlyStopping("val/loss", stopping_threshold=1e9), 9) == 1
+    assert fit(EarlyStopping("val/loss", stopping_threshold=1e9), 9, last) == 1
+    assert fit(Timer(timedelta(hours=1)), 1) == 1
+    assert fit(Timer(timedelta(seconds=0)), 9, last) == 1
+
+
+@pytest.mark.parametrize("monitor", ["val/loss", "auto"])
+def test_the_best_loss_is_the_least(tmp_path: Path, monitor: str):
+    class Rising(Small):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val/loss", float(self.current_epoch))
+
+    data, best = Tiny(), BestCheckpoint(tmp_path, "best", monitor)
+    data.monitor = "val/loss"
+    trainer(tmp_path, best, enable_checkpointing=True).fit(Rising(), datamodule=data)
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == 0
+    assert BestCheckpoint(monitor="val/acc").mode == BestCheckpoint(monitor="auto").mode == "max"
+    assert BestCheckpoint(monitor="val/acc", mode="min").mode == "min"
+
+
+def test_the_best_of_several_checkpoints_is_found(tmp_path: Path):
+    class Rising(Small):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val/acc", float(self.current_epoch))
+
+    best = BestCheckpoint(tmp_path, "best", "val/acc", save_top_k=3)
+    last = LastCheckpoint(dirpath=tmp_path, filename="last")
+    trainer(tmp_path, best, last, enable_checkpointing=True).fit(Rising(), datamodule=Tiny())
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == 0
+    assert torch.load(find(tmp_path), weights_only=True)["epoch"] == 2
+
+
+def test_a_tuner_and_a_rate_that_follows_results(tmp_path: Path):
+    last = LastCheckpoint(dirpath=tmp_path, filename="last")
+    tuner = LearningRateFinder(num_training_steps=3)
+    model: Any = Noisy()
+    model.lr = 0.1
+    run = trainer(tmp_path, last, tuner, enable_checkpointing=True, max_epochs=1)
+    run.fit(model, datamodule=Tiny())
+    assert run.global_step == 8
+
+
+def test_a_one_cycle_is_not_made_longer(tmp_path: Path):
+    def fit(epochs: int, path: Path | None = None) -> None:
+        model = classifier(CosLU, lr_scheduler=partial(OneCycleLR, max_lr=0.1))
+        last = LastCheckpoint(dirpath=tmp_path, filename="last")
+        run = trainer(tmp_path, last, enable_checkpointing=True, max_epochs=epochs,
+                      limit_train_batches=2)  # fmt: skip
+        run.fit(model, datamodule=Tiny(), ckpt_path=path)
+
+    fit(1)
+    with pytest.raises(ValueError, match="planned for 2 steps and cannot be made longer, to 4"):
+        fit(2, tmp_path / "last.ckpt")
 
 
 def fit_and_save(

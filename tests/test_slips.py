@@ -158,6 +158,8 @@ RUN_LINES = [
     ("RUN --monitor.every_n_steps 0", "every_n_steps must be >= 1, got 0"),
     ("RUN --seed_everything -1", "-1"),
     ("RUN --ckpt_path=", "--ckpt_path is empty"),
+    ("RUN --ckpt_path last", "--ckpt_path last: name the file of the run that shall go on"),
+    ("RUN --trainer.strategy ddp_spawn", "such as ddp"),
     ("RUN --ckpt_path .", "no weights at '.', which is no file"),
     ("RUN -c none.yaml", "none.yaml"),
     ("RUN stray", "unrecognized arguments: stray"),

@@ -292,6 +292,18 @@ def test_one_batch_is_not_all_of_them(tmp_path: Path, capsys: Any):
     assert list(map(repr, limits)) == ["1", "1", "1.0", "0.5"]
 
 
+@pytest.mark.filterwarnings("ignore:no best checkpoint was saved", "ignore:.ModelCheckpoint")
+def test_last_weights_are_not_called_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    monkeypatch.chdir(tmp_path)
+    command("fit --data Digits --model.backbone resnet8 --trainer.max_steps 1 "
+            "--trainer.limit_val_batches 0 --test_after_fit both")  # fmt: skip
+    assert len(re.findall(r"^test ", capsys.readouterr().out, re.MULTILINE)) == 1
+    [results] = tmp_path.rglob("results.json")
+    assert list(json.loads(results.read_text())["test"]) == ["last"]
+
+
 def test_runs_without_logger_and_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     command("fit --data Digits --model.backbone resnet8 --model.activation CosLU "

@@ -1076,7 +1076,7 @@ class Random(nn.Module):
 def test_a_function_with_modes_is_one_function():
     model, x = Random(), torch.randn(2, 3, 4, 4)
     [call] = replace_activations(model, CosLU, example_input=x, match="fade")
-    old = model.get_submodule(call.name).old
+    old: Any = model.get_submodule(call.name).old
     z = torch.full((1000,), -1.0)
     assert old.train()(z).unique().numel() > 900
     torch.testing.assert_close(old.eval()(z), 0.3 * z)
