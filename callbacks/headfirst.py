@@ -178,4 +178,6 @@ class HeadFirst(Callback):
         layers = [name.rpartition(".")[0] for name in named if name.endswith("weight")]
         if not layers:
             raise ValueError(f"no layer has {classes} outputs: name the head, such as head: [fc.*]")
-        return [*model.get_submodule(layers[-1]).parameters(), *side]
+        last = own[f"{layers[-1]}.weight"].shape
+        heads = [each for each in layers if own[f"{each}.weight"].shape == last]
+        return [*(p for each in heads for p in model.get_submodule(each).parameters()), *side]

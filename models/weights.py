@@ -55,7 +55,8 @@ def load_weights(
     """Load `state` into `network`, all of it or nothing.
 
     If the number of input channels differs, the first convolution is adapted as in timm. If the
-    number of classes differs, the last layer keeps its initial weights, and a warning says so.
+    number of classes differs, the last layer keeps its initial weights, and so do others of its
+    size (the second head of a distilled network); a warning says so.
 
     Args:
         network: changed in place.
@@ -68,18 +69,26 @@ def load_weights(
     """
     own = network.state_dict()
     state = dict(state)
+    shapes = shape_parameters(network)
     large = (name for name, value in own.items() if value.dim() > 1 and name in state)
-    weights = [name for name in large if not name.startswith("side.")]
+    weights = [name for name in large if not name.startswith("side.") and name not in shapes]
     first, last = (weights[0], weights[-1].rpartition(".")[0]) if weights else ("", "")
+    first = next((name for name in weights if own[name].dim() == 4), first)  # not a position
     if first and own[first].shape[1] != state[first].shape[1]:
         from timm.models import adapt_input_conv
 
         state[first] = adapt_input_conv(own[first].shape[1], state[first])
     wrong = [n for n, value in state.items() if n in own and value.shape != own[n].shape]
-    if wrong and all(name.rpartition(".")[0] in (last, "side.out") for name in wrong):
+    layers = [name.rpartition(".")[0] for name in wrong]
+    heads = [each for each in dict.fromkeys(layers) if each != "side.out"]
+    like = [(state.get(f"{each}.weight"), own.get(f"{each}.weight")) for each in (last, *heads)]
+    sizes = {tuple(None if each is None else each.shape for each in pair) for pair in like}
+    if last in heads and len(sizes) == 1:
+        named = " and ".join(map(repr, heads))
+        start = f"layer {named} starts" if len(heads) == 1 else f"layers {named} start"
         warnings.warn(
             f"{source} has {len(state[f'{last}.weight'])} classes, the data "
-            f"{len(own[f'{last}.weight'])}: the layer {last!r} starts untrained",
+            f"{len(own[f'{last}.weight'])}: the {start} untrained",
             stacklevel=2,
         )
         state |= {name: own[name] for name in wrong}

@@ -9,9 +9,9 @@ import torch
 import torchvision
 from torch import nn
 
-from activations import DELU, CosLU, ReLUN, gain, parameter_groups
+from activations import DELU, BSpline, CosLU, ReLUN, gain, parameter_groups
 from activations.groups import shape_parameters
-from models import Classifier, build_backbone, kaiming_
+from models import Classifier, build_backbone, kaiming_, load_weights
 
 
 @pytest.mark.parametrize("form", ["pth", "safetensors", "wrapped"])
@@ -66,6 +66,28 @@ def test_weights_that_do_not_fit(tmp_path):
         build_backbone("resnet8", 10, pretrained=True)
     with pytest.raises(ValueError, match="give pretrained or checkpoint_path, not both"):
         build_backbone("resnet18", 10, pretrained=True, checkpoint_path=path)
+
+
+class Distilled(nn.Module):
+    """Positions ahead of the first convolution, two heads, and an activation behind them."""
+
+    def __init__(self, channels: int, classes: int):
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(1, 5, 8))
+        self.conv = nn.Conv2d(channels, 8, 4)
+        self.head, self.head_dist = nn.Linear(8, classes), nn.Linear(8, classes)
+        self.act = BSpline()
+
+
+def test_what_a_network_of_other_sizes_takes_over():
+    trained, network = Distilled(3, 10), Distilled(1, 5)
+    kept = network.head.weight.detach().clone()
+    message = "10 classes, the data 5: the layers 'head' and 'head_dist' start untrained"
+    with pytest.warns(UserWarning, match=message):
+        load_weights(network, trained.state_dict(), source="a file")
+    assert torch.equal(network.positions, trained.positions)
+    assert torch.equal(network.head.weight, kept)
+    torch.testing.assert_close(network.conv.weight, trained.conv.weight.sum(1, keepdim=True))
 
 
 def test_pretrained_torchvision_weights(monkeypatch):
