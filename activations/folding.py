@@ -11,6 +11,7 @@ from .functions.relun import ReLUN
 from .functions.seriesrelu import SeriesReLU
 from .fusion.kernel import Expression
 from .swap.fade import Fade
+from .torch_private import has_hooks
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -29,7 +30,7 @@ class Folded(Activation):
         super().__init__(whole.num_parameters, whole.channel_dim)
         expression = whole.expression()
         assert expression is not None, "only what has an expression can be folded"
-        self.kind = type(whole).__name__
+        self.kind, self.fused = type(whole).__name__, whole.fused
         self.rule, self.constants = expression.formula, expression.constants
         self.sizes = len(expression.values), len(expression.tables)
         rows = self.num_parameters  # of a mixture a part may have one value for all channels
@@ -75,9 +76,11 @@ def _folded(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
     """What stands for `module`, often itself with its parts folded; `made` are those so far."""
     if module in made:  # one module may be at several places
         return made[module]
+    if has_hooks(module):
+        return module
     if isinstance(module, Fade) and module.progress == 1:
         result = _folded(module.new, made)
-    elif isinstance(module, SeriesReLU):
+    elif isinstance(module, SeriesReLU) and type(module).forward is SeriesReLU.forward:
         fused = module.fuse()
         result = nn.Sequential(Folded(fused), fused.conv)
     elif type(module) is ReLUN and module.n.numel() == 1 and module.n > 0:

@@ -39,7 +39,7 @@ def tabulated(
     take: Take = look_up,
 ) -> Tensor:
     """Interpolate `values`, (P, K + 1), linearly between `low` and `high`; lines go on outside."""
-    return linear_spline(x, values, low, high, channel_dim, take)
+    return linear_spline(x, precise(values), precise(low), precise(high), channel_dim, take)
 
 
 class Tabulated(Activation):
@@ -182,7 +182,10 @@ def tabulate(model: nn.Module, inputs: Any, tolerance: float = 1e-3) -> TableRep
     model.eval()
     try:
         sites = _sites(model, report.left)
-        hooks = [site.module.register_forward_pre_hook(site.see) for site in sites.values()]
+        hooks = [
+            site.module.register_forward_pre_hook(site.see, with_kwargs=True)
+            for site in sites.values()
+        ]
         try:
             before = _run(model, batches)
         finally:
@@ -210,9 +213,9 @@ class _Site:
         self.low, self.high, self.finite = torch.inf, -torch.inf, True
         self.samples: list[Tensor] = []
 
-    def see(self, _: nn.Module, args: tuple[Any, ...]) -> None:
+    def see(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Record an input; a hook."""
-        x = args[0].detach()
+        x = next(iter((*args, *kwargs.values()))).detach()
         least, most = x.double().aminmax() if x.numel() else (x.new_zeros(()), x.new_zeros(()))
         self.finite = self.finite and bool(least.isfinite() & most.isfinite())
         self.low, self.high = min(self.low, least.item()), max(self.high, most.item())

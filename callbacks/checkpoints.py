@@ -68,7 +68,7 @@ class BestCheckpoint(ModelCheckpoint):
         monitor: the metric; "auto" is the one that the data set names, or `val/acc`. Data without
             validation name None: then the last checkpoint is the best.
         mode: whether the least (min) or the largest (max) is the best; "auto" is min for a loss or
-            a calibration error.
+            an error (a name that ends with loss, error, ece, mae or mse).
         more: other arguments of Lightning's ModelCheckpoint.
     """
 
@@ -156,7 +156,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 def _mode(monitor: str | None) -> Literal["min", "max"]:
-    return "min" if str(monitor).rpartition("/")[2] in ("loss", "ece") else "max"
+    return "min" if str(monitor).endswith(("loss", "error", "ece", "mae", "mse")) else "max"
 
 
 class LastCheckpoint(ModelCheckpoint):

@@ -64,6 +64,7 @@ class HeadFirst(Callback):
         self._rate: float | None = None  # of the others in that epoch
         self._planned = True  # they follow the plan instead
         self._undo: list[tuple[dict[str, Any], list[nn.Parameter], float]] = []
+        self._added: list[dict[str, Any]] = []  # groups of the optimizer, for one step
 
     def state_dict(self) -> dict[str, Any]:
         """The present rate."""
@@ -152,16 +153,17 @@ class HeadFirst(Callback):
                 continue
             self._undo.append((group, params, group["lr"]))
             if head:
-                groups.append({**group, "params": head, "name": "head"})
+                self._added.append({**group, "params": head})
+                groups.append(self._added[-1])
             scale = group.get("initial_lr", group["lr"]) / first
             group.update(params=slow, lr=self._rate * scale)
 
     def _put_back(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         for group, params, rate in self._undo:
             group.update(params=params, lr=rate)
-        known = [group for group in optimizer.param_groups if group.get("name") != "head"]
-        optimizer.param_groups[:] = known
-        self._undo = []
+        groups, added = optimizer.param_groups, set(map(id, self._added))
+        groups[:] = [group for group in groups if id(group) not in added]
+        self._undo, self._added = [], []
 
     def _release(self) -> None:
         for parameter in self._others:

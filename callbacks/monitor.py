@@ -101,6 +101,7 @@ class ActivationMonitor(Callback):
         self._sites = sites.short_names(sites.activation_sites(pl_module))
         self._probe = sites.Probe(self._sites, sites.compiled_parts(pl_module))
         self._looked, self._drawn, self._warned = -1, -1, set[tuple[str, str]]()
+        self._begun = -1
         self._health: dict[str, dict[str, float]] = {}
         self._every, self._epoch = self._interval(trainer), trainer.current_epoch
         self.last = sites.read_values(self._sites)
@@ -133,7 +134,10 @@ class ActivationMonitor(Callback):
     ) -> None:
         """Watch the first batch of an epoch, and every `every_n_steps`-th."""
         self._epoch = trainer.current_epoch
-        if self.record and (batch_idx == 0 or trainer.global_step % self._every == 0):
+        if batch_idx == 0:
+            self._begun = trainer.global_step  # gradients may be accumulated over batches
+        step = trainer.global_step
+        if self.record and (step == self._begun or step % self._every == 0):
             self._probe.watch()
 
     def on_before_optimizer_step(

@@ -46,6 +46,7 @@ def read_values(sites: dict[str, nn.Module]) -> Values:
     parts = (part for site, module in sites.items() for part in module.named_modules(prefix=site))
     found = {name: values for name, part in parts if (values := _values(part))}
     flat = [value.flatten().float() for values in found.values() for value in values.values()]
+    flat = flat if len({*map(_device, flat)}) < 2 else [each.cpu() for each in flat]
     numbers = torch.cat(flat).cpu() if flat else torch.empty(0)
     read = iter(numbers.split([len(part) for part in flat]))
     for values in found.values():
@@ -192,9 +193,9 @@ class Probe:
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen since the last :meth:`read`, for a run that is resumed."""
-        gradients = [(*key, torch.stack(norms)) for key, norms in self._gradients.items()]
+        gradients = [(*key, _together(norms)) for key, norms in self._gradients.items()]
         return {
-            "health": {site: torch.stack(rows) for site, rows in self._health.items()},
+            "health": {site: _together(rows) for site, rows in self._health.items()},
             "gradients": gradients,
             "inputs": self.quantiles(),
         }
@@ -219,15 +220,26 @@ class Probe:
         """Means since the last call: site -> quantity -> value; see `HEALTH`."""
         found: dict[str, dict[str, float]] = {}
         for name, rows in self._health.items():
-            table = torch.stack(rows).cpu().double()
+            table = _together(rows).double()
             numbers, means = table.mean(0), table[:, [2, 4]]
             # the variance within the batches, plus that of the batches' means
             numbers[[3, 5]] = (numbers[[3, 5]] + means.var(0, correction=0)).sqrt()
             found[name] = dict(zip(HEALTH, numbers.tolist(), strict=True))
         for (site, name), norms in self._gradients.items():
-            found.setdefault(site, {})[name] = torch.stack(norms).mean().item()
+            found.setdefault(site, {})[name] = _together(norms).mean().item()
         self._health, self._gradients = {}, {}
         return found
+
+
+def _together(rows: list[Tensor]) -> Tensor:
+    """`rows` stacked, on the CPU; those of a checkpoint are there already."""
+    return torch.stack(
+        [row.cpu() for row in rows] if len({*map(_device, rows)}) > 1 else rows
+    ).cpu()
+
+
+def _device(x: Tensor) -> torch.device:
+    return x.device
 
 
 def _sample(x: Tensor, channel_dim: int) -> Tensor:

@@ -94,9 +94,11 @@ class Network(nn.Module):
                 f"a batch must be of {own}, got {x.dtype}: convert it, or give raw data to "
                 "network.preprocess(sample)"
             )
+        if side is not None and len(side) != len(x):
+            raise ValueError(f"{len(x)} samples need as many rows of side input, got {len(side)}")
         if x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        return class_scores(self.backbone, x, side)
+        return class_scores(self.backbone, x, side if side is None else side.to(x.dtype))
 
     def preprocess(
         self, sample: Any, *, rate: float | None = None, peaks: Sequence[int] | None = None

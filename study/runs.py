@@ -320,20 +320,23 @@ class Study:
             return "tuning", missing
         arms = self.open_arms()
         double = self._missing(run for c in self.cells for _, run in budget.compared(self, c))
-        for look in self.spec["seeds"]["looks"]:
-            wanted = ((seed, *each) for seed in self.seeds[:look] for each in arms)
-            missing = self._missing(self.verdict_run(arm, cell, seed) for seed, arm, cell in wanted)
-            if missing:
-                return f"seeds up to look {look}", [*double, *missing]
-        if double:
-            return "twice the budget", double
         wanted = [
             self.control_run(arm, cell, seed)
             for arm, cell, n in self.controlled()
             for seed in self.seeds[:n]
         ]
-        missing = self._missing(run for run in wanted if run)
-        return ("controls", missing) if missing else ("", [])
+        controls = self._missing(run for run in wanted if run)
+        looks = self.spec["seeds"]["looks"]
+        for look in looks:
+            wanted = ((seed, *each) for seed in self.seeds[:look] for each in arms)
+            missing = self._missing(self.verdict_run(arm, cell, seed) for seed, arm, cell in wanted)
+            if missing and controls and look != looks[0]:
+                return "controls", controls  # of the arms that an earlier look has decided
+            if missing:
+                return f"seeds up to look {look}", [*double, *missing]
+        if double:
+            return "twice the budget", double
+        return ("controls", controls) if controls else ("", [])
 
     def open_arms(self) -> list[tuple[str, int]]:
         """Arms without a verdict yet, and the baselines of their cells."""

@@ -418,6 +418,7 @@ def test_the_best_loss_is_the_least(tmp_path: Path, monitor: str):
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == 0
     assert BestCheckpoint(monitor="val/acc").mode == BestCheckpoint(monitor="auto").mode == "max"
     assert BestCheckpoint(monitor="val/acc", mode="min").mode == "min"
+    assert BestCheckpoint(monitor="val_rmse").mode == "min"
 
 
 def test_the_best_of_several_checkpoints_is_found(tmp_path: Path):

@@ -33,10 +33,14 @@ def _prelu(x: Tensor, weight: Tensor) -> Tensor:
     return torch.where(x > 0, x, weight * x)
 
 
+def _gelu(x: Tensor, kind: str) -> Tensor:
+    return F.gelu(x, approximate=kind)
+
+
 # torch's own activations: formula, and the attributes that are its arguments
 _TORCH: dict[type[nn.Module], tuple[Callable[..., Tensor], tuple[str, ...]]] = {
     nn.ELU: (F.elu, ("alpha",)),
-    nn.GELU: (lambda x, kind: F.gelu(x, approximate=kind), ("approximate",)),
+    nn.GELU: (_gelu, ("approximate",)),
     nn.Hardswish: (F.hardswish, ()),
     nn.Identity: (torch.clone, ()),
     nn.LeakyReLU: (F.leaky_relu, ("negative_slope",)),

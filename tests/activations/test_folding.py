@@ -15,7 +15,9 @@ from activations import (
     DynamicReLU,
     Fade,
     LinComb,
+    SeriesReLU,
     fold,
+    fuse,
     replace_activations,
     set_progress,
 )
@@ -64,6 +66,24 @@ def test_of_a_fade_that_has_ended_the_new_function_is_left():
         folded = fold(nn.Sequential(fading, fading))
         assert any(isinstance(each, Fade) for each in folded.modules()) == (progress < 1)
         torch.testing.assert_close(folded(x), fading(fading(x)))
+
+
+class Added(SeriesReLU):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + x
+
+
+def test_hooks_and_own_forwards_stay():
+    doubled, x = nn.Sequential(AGLU(lambd=0.3)), torch.randn(2, 4, 5, 5)
+    doubled[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    for network in (doubled, nn.Sequential(Added(channels=4)).eval()):
+        torch.testing.assert_close(fold(network)(x), network(x))
+    fused = nn.Sequential(AGLU())
+    fuse(fused)
+    assert fold(fused)[0].fused
+    mixture = LinComb([nn.GELU, nn.ReLU])
+    folded = pickle.loads(pickle.dumps(fold(mixture)))
+    torch.testing.assert_close(folded(x), mixture(x))
 
 
 def test_what_cannot_be_computed_once_stays():

@@ -105,6 +105,25 @@ def test_tables_are_fused(net: tuple[nn.Sequential, Tensor]):
     torch.testing.assert_close(model(x), y, rtol=1e-5, atol=1e-5)
 
 
+class ByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.act = A.Swish()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x=x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_network_that_becomes_half_later(dtype: torch.dtype):
+    model, x = ByKeyword(), torch.linspace(-4, 4, 1001)
+    expected = model(x)
+    tabulate(model, x)
+    found = model.to(dtype)(x.to(dtype)).float()
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(found, expected, rtol=4 * eps, atol=8 * eps)
+
+
 def test_layout_dtype_and_any_number():
     model = nn.Sequential(A.Swish())
     x = torch.randn(2, 3, 5, 5).to(memory_format=torch.channels_last)

@@ -152,6 +152,18 @@ def test_lightnings_line(tmp_path: Path, monkeypatch: Any, caplog: Any):
     assert "lightning.pytorch.callbacks.BackboneFinetuning" in config.read_text()
 
 
+def test_a_group_of_the_users_own_may_be_called_head(tmp_path: Path):
+    class Grouped(Small):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            *body, weight, bias = self.parameters()
+            groups = [{"params": body, "name": "body"}, {"params": [weight, bias], "name": "head"}]
+            return torch.optim.SGD(groups, 0.1)
+
+    run = trainer(tmp_path, HeadFirst(1, head=["fc.*"]), max_epochs=2)
+    run.fit(Grouped(), datamodule=Tiny())
+    assert [group["name"] for group in run.optimizers[0].param_groups] == ["body", "head"]
+
+
 @pytest.mark.parametrize("name", ["resnet8", "timm/resnet18"])
 def test_the_head_first(tmp_path: Path, name: str):
     torch.manual_seed(1)

@@ -230,6 +230,14 @@ def health(folder: str | Path, site: str) -> dict[str, list[float]]:
     return found
 
 
+def test_gradients_that_are_accumulated_are_seen_in_every_epoch(tmp_path: Path):
+    monitor, logger = ActivationMonitor(every_n_steps=100, figure=False), CSVLogger(tmp_path)
+    run = trainer(tmp_path, monitor, logger=logger, max_epochs=3, accumulate_grad_batches=3)
+    run.fit(Small(), datamodule=Tiny())
+    rows = [row for row in read(Path(logger.log_dir) / "activations.csv") if row.param == "grad_b"]
+    assert sorted({row.epoch for row in rows}) == [0, 1, 2]
+
+
 def test_health_against_whole_batches(tmp_path: Path):
     # batches of 6 images of 16 x 8 x 8 are looked at whole
     seen, logger = Recorder("act1"), CSVLogger(tmp_path)

@@ -123,6 +123,8 @@ def test_validation_prediction_and_a_loaded_network_agree(run: Path, tmp_path: P
         made(images)
     with pytest.raises(ValueError, match=r"side input of shape \(7, 2\) does not fit.*\(N, 3\)"):
         made(images, side[:, :2])
+    with pytest.raises(ValueError, match="samples need as many rows of side input, got 1"):
+        made(images, side[:1])
     with pytest.raises(ValueError, match="this network takes no side input"):
         Classifier("resnet8", 3, 1, 8)(images, side)
 

@@ -162,6 +162,19 @@ def test_controls_follow_a_verdict(tmp_path: Path):
     assert made.next_runs() == ("", [])
 
 
+def test_controls_of_what_is_decided_come_ahead_of_later_looks(tmp_path: Path):
+    made = study(tmp_path, controls=["frozen"], seeds={"first": 1000, "looks": [5, 8]})
+    for run in made.next_runs()[1]:
+        noise = {"ReLU": 0.0, "SiLU": 3.0 * np.cos(run.seed), "CosLU": -10 + 0.1 * np.cos(run.seed)}
+        write(made, run, result(90 + noise[run.arm], run.seed, learned={"act.theta": [1.0]}))
+    made = Study.read(tmp_path)
+    stage, runs = made.next_runs()
+    assert (stage, {run.arm for run in runs}, len(runs)) == ("controls", {"CosLU frozen"}, 5)
+    made = answer(made, {"CosLU frozen": 89.0}, learned={"act.theta": [1.0]})
+    stage, runs = made.next_runs()
+    assert (stage, {run.arm for run in runs}) == ("seeds up to look 8", {"ReLU", "SiLU"})
+
+
 def test_an_arm_may_have_spaces_in_its_name(tmp_path: Path):
     arms = {
         "ReLU": {"model.activation": "torch.nn.ReLU"},
