@@ -223,9 +223,9 @@ class _Site:
         step = -(-rows.numel() // _SAMPLES) or 1
         self.samples.append(rows[::step].cpu().double())
 
-    def function(self) -> Callable[[Tensor], Tensor]:
-        """The activation as a function of (n, channels) in float64."""
-        twin = copy.deepcopy(self.module).cpu().double().eval()
+    def function(self, dtype: torch.dtype = torch.float64) -> Callable[[Tensor], Tensor]:
+        """The activation as a function of (n, channels) in `dtype`."""
+        twin = copy.deepcopy(self.module).cpu().to(dtype).eval()
         for hooks in (table for part in twin.modules() for table in hooks_of(part)):
             hooks.clear()
 
@@ -272,11 +272,11 @@ def _fit(name: str, site: _Site, tolerance: float) -> tuple[Tabulated, Table] | 
     if not site.finite:
         return "saw inputs that are not finite"
     function, (low, high) = site.function(), (site.low, site.high)
-    deviation = function(torch.cat(site.samples)).std().item() or 1.0
+    deviation = function(torch.cat(site.samples)).std(correction=0).item() or 1.0
     was = _class(site.module)
     of = was if isinstance(site.module, Folded) else f"{was}({site.module.extra_repr()})"
     width = high - low or 1.0
-    found = "not finite on the inputs' range"
+    found = ""
     for cells in _CELLS:
         knots = _knots(low - width / 2, high + width / 2, cells)
         values = function(knots[:, None].expand(-1, site.channels)).T
@@ -287,14 +287,13 @@ def _fit(name: str, site: _Site, tolerance: float) -> tuple[Tabulated, Table] | 
             values.float(),
             site.axis,
         )
-        compare = _Site(table).function()
+        compare = _Site(table).function(torch.float32)  # as it will run
         ranges = (low, high), (low - width, low), (high, high + width)
-        error, *beyond = (
-            (compare(x) - function(x)).abs().max().item() / deviation
-            for x in (_between(*each, 8 * cells, site.channels) for each in ranges)
-        )
+        inputs = (_between(*each, 8 * cells, site.channels).float() for each in ranges)
+        errors = [(compare(x) - function(x.double())).abs().max() / deviation for x in inputs]
+        error, beyond = errors[0].item(), torch.stack(errors[1:]).max().item()  # max keeps NaN
         if error <= tolerance:
-            return table, Table(name, was, low, high, cells, error, max(beyond))
+            return table, Table(name, was, low, high, cells, error, beyond)
         found = f"has an error of {error:.1e} with {cells} cells, above the tolerance"
     return found
 

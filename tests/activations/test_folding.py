@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -75,7 +76,11 @@ class Added(SeriesReLU):
 
 def test_hooks_and_own_forwards_stay():
     doubled, x = nn.Sequential(AGLU(lambd=0.3)), torch.randn(2, 4, 5, 5)
-    doubled[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+
+    def double(module: Any, inputs: Any, output: Any) -> Any:
+        return 2 * output
+
+    doubled[0].register_forward_hook(double)
     for network in (doubled, nn.Sequential(Added(channels=4)).eval()):
         torch.testing.assert_close(fold(network)(x), network(x))
     fused = nn.Sequential(AGLU())
