@@ -409,8 +409,9 @@ def generator() -> nn.Module:
 def test_what_makes_an_output_is_left_unless_it_is_named(model, shape, swapped, left):
     report = replace_activations(copy.deepcopy(model), CosLU, example_input=torch.zeros(shape))
     assert [call.name for call in report] == swapped
-    assert [name for name, *_ in report.left] == left
-    kinds = [old for _, old, _ in report.left]
+    outputs = [each for each in report.left if each.old != "LSTM"]
+    assert [name for name, *_ in outputs] == left
+    kinds = [old for _, old, _ in outputs]
     for globs, named in ((["*", *left], ()), ("*", kinds)):
         again = replace_activations(
             *(copy.deepcopy(model), CosLU),
