@@ -22,7 +22,7 @@ PAGE = "findings.md"
 
 
 def findings(pages: Path = ROOT / "docs", results: Path = ROOT / "results") -> str:
-    """Draw what was learned in each packed study, write `learned.csv` and the tables of the page.
+    """Draw what was learned in each packed study, write `learned.csv.gz` and the page's tables.
 
     Raises:
         SpecError: a packed study is damaged.
@@ -58,14 +58,16 @@ def findings(pages: Path = ROOT / "docs", results: Path = ROOT / "results") -> s
             if changes:
                 name = f"{path.name}_changes.png"
                 drawn.append(figures.draw_changes(path.with_name(name), changes))
-    with replacing(results / "learned.csv") as unfinished:
-        pd.DataFrame(rows).to_csv(unfinished, index=False)
+    file = results / "learned.csv.gz"
+    with replacing(file) as unfinished:  # the same bytes at any time
+        packed: Any = {"method": "gzip", "mtime": 0}
+        pd.DataFrame(rows).to_csv(unfinished, index=False, compression=packed)
     if (page := pages / PAGE).is_file():
         text = replaced(page.read_text(), "findings", blocks)
         with replacing(page) as unfinished:
             unfinished.write_text(text)
     names = ", ".join(path.name for path in drawn) or "no figure"
-    return f"{results / 'learned.csv'}: {len(rows)} rows; {pages}: {names}"
+    return f"{file}: {len(rows)} rows; {pages}: {names}"
 
 
 def tables(study: Study, known: Mapping[Place, Learned]) -> list[Block]:

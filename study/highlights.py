@@ -20,7 +20,10 @@ def notes(study: Study) -> dict[str, str]:
 
 
 def highlights(studies: Sequence[Study]) -> list[str]:
-    """How many functions are better, which differs most and why, which equal one costs most."""
+    """How many functions are better, which is best and worst and why; which equal one costs most.
+
+    Three at most.
+    """
     found = [
         (study, *place, verdict)
         for study in studies
@@ -32,15 +35,17 @@ def highlights(studies: Sequence[Study]) -> list[str]:
     count = Counter(study.folder.name for study, *_ in found)
     largest = max(studies, key=lambda study: count[study.folder.name])
     lines = [_counts(largest, [verdict for study, *_, verdict in found if study is largest])]
-    if decided := [each for each in found if each[-1].kind in (Kind.BETTER, Kind.WORSE)]:
-        study, arm, _, verdict = max(decided, key=lambda each: abs(_difference(each[-1])))
-        lines.append(" ".join(filter(None, [f"{_told(study, verdict)}.", notes(study).get(arm)])))
+    for kind in (Kind.BETTER, Kind.WORSE):
+        if decided := [each for each in found if each[-1].kind is kind]:
+            study, arm, _, verdict = max(decided, key=lambda each: abs(_difference(each[-1])))
+            known = [f"{_told(study, verdict)}.", notes(study).get(arm)]
+            lines.append(" ".join(filter(None, known)))
     costly = [
         (study.ratios().get(f"{arm}/{cell}", 0.0), _told(study, verdict))
         for study, arm, cell, verdict in found
         if verdict.kind is Kind.EQUIVALENT
     ]
-    if costly and (most := max(costly, key=lambda each: each[0]))[0]:
+    if len(lines) < 3 and costly and (most := max(costly, key=lambda each: each[0]))[0]:
         lines.append(
             f"{most[1]}; its training step takes {most[0]:.2f} times as long with that "
             "study's options (fused functions take less: docs/performance.md)."

@@ -1,6 +1,7 @@
 """What was learned, as the packed studies say it."""
 
 import csv
+import gzip
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -169,10 +170,10 @@ def test_means_over_seeds_and_channels(tmp_path: Path, monkeypatch: pytest.Monke
     assert page.endswith("\nBy hand.\n")
     assert "| PELU | b | 1 | 0.2 ± 0.22 |  |  | 5 |" in page
     names = [f"findings_mine_{name}.png" for name in ("values", "functions", "changes")]
-    assert text == f"{tmp_path}/learned.csv: 31 rows; {tmp_path}: {', '.join(names)}"
+    assert text == f"{tmp_path}/learned.csv.gz: 31 rows; {tmp_path}: {', '.join(names)}"
     for name in names:
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    with (tmp_path / "learned.csv").open() as file:
+    with gzip.open(tmp_path / "learned.csv.gz", "rt") as file:
         rows = {tuple(row[n] for n in ("function", "parameter", "layer", "term")): row
                 for row in csv.DictReader(file)}  # fmt: skip
     assert rows["CosLU", "alpha", "2", "1"]["mean"] == "4"  # seeds 0 to 4, twice
@@ -209,7 +210,7 @@ def test_the_tables_in_the_repository_are_those_of_the_packed_studies():
     """One function for all: `python -m study findings` takes half a minute."""
     study = next(each for each in read_studies() if each.folder.name == "digits_elementwise")
     found = parameters(learned(study, "PReLU", 0))["weight"].end
-    with (ROOT / "results/learned.csv").open() as file:
+    with gzip.open(ROOT / "results/learned.csv.gz", "rt") as file:
         rows = [row for row in csv.DictReader(file) if row["study"] == study.folder.name]
     means = [
         row["mean"] for row in rows if (row["function"], row["parameter"]) == ("PReLU", "weight")
