@@ -76,16 +76,15 @@ def _folded(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
     """What stands for `module`, often itself with its parts folded; `made` are those so far."""
     if module in made:  # one module may be at several places
         return made[module]
-    if has_hooks(module):
-        return module
-    if isinstance(module, Fade) and module.progress == 1:
+    kept = has_hooks(module)  # only its parts are folded
+    if not kept and isinstance(module, Fade) and module.progress == 1:
         result = _folded(module.new, made)
-    elif isinstance(module, SeriesReLU) and type(module).forward is SeriesReLU.forward:
+    elif not kept and isinstance(module, SeriesReLU) and _is_plain(module):
         fused = module.fuse()
         result = nn.Sequential(Folded(fused), fused.conv)
-    elif type(module) is ReLUN and module.n.numel() == 1 and module.n > 0:
+    elif not kept and type(module) is ReLUN and module.n.numel() == 1 and module.n > 0:
         result = nn.Hardtanh(0, module.n.item())  # ONNX Runtime makes it part of a convolution
-    elif _is_foldable(module):
+    elif not kept and _is_foldable(module):
         result = Folded(module)
     else:
         result = module
@@ -93,6 +92,10 @@ def _folded(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
             if name and "." not in name:
                 setattr(module, name, _folded(part, made))
     return made.setdefault(module, result)
+
+
+def _is_plain(series: SeriesReLU) -> bool:
+    return type(series).forward is SeriesReLU.forward
 
 
 def _is_foldable(module: nn.Module) -> TypeGuard[Activation]:

@@ -46,7 +46,8 @@ def read_values(sites: dict[str, nn.Module]) -> Values:
     parts = (part for site, module in sites.items() for part in module.named_modules(prefix=site))
     found = {name: values for name, part in parts if (values := _values(part))}
     flat = [value.flatten().float() for values in found.values() for value in values.values()]
-    flat = flat if len({*map(_device, flat)}) < 2 else [each.cpu() for each in flat]
+    if len({each.device for each in flat}) > 1:
+        flat = [each.cpu() for each in flat]
     numbers = torch.cat(flat).cpu() if flat else torch.empty(0)
     read = iter(numbers.split([len(part) for part in flat]))
     for values in found.values():
@@ -233,13 +234,8 @@ class Probe:
 
 def _together(rows: list[Tensor]) -> Tensor:
     """`rows` stacked, on the CPU; those of a checkpoint are there already."""
-    return torch.stack(
-        [row.cpu() for row in rows] if len({*map(_device, rows)}) > 1 else rows
-    ).cpu()
-
-
-def _device(x: Tensor) -> torch.device:
-    return x.device
+    several = len({row.device for row in rows}) > 1
+    return torch.stack([row.cpu() for row in rows] if several else rows).cpu()
 
 
 def _sample(x: Tensor, channel_dim: int) -> Tensor:

@@ -22,6 +22,7 @@ from activations import (
     replace_activations,
     set_progress,
 )
+from activations.folding import Folded
 from models import CifarResNet, build_backbone
 from models.deployed import deployed
 from tests.cases import CASES, Case
@@ -83,6 +84,10 @@ def test_hooks_and_own_forwards_stay():
     doubled[0].register_forward_hook(double)
     for network in (doubled, nn.Sequential(Added(channels=4)).eval()):
         torch.testing.assert_close(fold(network)(x), network(x))
+    inside = nn.Sequential(AGLU())  # a hook on the network does not keep its parts
+    inside.register_forward_hook(double)
+    assert isinstance(fold(inside)[0], Folded)
+    torch.testing.assert_close(fold(inside)(x), inside(x))
     fused = nn.Sequential(AGLU())
     fuse(fused)
     assert fold(fused)[0].fused
