@@ -216,20 +216,24 @@ class CLI(LightningCLI):
             off.add("progress")
         for keys in self.callback_keys:
             keys[:] = [name for name in keys if name not in off]
-        arguments = getattr(trainer.logger, "init_args", None)
-        if arguments and trainer.default_root_dir and arguments.get("save_dir") == "runs":
-            arguments.save_dir = str(trainer.default_root_dir)  # as Lightning's own logger does
-        if arguments is not None and arguments.get("name", "") is None:
-            chosen = (config.data, config.model.activation)
-            data, activation = (getattr(c, "class_path", "own").rpartition(".")[2] for c in chosen)
-            arguments.name = f"{data}-{config.model.backbone.replace('/', '_')}-{activation}"
+        chosen = (config.data, config.model.activation)
+        data, activation = (getattr(c, "class_path", "own").rpartition(".")[2] for c in chosen)
+        name = f"{data}-{config.model.backbone.replace('/', '_')}-{activation}"
+        given = trainer.logger
+        loggers: list[Any] = given if isinstance(given, list) else [given]
+        for each in (each.init_args for each in loggers if getattr(each, "init_args", None)):
+            if trainer.default_root_dir and each.get("save_dir") == "runs":
+                each.save_dir = str(trainer.default_root_dir)  # as Lightning's own logger does
+            if each.get("name", "") is None:
+                each.name = name
         self.given = trainer.clone()  # as config.yaml will have it
-        path = str(getattr(trainer.logger, "class_path", ""))
+        first = next(iter(loggers), None)  # in its folder are the files of the run
+        path, arguments = str(getattr(first, "class_path", "")), getattr(first, "init_args", None)
         if path.endswith(".TensorBoardLogger"):
             self._choose_folder(config, arguments)
         own = path.endswith((".TensorBoardLogger", ".CSVLogger")) and self.subcommand == "fit"
-        first = not (trainer.fast_dev_run or cast(Any, rank_zero_only).rank)
-        if own and first and arguments and arguments.version is None:
+        claims = not (trainer.fast_dev_run or cast(Any, rank_zero_only).rank)
+        if own and claims and arguments and arguments.version is None:
             save_dir = Path(arguments.save_dir)
             there = [each for each in (save_dir, *save_dir.parents) if each.exists()]
             path = claim(save_dir, str(arguments.name or ""))
@@ -325,8 +329,8 @@ class CLI(LightningCLI):
         chosen = {False: [], True: ["best"], "both": ["last", "best"]}.get(asked, [asked])
         if "best" in chosen and not best_path(trainer) and callbacks_of(trainer, BestCheckpoint):
             rank_zero_warn(
-                "no best checkpoint was saved, since no epoch was validated: the last weights are "
-                "tested"
+                "no best checkpoint was saved (no epoch was validated, or save_top_k is 0): the "
+                "last weights are tested"
             )
             chosen = ["last"]
         lines = [run_results(trainer, "val")] if not chosen else []

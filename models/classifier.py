@@ -35,7 +35,14 @@ from .checkpoints import (
     read_checkpoint,
 )
 from .fusing import Estimate, estimate
-from .metrics import Calibration, classification_metrics, log_chosen, log_classes, warn_of_absent
+from .metrics import (
+    Calibration,
+    check_monitors,
+    classification_metrics,
+    log_chosen,
+    log_classes,
+    warn_of_absent,
+)
 from .side import class_scores, side_of
 from .weights import freeze_shapes, load_shapes, load_weights, read_weights
 
@@ -427,8 +434,10 @@ class Classifier(LightningModule):
         log_chosen(self, self.val_metrics)
 
     def on_validation_end(self) -> None:
-        """Say which classes have no sample."""
-        if not self.trainer.sanity_checking:
+        """Say which classes have no sample; before the first epoch, refuse unknown metrics."""
+        if self.trainer.sanity_checking:
+            check_monitors(self.trainer)
+        else:
             warn_of_absent(self, self.val_metrics)
 
     def on_test_epoch_end(self) -> None:

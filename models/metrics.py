@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -170,6 +171,29 @@ def log_chosen(module: LightningModule, metrics: MetricCollection) -> None:
             macro.compute()  # over all processes; the logger takes the same, stored value
             values = macro.values if over == "f1_over" else macro.accuracy
             module.log(f"{metrics.prefix}{name}", values[list(classes)].nanmean(), sync_dist=True)
+
+
+def check_monitors(trainer: Trainer) -> None:
+    """Refuse a metric of validation by which something is chosen, if the validation has none such.
+
+    Lightning would notice it after the first epoch.
+
+    Raises:
+        ValueError: checkpoints, early stopping or the learning rate go by an unknown metric.
+    """
+    configs = trainer.lr_scheduler_configs
+    users: list[Any] = [each for each in configs if each.reduce_on_plateau and each.strict]
+    users += [
+        each
+        for each in trainer.callbacks
+        if isinstance(each, ModelCheckpoint | EarlyStopping) and getattr(each, "strict", True)
+    ]
+    known = [name for name in trainer.callback_metrics if name.startswith("val")]
+    for each in users:
+        if str(each.monitor).startswith("val") and each.monitor not in known:
+            raise ValueError(
+                f"monitor {each.monitor!r} is not measured: choose one of {', '.join(known)}"
+            )
 
 
 def class_names(module: LightningModule, count: int) -> Sequence[str]:

@@ -316,13 +316,27 @@ def test_runs_without_logger_and_checkpoints(tmp_path: Path, monkeypatch: pytest
     assert list((tmp_path / "monitor").iterdir()) == [tmp_path / "monitor" / "version_0"]
 
 
-def test_the_root_of_all_runs_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_run_with_two_loggers_goes_on_in_its_folder_below_the_chosen_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
-    command("fit --data Digits --model.backbone resnet8 --trainer.default_root_dir there/all "
-            "--trainer.max_epochs 1 --trainer.limit_train_batches 1 --trainer.limit_val_batches 1 "
-            "--trainer.log_every_n_steps 1")  # fmt: skip
-    assert list(tmp_path.iterdir()) == [tmp_path / "there"]
-    assert (tmp_path / "there/all/Digits-resnet8-own/version_0/config.yaml").is_file()
+    (tmp_path / "two.yaml").write_text("""trainer:
+  logger:
+  - {class_path: TensorBoardLogger, init_args: {save_dir: runs, name: null}}
+  - {class_path: CSVLogger, init_args: {save_dir: runs, name: null}}
+""")
+    line = ("fit -c two.yaml --data Digits --model.backbone resnet8 "
+            "--trainer.default_root_dir there/all --trainer.limit_train_batches 1 "
+            "--trainer.limit_val_batches 1 --trainer.log_every_n_steps 1")  # fmt: skip
+    command(f"{line} --trainer.max_epochs 1")
+    run = tmp_path / "there/all/Digits-resnet8-own/version_0"
+    last = run / "checkpoints/last.ckpt"
+    command(f"{line} --trainer.max_epochs 2 --ckpt_path {last}")
+    assert {each.name for each in tmp_path.iterdir()} == {"two.yaml", "there"}
+    assert torch.load(last, weights_only=True)["epoch"] == 1
+    assert (run / "config.yaml").is_file()
+    assert all((run.parent / f"version_{n}/metrics.csv").is_file() for n in (1, 2))
 
 
 def test_two_processes_start_quickly_and_test_every_sample_once(
