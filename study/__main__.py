@@ -42,7 +42,7 @@ def main(args: list[str] | None = None) -> int:
     each.add_argument("--formats", nargs="+", default=["md", "html", "latex"])
     add("pack", _pack, "write the finished results, small, into results/studies")
     each = add("slurm", _slurm, "print a SLURM array script for the runs that come next")
-    each.add_argument("--threads", type=int, default=1, help="of the CPU, for each run")
+    each.add_argument("--threads", type=_positive, default=1, help="of the CPU, for each run")
     add_jobs(each := add("work", _work, "do the prepared runs on this machine"))
     each.add_argument("run", nargs="?", type=int, help="number of one run, from 0")
     add("cost", _cost, "measure the time of a training step of each arm, in turns")
@@ -149,8 +149,15 @@ def set_fields(cells: list[dict[str, Any]], given: list[str]) -> None:
         field, equals, value = each.partition("=")
         if not equals:
             raise SpecError(f"--set {each!r} is no FIELD=VALUE, such as data.root=DIR")
+        try:
+            known = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise SpecError(
+                f"--set {each!r}: {value!r} is no YAML; a text with such signs is quoted twice, "
+                f"""'{field}="{value}"'"""
+            ) from error
         for cell in cells:
-            cell[field] = yaml.safe_load(value)
+            cell[field] = known
     for cell in cells:
         for name in ("data.root", "model.checkpoint_path"):
             if isinstance(place := cell.get(name), str):
@@ -204,19 +211,26 @@ def _report(options: Any) -> None:
     from .report import report
     from .runs import Study
 
-    take(options.folder)
+    if taken := take(options.folder):
+        print(taken)
     print(report(Study.read(options.folder, read_packed(options.folder)), options.formats))
 
 
-def _cost(options: Any) -> None:
+def _cost(options: Any) -> int:
     from .cost import measure, write
+    from .drive import by_own_code
     from .runs import Study
 
+    line = [sys.executable, "-m", "study", "cost", str(options.folder.resolve())]
+    elsewhere = by_own_code(options.folder, line, int(os.environ.get("OMP_NUM_THREADS") or 1))
+    if elsewhere is not None:
+        return elsewhere
     table = measure(Study.read(options.folder))
     write(options.folder, table)
     for row in table:
         seen = f"{row['step_ms']:.1f} ms, {row['ratio']:.2f} times the baseline's"
         print(f"{row['arm']}, cell {row['cell']}: {seen}")
+    return 0
 
 
 def _pack(options: Any) -> None:

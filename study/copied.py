@@ -16,6 +16,7 @@ from typing import Any
 from activations.files import replacing
 from callbacks.machine import CODE, ROOT, code, code_of, commit
 
+from .runs import read_about
 from .spec import SpecError
 
 FOLDER = "code"
@@ -37,6 +38,7 @@ def copy_code(study: Path, lock: dict[str, Any]) -> Path:
                 f"{target} is not the code of this study ({found}, not {wanted}): delete the "
                 "folder; it is made again"
             )
+        _check_options(study, target)
         return target
     unfinished = study / f"{FOLDER}.part"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -60,7 +62,23 @@ def copy_code(study: Path, lock: dict[str, Any]) -> Path:
     with replacing(unfinished / "COMMIT") as file:
         file.write_text(made)
     unfinished.replace(target)
+    _check_options(study, target)
     return target
+
+
+def options_read(root: Path) -> dict[str, str]:
+    """File -> SHA-256 of the options that every run reads, which are no part of the code's hash."""
+    name = "configs/base.yaml"
+    return {name: hashlib.sha256((root / name).read_bytes()).hexdigest()}
+
+
+def _check_options(study: Path, target: Path) -> None:
+    """Refuse other options than those with which the study began."""
+    known = read_about(study).get("options")
+    if known and known != options_read(target):
+        raise SpecError(
+            f"{target}/{next(iter(known))} is not as it was when {study} was begun: put it back"
+        )
 
 
 def own_code(spec: dict[str, Any]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from callbacks.machine import ROOT
 
 from .arms import check_arms
 from .claims import beating, claim, owner
-from .copied import FOLDER, copy_code, own_code
+from .copied import FOLDER, copy_code, options_read, own_code
 from .cost import SECONDS
 from .judged import hidden_runs
 from .local import DRIVER, LATE, POLL, STAYS, Launcher, default_jobs
@@ -103,7 +103,8 @@ def _leave(number: int, frame: Any) -> None:
 
 def lock_checked(folder: Path, spec: dict[str, Any], amend: str = "") -> None:
     """Lock a study; a new question is tried first, so that a slip is not locked."""
-    take(folder)
+    if taken := take(folder, None if amend else spec):
+        print(taken, flush=True)
     known = read_lock(folder)["sha256"] if (folder / LOCK).is_file() else ""
     old, own = read_about(folder), own_code(spec)
     begun, compiled = bool(read_runs(folder) or read_packed(folder)), OFF
@@ -117,7 +118,7 @@ def lock_checked(folder: Path, spec: dict[str, Any], amend: str = "") -> None:
         if why and not begun:
             print(f"{why}; so in every run", flush=True)
     lock(folder, spec, amend, begun=begun, compiled=compiled)
-    about = {"defaults": defaults(spec), "own": own}
+    about = {"defaults": defaults(spec), "own": own, "options": options_read(ROOT)}
     if not begun or known != sha256(spec):
         kept = old if begun else {}
         write_about(folder, {name: each | kept.get(name, {}) for name, each in about.items()})
@@ -241,12 +242,9 @@ def _work_line(options: Any, folder: Path) -> list[str]:
 def work(options: Any) -> int:
     """Do the prepared runs of a study on this machine, by its own code; the exit code."""
     folder = options.folder.resolve()
-    copied = copy_code(folder, read_lock(folder))
-    if not ROOT.samefile(copied):
-        line, known = _work_line(options, folder), environment(folder, options.threads)
-        if hasattr(os, "execve") and os.name == "posix":
-            os.execve(line[0], line, known)
-        return subprocess.run(line, env=known, check=False).returncode
+    elsewhere = by_own_code(folder, _work_line(options, folder), options.threads)
+    if elsewhere is not None:
+        return elsewhere
     if options.run is None:
         jobs = options.jobs or default_jobs(options.threads)
         return Launcher(folder, jobs, minutes=options.minutes).run()
@@ -254,3 +252,13 @@ def work(options: Any) -> int:
     if options.run not in runs:
         raise SpecError(f"run {options.run}: {folder} has the prepared runs {sorted(runs)}")
     return Launcher(folder, 1, runs[options.run]).run()
+
+
+def by_own_code(folder: Path, line: list[str], threads: int) -> int | None:
+    """The exit code of a command line, run by the study's own code; None if this is that code."""
+    if ROOT.samefile(copy_code(folder, read_lock(folder))):
+        return None
+    known = environment(folder, threads)
+    if hasattr(os, "execve") and os.name == "posix":
+        os.execve(line[0], line, known)
+    return subprocess.run(line, env=known, check=False).returncode

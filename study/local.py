@@ -83,8 +83,8 @@ class Launcher:
         study: its folder.
         jobs: how many at a time.
         only: the one run to do.
-        minutes: no run is started that would end later, if it took as long as the longest so far;
-            those that have begun go on.
+        minutes: no run is started that would end later, if it took as long as the longest so far
+            (before one has ended here, nothing is known); those that have begun go on.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from callbacks.machine import ROOT
 from callbacks.results import TEST
 
 from .runs import ABOUT, Study, read_prepared
-from .spec import LOCK, SpecError, file_name, placeless, read_lock, write_lock
+from .spec import LOCK, SpecError, file_name, placeless, read_lock, sha256, write_lock
 from .words import counted
 
 KEPT = ROOT / "results/studies"
+TAKEN = "packed"  # in a study's folder: the packed results with which it began
 COSTS = ("ratios.json", "steps.json")
 LARGE = 200  # kB
 # of each run; the options are in the lock
@@ -92,9 +94,7 @@ def _check_same(lock: dict[str, Any], target: Path) -> None:
     if not (target / LOCK).is_file():
         return
     old = read_lock(target)
-    later = old["amendments"] == lock["amendments"][: len(old["amendments"])]
-    same = old["sha256"] == lock["sha256"] or lock["amendments"] != old["amendments"]
-    if old["code"] != lock["code"] or not later or not same:
+    if not _same(old, lock):
         raise SpecError(
             f"{target} holds another study, of code {old['code']} (here {lock['code']}) and with "
             f"{counted(len(old['amendments']), 'amendment')}: rename the folder of yours, or "
@@ -102,17 +102,47 @@ def _check_same(lock: dict[str, Any], target: Path) -> None:
         )
 
 
+def _same(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether two locks are of one study, of which the new one may have more amendments."""
+    later = old["amendments"] == new["amendments"][: len(old["amendments"])]
+    same = old["sha256"] == new["sha256"] or new["amendments"] != old["amendments"]
+    return old["code"] == new["code"] and later and same
+
+
 def kept(folder: Path) -> Path:
     """Where the results of a study are packed."""
     return KEPT / folder.resolve().name
 
 
-def take(folder: Path) -> None:
-    """Give a folder without a lock that of the packed study of its name, to go on from there."""
+def take(folder: Path, spec: dict[str, Any] | None = None) -> str:
+    """Give a folder without a lock the packed study of its name, to go on from there.
+
+    Args:
+        folder: of the study.
+        spec: what is asked; a packed study that asks something else is left alone.
+
+    Returns:
+        The line to print; "" if nothing was taken.
+    """
     source = kept(folder)
-    if not (folder / LOCK).is_file() and (source / LOCK).is_file():
-        write_lock(folder, read_lock(source))
-        _copy_costs(source, folder)
+    if (folder / LOCK).is_file() or not (source / LOCK).is_file():
+        return ""
+    known = read_lock(source)
+    if spec and sha256(spec) != known["sha256"]:
+        return ""
+    shutil.rmtree(folder / TAKEN, ignore_errors=True)
+    shutil.copytree(source, folder / TAKEN)
+    _copy_costs(source, folder)
+    write_lock(folder, known)
+    code, count = known["code"], counted(len(read_packed(folder)), "run")
+    return f"{folder} goes on from {source}: {count}, of code {code}, commit {known['commit']}"
+
+
+def _sources(folder: Path) -> list[Path]:
+    """The folders with packed results of the study in `folder`."""
+    mine = read_lock(folder) if (folder / LOCK).is_file() else None
+    places = [folder / TAKEN, kept(folder)]
+    return [p for p in places if mine and (p / LOCK).is_file() and _same(read_lock(p), mine)]
 
 
 def _copy_costs(source: Path, target: Path) -> list[Path]:
@@ -128,23 +158,20 @@ def _copy_costs(source: Path, target: Path) -> list[Path]:
 
 
 def read_packed(folder: Path) -> dict[str, dict[str, Any]]:
-    """Id of a run -> its results, of the packed study of this name; none of other code.
+    """Id of a run -> its results, of what is packed of this study.
 
     Raises:
         SpecError: a packed file is damaged.
     """
-    source, found = kept(folder), dict[str, dict[str, Any]]()
-    if not ((folder / LOCK).is_file() and (source / LOCK).is_file()):
-        return {}
-    code = read_lock(folder)["code"]
-    if code != read_lock(source)["code"]:
-        return {}
-    for file in sorted(source.glob("*.json.gz")):
-        try:
-            runs = json.loads(gzip.decompress(file.read_bytes()))
-        except (OSError, EOFError, ValueError, zlib.error) as error:
-            raise SpecError(f"{file} is damaged: restore or delete it") from error
-        found |= {key: each for key, each in runs.items() if each.get("code") == code}
+    found = dict[str, dict[str, Any]]()
+    for source in _sources(folder):
+        code = read_lock(source)["code"]
+        for file in sorted(source.glob("*.json.gz")):
+            try:
+                runs = json.loads(gzip.decompress(file.read_bytes()))
+            except (OSError, EOFError, ValueError, zlib.error) as error:
+                raise SpecError(f"{file} is damaged: restore or delete it") from error
+            found |= {key: each for key, each in runs.items() if each.get("code") == code}
     return found
 
 
@@ -163,15 +190,17 @@ def read_samples(study: Study, key: str) -> dict[str, np.ndarray] | None:
             known |= {"predicted": samples[name].argmax(1).astype(kind)}
             return {**known, "probability": samples[name]}
     found = study.results[key]
-    file = kept(study.folder) / f"{file_name(found.get('arm', ''))}-{found.get('cell')}.npz"
-    if not file.is_file():
-        return None
-    with np.load(file) as samples:
-        if key not in samples:
-            return None
-        names = {n: f"{key}.{n}" if f"{key}.{n}" in samples else n for n in ("label", "group")}
-        known = {name: samples[place] for name, place in names.items() if place in samples}
-        return {**known, "predicted": samples[key]}
+    name = f"{file_name(found.get('arm', ''))}-{found.get('cell')}.npz"
+    for file in (source / name for source in _sources(study.folder)):
+        if not file.is_file():
+            continue
+        with np.load(file) as samples:
+            if key not in samples:
+                continue
+            names = {n: f"{key}.{n}" if f"{key}.{n}" in samples else n for n in ("label", "group")}
+            known = {name: samples[place] for name, place in names.items() if place in samples}
+            return {**known, "predicted": samples[key]}
+    return None
 
 
 def _short(value: Any, digits: int = 5) -> Any:

@@ -90,9 +90,7 @@ class Study:
         """
         lock = read_lock(folder, "arms")
         study = cls(folder, lock, {**(packed or {}), **read_runs(folder, lock["code"])})
-        asked = itertools.product(study.spec["arms"], study.cells, study.seeds)
-        runs = itertools.chain(study.tuning(), itertools.starmap(study.verdict_run, asked))
-        found = ((run.cell, run.id, study.results.get(run.id)) for run in runs)
+        found = ((run.cell, run.id, study.results.get(run.id)) for run in study.possible())
         check_data(folder, ((cell, key, each) for cell, key, each in found if each))
         return study
 
@@ -187,6 +185,18 @@ class Study:
             for seed in (self.spec["tune"] or {}).get("seeds", []):
                 for arm in self.spec["arms"]:
                     yield self.run("tune", arm, cell, seed, setting)
+
+    def possible(self) -> Iterator[Run]:
+        """Every run that the study may need, whatever its verdicts are."""
+        yield from self.tuning()
+        for cell in self.cells:
+            yield from itertools.chain(*budget.compared(self, cell))
+            for arm, seed in itertools.product(self.spec["arms"], self.seeds):
+                yield self.verdict_run(arm, cell, seed)
+                if arm != self.spec["baseline"]:
+                    controls = (f"{arm} {control}" for control in self.spec["controls"])
+                    known = (self.control_run(control, cell, seed) for control in controls)
+                    yield from filter(None, known)
 
     def tuned(self, arm: str, cell: int) -> tuple[int, list[float]]:
         """The best setting of an arm, and the mean of the validation metric of each.
@@ -339,8 +349,8 @@ class Study:
         return ("controls", controls) if controls else ("", [])
 
     def open_arms(self) -> list[tuple[str, int]]:
-        """Arms without a verdict yet, and the baselines of their cells."""
-        final = (Kind.BETTER, Kind.WORSE, Kind.EQUIVALENT, Kind.UNSTABLE)
+        """Arms without a verdict yet, and the baselines of their cells; not those held back."""
+        final = (Kind.BETTER, Kind.WORSE, Kind.EQUIVALENT, Kind.UNSTABLE, Kind.HELD)
         pairs = zip(self.hypotheses(), self.verdicts(), strict=True)
         arms = [each for each, verdict in pairs if verdict.kind not in final]
         cells = dict.fromkeys(cell for _, cell in arms)

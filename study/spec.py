@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -56,6 +57,18 @@ def read_spec(path: Path) -> dict[str, Any]:
     return check(read_overlaid(path))
 
 
+class _OnceEach(yaml.SafeLoader):
+    """Refuses a name that a mapping has twice, of which YAML would drop the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node."""
+        names = [each.value for each, _ in node.value if isinstance(each, yaml.ScalarNode)]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"{twice!r} stands twice in the mapping of line {line}")
+        return super().construct_mapping(node, deep)
+
+
 def read_overlaid(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, with the content of the overlays that its `base` names."""
     found = read_yaml(path)
@@ -69,7 +82,7 @@ def read_overlaid(path: Path) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
-        found = yaml.safe_load(path.read_text())
+        found = yaml.load(path.read_text(), _OnceEach)
     except FileNotFoundError as error:
         raise SpecError(f"no such file: {path}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -171,7 +184,7 @@ def _check_arms(spec: dict[str, Any]) -> None:
         if (same := files.setdefault(file_name(name).lower(), name)) != name:
             raise SpecError(f"arms {same!r} and {name!r} would have the same file: rename one")
     for name in (spec["baseline"], *spec["second_baselines"], *spec["published"]):
-        if name not in arms:
+        if not isinstance(name, str) or name not in arms:
             raise SpecError(f"{name!r} is none of the arms: {', '.join(arms)}")
     _check_published(spec)
     if not cells:
@@ -228,10 +241,20 @@ def _check_options(spec: dict[str, Any]) -> None:
                 f"{place}: {unequal[0]} would give it another budget or other data: arms may "
                 "differ in the activation and in how it is trained alone"
             )
+    for number, cell in enumerate(spec["cells"]):
+        mine, others = flatten(cell), [*parts, ("budget", spec["budget"])]
+        others = [each for each in others if each[0].startswith(("arms", "tune", "budget"))]
+        for place, name in ((p, n) for p, each in others for n in flatten(each)):
+            if name in mine and name not in ("model", "data", "trainer"):
+                raise SpecError(
+                    f"cells[{number}]: {name} has no effect, since {place} sets it: leave out one"
+                )
     if "same_time" in spec["controls"] and not all(
         type({**cell, **spec["budget"]}.get("trainer.max_epochs")) is int for cell in spec["cells"]
     ):
         raise SpecError("controls: same_time needs budget: {trainer.max_epochs: a whole number}")
+    for number, cell in enumerate(spec["cells"]):
+        _check_budget(number, [*spec["base"], cell, spec["budget"]])
 
 
 def _places(spec: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -244,13 +267,33 @@ def _places(spec: dict[str, Any]) -> list[tuple[str, Any]]:
     ]
 
 
+def _check_budget(cell: int, options: list[dict[str, Any]]) -> None:
+    """Refuse a training that does not begin, or does not end."""
+    found: dict[str, Any] = {}
+    for each in options:
+        found |= flatten(each)
+    for name, other in itertools.permutations(("trainer.max_epochs", "trainer.max_steps")):
+        value, limit = found.get(name), found.get(other) or 0
+        ends = "trainer.max_time" in found or (type(limit) is int and limit > 0)
+        whole = type(value) is int and (value > 0 or (value == -1 and ends))
+        if value is not None and not whole:
+            raise SpecError(f"cells[{cell}]: {name} must be a whole number from 1, got {value!r}")
+
+
 def flatten(options: dict[str, Any]) -> dict[str, Any]:
-    """Options with dotted names, also those that are written as mappings in mappings."""
+    """Options with dotted names, also those that are written as mappings in mappings.
+
+    `init_args` in a name is left out: train.py takes `model.optimizer.init_args.lr` for
+    `model.optimizer.lr`.
+    """
     flat: dict[str, Any] = {}
-    for name, value in options.items():
+    for written, value in options.items():
+        name = written.replace(".init_args", "")
         flat[name] = value
         if isinstance(value, dict):
-            flat |= {f"{name}.{inner}": each for inner, each in flatten(value).items()}
+            nested = value.get("init_args")
+            inside = {**value, **nested} if isinstance(nested, dict) else value
+            flat |= {f"{name}.{inner}": each for inner, each in flatten(inside).items()}
     return flat
 
 
@@ -272,6 +315,8 @@ def _check_numbers(spec: dict[str, Any]) -> None:
         )
     if metric["at"] not in ("last", "best"):
         raise SpecError(f"metric.at must be last or best (on validation), got {metric['at']!r}")
+    for name in ("controls", "second_baselines"):
+        _check_different(name, spec[name])
     if wrong := [each for each in spec["controls"] if each not in CONTROLS]:
         raise SpecError(f"controls are {', '.join(CONTROLS)}, got {wrong}")
 
@@ -293,18 +338,27 @@ def _check_tuning(spec: dict[str, Any]) -> None:
         or not all(isinstance(v, list) and v for v in grid.values())
     ):
         raise SpecError(f"tune.grid must be {{option: [values]}}, got {grid!r}")
-    if not isinstance(seeds, list) or not seeds or not all(type(each) is int for each in seeds):
-        raise SpecError(f"tune.seeds must be a list of whole numbers, got {seeds!r}")
+    for name, values in grid.items():
+        _check_different(f"tune.grid.{name}", values)
+    whole = isinstance(seeds, list) and all(type(each) is int for each in seeds)
+    if not whole or not seeds or not all(0 <= each < 2**32 for each in seeds):
+        raise SpecError(f"tune.seeds must be a list of whole numbers from 0, got {seeds!r}")
+    _check_different("tune.seeds", seeds)
     first, last = spec["seeds"]["first"], spec["seeds"]["first"] + spec["seeds"]["looks"][-1] - 1
     if both := sorted({each for each in seeds if first <= each <= last}):
         raise SpecError(
             f"tune.seeds {both} belong to the verdict ({first} to {last}): tune with others"
         )
     for name, options in spec["arms"].items():
-        if fixed := sorted(flatten(options).keys() & grid.keys()):
+        if fixed := sorted(flatten(options).keys() & flatten(grid).keys()):
             raise SpecError(
                 f"arms.{name} fixes {fixed[0]}, which tune.grid varies for all arms alike"
             )
+
+
+def _check_different(name: str, values: list[Any]) -> None:
+    if twice := next((each for each in values if values.count(each) > 1), None):
+        raise SpecError(f"{name} has {twice!r} twice: leave out one")
 
 
 def _is_number(value: Any) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .budget import STAGE, budget_lines
 from .claims import owner
-from .packed import read_packed, take
+from .packed import read_packed
 from .rows import STAGES, runs, state
 from .runs import Run, Study
 from .words import counted, duration
@@ -22,7 +22,6 @@ def status(folder: Path) -> str:
     Raises:
         SpecError: the folder holds no study.
     """
-    take(folder)
     study = Study.read(folder, read_packed(folder))
     known = runs(study)
     lines = [study.spec["question"] or str(folder),

@@ -4,10 +4,11 @@ The unit is the paired difference to the baseline of the same seed. At look l, t
 arm is :math:`\bar d \pm t_{1-a_l/2}\, s / \sqrt{n_l}`. Inside :math:`\pm` the margin it says
 *equivalent*, else above 0 *better*, below 0 *worse*, else *undecided*. The levels :math:`a_l` spend
 alpha over the looks and over K arms (:mod:`study.levels`). The first verdict of an arm stands:
-later pairs do not change it. A verdict is false if it is better or worse and the truth is not, or
-if it is equivalent and the true difference is the margin or more. With normal errors, at most alpha
-of all studies have a false verdict, whatever the true differences are and however the arms depend
-on each other.
+later pairs do not change it, nor does a run of the baseline that diverges later. A run of the arm
+that diverges makes it *unstable*, whatever it had shown. A verdict is false if it is better or
+worse and the truth is not, or if it is equivalent and the true difference is the margin or more.
+With normal errors, at most alpha of all studies have a false verdict, whatever the true differences
+are and however the arms depend on each other.
 
 **Step-down.** When j arms are told from 0, the others are read as if they were K - j/2, where
 Holm's method would take K - j. An arm that differs can still fail on one side of its interval
@@ -208,18 +209,21 @@ class Verdict:
                 )
             case Kind.UNSTABLE:
                 text = (
-                    f"{arm}: UNSTABLE against {base}: {self.diverged} of {self.ended} runs "
-                    f"diverged, {self.baseline_diverged} of {self.baseline_ended} of {base} "
+                    f"{arm}: UNSTABLE against {base}: {self._lost()} "
                     f"(Fisher's exact test: p = {self.fisher:.2g})"
                 )
                 seen = f"; {self.mean:+z.2f} {unit} over {self.pairs} pairs that ended"
                 return text + seen if self.pairs else text
             case Kind.IDENTICAL:
-                return f"{arm}: IDENTICAL to {base} in all {self.pairs} paired seeds"
+                assert self.interval is not None
+                return f"{arm}: IDENTICAL to {base} in all {self.interval.n} paired seeds"
             case Kind.HELD:
                 which = ", ".join(str(number + 1) for number in self.failed)
                 seen = f"; so far {self.interval.text(unit)}" if self.interval else ""
-                return f"{arm}: HELD BACK against {base}: a run of seed {which} failed{seen}"
+                return (
+                    f"{arm}: HELD BACK against {base}: a run of pair {which} failed{seen}; "
+                    "`status` names its folder: delete it, and it is run again"
+                )
             case _:
                 assert self.interval is not None
                 seen = self.interval.text(unit)
@@ -233,7 +237,15 @@ class Verdict:
         later = self.history[-1]
         if later.n > self.interval.n:  # the decision stands, and the reader sees what came after
             text += f" (decided there; by now {later.text(unit)})"
+        if self.baseline_diverged:
+            text += f" (decided before {self._lost()})"
         return text
+
+    def _lost(self) -> str:
+        return (
+            f"{self.diverged} of {self.ended} runs diverged, {self.baseline_diverged} of "
+            f"{self.baseline_ended} of {self.baseline}"
+        )
 
     def _outlook(self, seen: Interval) -> str:
         if seen.low == seen.high:
@@ -392,13 +404,13 @@ class _Pairs:
             failed=tuple(int(number) for number in failed),
         )
         kind, look = DECIDED[found.kind[0, k]], int(found.look[0, k])
+        if kind is not Kind.UNDECIDED and not lost:
+            interval = self.interval(look, float(found.level[0, k]))
+            return replace(made, kind=kind, look=look + 1, interval=interval)
         if lost or base_lost:
             exact = stats.fisher_exact([[lost, ended], [base_lost, base_ended]])
             chance = float(exact.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
             return replace(made, kind=Kind.UNSTABLE, fisher=chance)
-        if kind is not Kind.UNDECIDED:
-            interval = self.interval(look, float(found.level[0, k]))
-            return replace(made, kind=kind, look=look + 1, interval=interval)
         if reached < len(rules.looks) and (failed < rules.looks[reached]).any():
             return replace(made, kind=Kind.HELD)
         if not reached:

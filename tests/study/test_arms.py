@@ -86,6 +86,10 @@ def test_a_slip_locks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ("FILE --epochs 9", "--epochs has no effect beside .*question.yaml: leave it out"),
         ("FILE --margin 1", "--margin has no effect"),
         ("FOLDER --dir x", "--dir has no effect beside .*folder"),
+        (
+            "FILE --set data.root=@here",
+            "'@here' is no YAML; a text with such signs is quoted twice",
+        ),
         ("FILE --set trainer.max_epochs=2", "max_epochs has no effect, since budget sets it"),
         ("FILE --set model.optimizer.lr=2", "optimizer.lr has no effect, since tune.grid sets"),
         ("FILE --set checkpoint.monitor=test/acc", "would choose the best epoch on the test set"),

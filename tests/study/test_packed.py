@@ -16,12 +16,13 @@ from sklearn.metrics import roc_auc_score
 
 from callbacks.machine import code, code_of
 from study import copied, packed
-from study.copied import copy_code
+from study.copied import copy_code, options_read
 from study.lines import new_image_lines
 from study.packed import pack, read_packed, read_samples, take
-from study.runs import Study, read_prepared
+from study.runs import Study, read_prepared, write_about
 from study.slurm import ranges, slurm_script
 from study.spec import SpecError, check, held, lock, read_lock
+from study.status import status
 
 from .made import answer, result, small, write
 
@@ -110,6 +111,23 @@ def test_a_fresh_folder_goes_on_from_packed_results(done: Study, tmp_path: Path)
     assert pack(fresh, tmp_path / "third").startswith("34 runs packed into ")
     for file in (tmp_path / "kept/mine").iterdir():  # packed again, nothing changes
         assert file.read_bytes() == (tmp_path / "third" / file.name).read_bytes()
+
+
+def test_packed_results_are_copied_and_only_taken_by_the_same_question(done: Study, tmp_path: Path):
+    pack(done.folder)
+    other, fresh = tmp_path / "other/mine", tmp_path / "second/mine"
+    assert take(other, check(small(cells=CELLS, seeds={"looks": [5]}, margin=0.5))) == ""
+    assert not other.exists()
+    with pytest.raises(SpecError, match="holds no study"):
+        status(fresh)
+    assert not fresh.exists()
+    told = take(fresh, check(small(cells=CELLS, seeds={"looks": [5]})))
+    assert told.startswith(f"{fresh} goes on from {tmp_path}/kept/mine: 34 runs, of code {code()}")
+    fresh.rename(renamed := tmp_path / "renamed")
+    shutil.rmtree(tmp_path / "kept")
+    again = Study.read(renamed, read_packed(renamed))
+    assert again.next_runs() == ("", [])
+    assert read_samples(again, next(iter(done.results))) is not None
 
 
 def test_a_packed_lock_names_no_folder_of_a_machine(
@@ -302,6 +320,11 @@ def test_a_study_has_its_own_copy_of_the_code(tmp_path: Path):
     assert (target / "study/work.py").is_file()
     assert not list(target.rglob("__pycache__"))
     assert copy_code(tmp_path, known) == target  # it is not made twice
+    write_about(tmp_path, {"options": options_read(ROOT)})
+    assert copy_code(tmp_path, known) == target
+    (target / "configs/base.yaml").write_text("trainer: {max_epochs: 777}")
+    with pytest.raises(SpecError, match=r"code/configs/base\.yaml is not as it was when"):
+        copy_code(tmp_path, known)
     (target / "train.py").write_text("# changed")
     with pytest.raises(SpecError, match="is not the code of this study"):
         copy_code(tmp_path, known)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from study import budget
 from study.claims import claim
 from study.rows import rows
 from study.runs import Study, arguments, read_prepared, read_result, read_runs
@@ -257,6 +259,34 @@ def test_runs_on_other_data_do_not_mix(tmp_path: Path, other: dict[str, Any]):
     with pytest.raises(SpecError, match="were made on other data") as error:
         Study.read(tmp_path)
     assert runs[0].id in str(error.value)
+
+
+def test_controls_and_the_double_budget_on_other_data_do_not_mix(tmp_path: Path):
+    lock(tmp_path, check(small(controls=["frozen"])))
+    study = Study.read(tmp_path)
+    usual, double = budget.compared(study, 0)[0]
+    control = study.control_run("CosLU frozen", 0, 1000)
+    assert control is not None
+    study.prepare([usual, double, control])
+    write(study, usual, result(90, usual.seed, train_samples=100))
+    for run in (double, control):
+        write(study, run, result(90, run.seed, train_samples=50))
+        with pytest.raises(SpecError, match="were made on other data"):
+            Study.read(tmp_path)
+        write(study, run, result(90, run.seed, train_samples=100))
+    assert len(Study.read(tmp_path).results) == 3
+
+
+def test_a_failed_run_holds_its_arm_back_until_it_is_deleted(tmp_path: Path):
+    made = study(tmp_path)
+    made.prepare(made.next_runs()[1])
+    failed = made.verdict_run("CosLU", 0, 1002)
+    write(made, failed, result(0, 1002, status="failed"))
+    made = Study.read(tmp_path)
+    assert all(run.arm != "CosLU" for run in made.next_runs()[1])
+    shutil.rmtree(tmp_path / "runs" / failed.id)
+    made = Study.read(tmp_path)
+    assert failed.id in {run.id for run in made.next_runs()[1]}
 
 
 def test_prepared_runs_keep_their_numbers_and_take_over_a_new_place_of_the_data(tmp_path: Path):

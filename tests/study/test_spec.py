@@ -70,8 +70,24 @@ def arms(**more: Any) -> dict[str, Any]:
         ({"tune": {**TUNE, "grid": {"trainer.max_epochs": [1, 9]}}}, "another budget"),
         ({"tune": TUNE, **arms(SiLU={"model.optimizer.lr": 1})}, "which tune.grid varies"),
         ({"question": yaml.safe_load("2026-01-01")}, "as a date: put it in quotes"),
+        ({"cells": [{"data": "Digits", "trainer": {"max_epochs": 9}}]}, "budget sets it"),
+        ({"cells": [{"data": "Digits", "model.activation": "CosLU"}]}, "arms.ReLU sets it"),
+        ({"tune": TUNE, "cells": [{"data": "Digits", "model.optimizer.init_args.lr": 1}]},
+         "cells[0]: model.optimizer.lr has no effect, since tune.grid sets it"),
+        ({"tune": TUNE, **arms(SiLU={"model.optimizer.init_args.lr": 1})}, "tune.grid varies"),
+        ({"tune": TUNE, **arms(SiLU={"model.optimizer": {"init_args": {"lr": 1}}})}, "varies"),
+        ({"tune": {**TUNE, "seeds": [-1]}}, "whole numbers from 0, got [-1]"),
+        ({"tune": {**TUNE, "seeds": [2**40]}}, "whole numbers from 0"),
+        ({"tune": {**TUNE, "seeds": [1, 1]}}, "tune.seeds has 1 twice"),
+        ({"tune": {**TUNE, "grid": {"model.optimizer.lr": [0.1, 0.1]}}}, "lr has 0.1 twice"),
+        ({"controls": ["frozen", "frozen"]}, "controls has 'frozen' twice"),
+        ({"second_baselines": ["SiLU", "SiLU"]}, "second_baselines has 'SiLU' twice"),
+        ({"second_baselines": [["SiLU"]]}, "['SiLU'] is none of the arms"),
+        ({"budget": {"trainer.max_epochs": -1}}, "whole number from 1, got -1"),
+        ({"budget": {"trainer.max_epochs": 0}}, "whole number from 1, got 0"),
+        ({"budget": {"trainer.max_epochs": -1, "trainer.max_steps": 0}}, "from 1, got -1"),
     ],
-)
+)  # fmt: skip
 def test_an_unfair_spec_is_refused(changes: dict[str, Any], told: str):
     with pytest.raises(SpecError) as error:
         check(small(**changes))
@@ -83,6 +99,7 @@ def test_a_fair_one_gets_its_defaults():
     spec = check(small(tune=TUNE, controls=["frozen", "same_time"]))
     assert spec["alpha"] == 0.05
     assert spec["metric"] == {"name": "test/acc", "at": "last"}
+    check(small(budget={"trainer.max_epochs": -1, "trainer.max_steps": 9}))
 
 
 def test_overlays_are_read_and_a_missing_or_broken_one_is_named(tmp_path: Path):
@@ -94,6 +111,9 @@ def test_overlays_are_read_and_a_missing_or_broken_one_is_named(tmp_path: Path):
     assert read_spec(file)["base"] == [{"model": {"share": "channel"}}]
     overlay.write_text("- a list")
     with pytest.raises(SpecError, match="no mapping"):
+        read_spec(file)
+    file.write_text("margin: 5\narms: {a: {x: 1}, b: {}, a: {x: 2}}")
+    with pytest.raises(SpecError, match="'a' stands twice in the mapping of line 2"):
         read_spec(file)
     file.write_text("arms: {")
     with pytest.raises(SpecError, match="cannot be read"):

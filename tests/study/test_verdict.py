@@ -331,7 +331,24 @@ def test_diverged_runs_make_an_arm_unstable_whatever_it_had_shown():
         "(Fisher's exact test: p = 0.47); +1.00 points over 6 pairs that ended"
     )
     other = family(arm, [Runs("SiLU", base.values)], Rules(0.3))[0]
-    assert other.kind is Kind.UNSTABLE  # the baseline's divergence holds back too
+    assert other.kind is Kind.WORSE  # decided before its baseline diverged
+
+
+def test_a_verdict_stands_when_the_baseline_diverges_later():
+    base = Runs("ReLU", np.array([*np.arange(90.0, 96.0), np.nan]), ("ok",) * 6 + ("diverged",))
+    values = np.arange(90.0, 97.0) + np.array([*UP, np.nan, np.nan])
+    found = family(base, [Runs("CosLU", values)], Rules(0.3))[0]
+    assert (found.kind, found.look) == (Kind.BETTER, 1)
+    assert found.sentence().endswith("(decided before 0 of 5 runs diverged, 1 of 7 of ReLU)")
+    values[2] = values[2] - 9  # undecided
+    assert family(base, [Runs("CosLU", values)], Rules(0.3))[0].kind is Kind.UNSTABLE
+
+
+def test_identical_pairs_are_those_of_the_look():
+    base = Runs("ReLU", np.arange(7.0))
+    arm = Runs("CosLU", np.array([0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 7.0]))
+    found = family(base, [arm], Rules(0.3))[0]
+    assert found.sentence() == "CosLU: IDENTICAL to ReLU in all 5 paired seeds"
 
 
 def test_failed_runs_hold_back_looks_that_are_not_yet_read():
@@ -340,7 +357,10 @@ def test_failed_runs_hold_back_looks_that_are_not_yet_read():
     values[2] = np.nan
     failed = tuple("failed" if k == 2 else "ok" for k in range(8))
     found = family(base, [Runs("CosLU", values, failed)], Rules(0.3))[0]
-    assert found.sentence() == "CosLU: HELD BACK against ReLU: a run of seed 3 failed"
+    assert found.sentence() == (
+        "CosLU: HELD BACK against ReLU: a run of pair 3 failed; `status` names its folder: delete "
+        "it, and it is run again"
+    )
     values = base.values + np.array([*UP, 1.0, 1.0, np.nan])
     late = Runs("CosLU", values, ("ok",) * 7 + ("failed",))
     assert family(base, [late], Rules(0.3))[0].kind is Kind.BETTER  # as of the first look
