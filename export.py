@@ -121,6 +121,14 @@ def main(args: list[str]) -> None:
             raise ValueError(f"--{name} needs validation samples: name the data with --data")
     if data is not None:
         check_data(model, data)
+        if config.int8 or config.tabulate:
+            data.prepare_data()
+            data.setup("validate")
+            if not len(data.val_indices):
+                raise ValueError(
+                    "--int8 and --tabulate need validation samples, and the data have none: give "
+                    "--data.val_fraction above 0"
+                )
     content = about(model, path, getattr(data, "description", None))
     raw, network = config.include_preprocessing, model.backbone
     content["include_preprocessing"] = raw
@@ -138,6 +146,11 @@ def main(args: list[str]) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
         folder.mkdir()
         expected = [class_scores(network, *each) for _, each, _ in samples]
+        if not all(each.isfinite().all() for each in expected):
+            raise ValueError(
+                "the checkpoint's scores are not finite: its weights are damaged; give an earlier "
+                "one"
+            )
         limit = tolerance(network, *(each[:128] for each in next(iter(samples))[1]))
         if limit > TOLERANCE:
             print(f"the scores differ from those in float64 by up to {limit / 2:.0e} themselves")
@@ -192,12 +205,20 @@ def check_target(folder: Path) -> None:
     check_writable(folder)
 
 
+class Again:
+    """Batches as `tabulate` takes them, read anew each time."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[Any]:
+        for images, labels, *more in self.data.val_dataloader():
+            yield (images, *more[1:]), labels
+
+
 def replace_by_tables(network: nn.Module, data: Any, tolerance: float) -> dict[str, Any]:
     """Tabulate a network in place and print how; what is stored of it, as plain data."""
-    data.prepare_data()
-    data.setup("validate")
-    batches = [((images, *more[1:]), labels) for images, labels, *more in data.val_dataloader()]
-    report = tabulate(Joined(network) if side_of(network) else network, batches, tolerance)
+    report = tabulate(Joined(network) if side_of(network) else network, Again(data), tolerance)
     print(report)
     if not report.tables:
         raise ValueError("--tabulate finds no function that can become a table: leave it out")
@@ -306,9 +327,10 @@ def check(
     run = load(file.parent, trust) if weights else read(file)
     first = next(iter(samples))[weights]
     parities = [
-        compare([expected[0][:count]], [run(*(each[:count] for each in first))]) for count in (1, 7)
+        compare([expected[0][:count]], [run(*(each[:count] for each in first))], limit)
+        for count in (1, 7)
     ]
-    parities.append(compare(expected, (run(*each[weights]) for each in samples)))
+    parities.append(compare(expected, (run(*each[weights]) for each in samples), limit))
     *small, whole = parities
     if any(each.same < each.samples or not each.difference <= limit for each in parities):
         raise ValueError(

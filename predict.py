@@ -1,5 +1,6 @@
 """`python train.py predict --predictions.input`: a trained network on files of no data set."""
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from callbacks.predictions import Row, check_target, write_table
+from callbacks.predictions import Row, best_of, check_target, write_table
 from datamodules.beats import AAMI, SYMBOLS
 from datamodules.images import SUFFIXES, files_within, some
 from datamodules.preprocess import Beats
@@ -80,7 +81,8 @@ def main(args: list[str]) -> None:
             f"{len(refused)} of {len(files)} files have no row, since they cannot be used: "
             f"{some(list(refused))}; the first: {first}\n"
         )
-    found = Counter(network.class_names[row.shares.index(max(row.shares))] for row in rows)
+    best = (best_of(row.shares) for row in rows)
+    found = Counter("none" if each is None else network.class_names[each] for each in best)
     print(f"{len(rows)} predicted: {', '.join(f'{n} {k}' for n, k in found.most_common(10))}")
     print(f"Predictions: {target}")
 
@@ -157,7 +159,7 @@ def check_annotator(name: str, beats: bool, classes: Sequence[str]) -> None:
             f"{ANNOTATOR} {name} is for heart beats, but this network knows {some(list(classes))}: "
             "leave it out"
         )
-    if not name.isalpha() or name in ("atr", "hea", "dat"):
+    if not re.fullmatch("[A-Za-z]+", name) or name in ("atr", "hea", "dat"):
         raise ValueError(
             f"{ANNOTATOR} {name!r} must be letters, and no suffix of the records themselves: give "
             "a name such as net"
@@ -169,7 +171,10 @@ def write_notes(folder: Path, annotator: str, classes: Sequence[str], rows: Iter
     import wfdb
 
     for record, own in groupby(rows, lambda row: row.known["record"]):
-        found = [(row.sample, classes[row.shares.index(max(row.shares))]) for row in own]
+        best = [(row.sample, best_of(row.shares)) for row in own]
+        found = [(sample, classes[each]) for sample, each in best if each is not None]
+        if not found:
+            continue
         file = folder / record
         file.parent.mkdir(parents=True, exist_ok=True)
         samples, symbols = zip(*found, strict=True)

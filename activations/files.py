@@ -18,11 +18,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
     It is on the disk before it replaces `path`, so that a kill or a power cut leaves the old file
     or the new one. On an error the unfinished file is deleted and `path` is as before. Folders are
-    made. What is written may be a folder, too, which replaces a folder as a whole.
+    made. What is written may be a folder, too, which replaces a folder as a whole. Of a link, what
+    it leads to is replaced.
 
     Raises:
         OSError: the file cannot be written; the message has the reason and the remedy.
+        ValueError: `path` is a device, a pipe or a socket.
     """
+    check_replaceable(path)
+    path = path.resolve()
     unfinished = path.with_name(path.name + _UNFINISHED)
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,6 +48,12 @@ def replacing(path: Path) -> Iterator[Path]:
             if unfinished.is_dir():
                 shutil.rmtree(unfinished)
             unfinished.unlink(missing_ok=True)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise a ValueError if there is something that is neither a file nor a folder."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(f"{path} is a device, a pipe or a socket: name a file")
 
 
 def append(path: Path, text: str) -> None:

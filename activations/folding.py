@@ -5,6 +5,7 @@ from typing import Any, TypeGuard, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .activation import Activation
 from .functions.relun import ReLUN
@@ -95,7 +96,17 @@ def _folded(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
 
 
 def _is_plain(series: SeriesReLU) -> bool:
-    return type(series).forward is SeriesReLU.forward
+    """Whether convolution and normalisation are as they were made, and so can become one."""
+    conv, norm = series.conv, series.norm
+    made = type(conv) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and type(norm) in (
+        nn.Identity,
+        nn.BatchNorm1d,
+        nn.BatchNorm2d,
+        nn.BatchNorm3d,
+    )
+    own = type(series).forward is not SeriesReLU.forward or series.expression() is None
+    changed = any(has_hooks(part) or is_parametrized(part) for part in (conv, norm))
+    return made and not own and not changed
 
 
 def _is_foldable(module: nn.Module) -> TypeGuard[Activation]:

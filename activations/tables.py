@@ -5,6 +5,7 @@ becomes a table with linear interpolation, as fine as the tolerance asks for.
 """
 
 import copy
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,15 +20,15 @@ from .functions.bspline import Take, linear_spline, look_up
 from .fusion.kernel import Expression
 from .swap.choose import Left
 from .swap.inputs import Inputs
-from .swap.kinds import is_activation
+from .swap.kinds import LIBRARIES, is_activation, is_elementwise
 from .swap.replace import aligned, reasons
 from .torch_private import hooks_of, is_compiled, leave_fast_path, move_hooks
 
-Outputs = list[tuple[Tensor | None, Tensor | None]]  # and the labels
+Outputs = list[tuple[Tensor | None, Tensor | None, bytes]]  # the labels, and a hash of the inputs
 Batch = tuple[Inputs, Tensor | None]
 
 _CELLS = [2**k for k in range(4, 15)]
-_SAMPLES = 10_000  # of the inputs of a call, from which the deviation of the outputs is taken
+_SAMPLES = 2_000  # of the inputs of a call, from which the deviation of the outputs is taken
 
 
 def tabulated(
@@ -109,8 +110,9 @@ class TableReport:
         left: the others, with the reason.
         samples: how many samples were seen.
         same_class: share of them whose largest output is the same as before; None if the network's
-            output is no tensor of (samples, classes).
+            output is no tensor of (samples, classes), or if the inputs were others the second time.
         accuracy: before and after; None without labels.
+        moved: whether the inputs were others, or in another order, the second time.
     """
 
     tables: list[Table] = field(default_factory=list)
@@ -118,6 +120,7 @@ class TableReport:
     samples: int = 0
     same_class: float | None = None
     accuracy: tuple[float, float] | None = None
+    moved: bool = False
 
     def __str__(self) -> str:
         """One line for each table, what was left, and what the network's outputs say."""
@@ -129,19 +132,26 @@ class TableReport:
         lines = [*(aligned(rows) if self.tables else ()), *reasons(self.left)]
         if self.same_class is not None:
             lines.append(f"{self.same_class:.2%} of {self.samples} samples have the same class")
+        if self.moved:
+            lines.append(
+                "the inputs were others the second time, so that no classes are compared: give a "
+                "loader that does not shuffle"
+            )
         if self.accuracy:
             lines.append("accuracy: {:.2%} before, {:.2%} after".format(*self.accuracy))
         return "\n".join(lines)
 
     def compare(self, before: "Outputs", after: "Outputs") -> None:
         """Count the classes that `before` and `after` share, and those that are right."""
-        if any(y is None for y, _ in before):
+        if [each for *_, each in before] != [each for *_, each in after]:
+            self.moved = True
             return
-        old, new = (
-            torch.cat([y.argmax(1) for y, _ in each if y is not None]) for each in (before, after)
-        )
+        old, new = ([y.argmax(1) for y, *_ in each if y is not None] for each in (before, after))
+        if len(old) < len(before):
+            return
+        old, new = torch.cat(old), torch.cat(new)
         self.samples, self.same_class = len(old), (old == new).double().mean().item()
-        labels = [y for _, y in before if y is not None and y.dim() == 1]
+        labels = [y for _, y, _ in before if y is not None and y.dim() == 1]
         if len(labels) == len(before):
             right = torch.cat(labels).cpu()
             was, now = ((each == right).double().mean().item() for each in (old, new))
@@ -209,7 +219,9 @@ class _Site:
     """An activation, and what it has seen."""
 
     def __init__(self, module: Activation) -> None:
-        self.module, self.channels, self.axis = module, module.num_parameters, module.channel_dim
+        self.module, self.axis = module, module.channel_dim
+        parts = [*module.modules()]  # those of a mixture, too
+        self.channels = max(int(getattr(part, "num_parameters", 1)) for part in parts)
         self.low, self.high, self.finite = torch.inf, -torch.inf, True
         self.samples: list[Tensor] = []
 
@@ -245,19 +257,30 @@ def _sites(model: nn.Module, left: list[Left]) -> dict[str, _Site]:
         if any(name.startswith(f"{other}.") for other in seen) or not is_activation(module):
             continue
         seen.append(name)
-        parts = [p for p in module.modules() if p is not module and not is_activation(p)]
-        mixing = next((p for p in parts if [*p.parameters(recurse=False)]), None)
+        parts = [p for p in module.modules() if p is not module]
+        mixing = next((p for p in parts if not _is_of_numbers(p)), None)
         if isinstance(module, Tabulated):
             why = "is a table"
         elif not isinstance(module, Activation):
             why = "is not of this package"
         elif mixing is not None:
             why = f"holds a {type(mixing).__name__}: no function of single numbers"
+        elif type(module).forward is not Activation.forward:
+            why = "has a forward of its own"
         else:
             sites[name] = _Site(module)
             continue
         left.append(Left(name, _class(module), why))
     return sites
+
+
+def _is_of_numbers(part: nn.Module) -> bool:
+    """Whether a part of a mixture is a function of single numbers, or only holds some."""
+    if isinstance(part, Activation):
+        return type(part).forward is Activation.forward
+    if type(part).__module__.startswith(LIBRARIES):
+        return is_elementwise(part)
+    return is_activation(part) or not [*part.parameters(recurse=False)]
 
 
 def _class(module: nn.Module) -> str:
@@ -344,8 +367,13 @@ def _run(model: nn.Module, batches: Iterable[Batch]) -> Outputs:
     """The network's output for each batch, where it is a tensor, and the labels."""
     found: Outputs = []
     for inputs, labels in batches:
+        seen = hashlib.blake2b()
+        for each in (*inputs.args, *inputs.kwargs.values()):
+            if isinstance(each, Tensor):
+                seen.update(each.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
         y = model(*inputs.args, **inputs.kwargs)
-        found.append((y.cpu() if isinstance(y, Tensor) and y.dim() == 2 else None, labels))
+        scores = y.cpu() if isinstance(y, Tensor) and y.dim() == 2 else None
+        found.append((scores, labels, seen.digest()))
     if not found:
         raise ValueError("inputs hold no batch: give a tensor, or a loader that has batches")
     return found

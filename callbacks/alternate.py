@@ -94,7 +94,7 @@ class AlternatingOptimization(Callback):
             name, share = f"alternating/{_name(self.groups[index])}", float(index == learning)
             pl_module.log(name, share, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         # LAMB counts the steps of an optimizer group, with or without gradients
-        self._counters = [
+        self._counters += [
             (group, copy.deepcopy(group.get("step")))
             for group in optimizer.param_groups
             if all(parameter.grad is None for parameter in group["params"])
@@ -102,7 +102,7 @@ class AlternatingOptimization(Callback):
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Restore the frozen groups' step counts."""
-        for group, step in self._counters:
+        for group, step in reversed(self._counters):  # an optimizer may have stepped twice
             group.pop("step", None)
             group.update({} if step is None else {"step": step})
         self._counters = []

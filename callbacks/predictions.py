@@ -1,6 +1,8 @@
 """Predictions as a CSV file."""
 
 import csv
+import math
+import sys
 from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from activations.files import check_writable, replacing
+from activations.files import check_replaceable, check_writable, replacing
 
 
 class Row(NamedTuple):
@@ -19,7 +21,7 @@ class Row(NamedTuple):
         position: in the data set.
         known: what is known of it, by column.
         label: its class, None where it is unknown.
-        shares: probability of each class.
+        shares: probability of each class; NaN if the network's output is not finite.
         sample: of the record, the R peak of a heart beat.
     """
 
@@ -96,17 +98,34 @@ def check_target(path: Path) -> None:
     """Raise at once if the file cannot be written."""
     if path.is_dir():
         raise ValueError(f"--predictions.path {path} is a folder; name a file")
+    check_replaceable(path)
     check_writable(path.parent)
 
 
 def write_table(path: Path, names: Sequence[str], rows: Sequence[Row]) -> None:
-    """Write `rows`, of which there is at least one, for classes with these `names`."""
+    """Write `rows`, of which there is at least one, for classes with these `names`.
+
+    Where the network's output is not finite, the predicted class is left empty, with a warning.
+    """
     known = [*rows[0].known, "label", "predicted", "probability"]
     table: list[list[Any]] = [["index", *known, *(f"probability_{name}" for name in names)]]
     for index, told, label, shares, _ in rows:
-        best = max(shares)
-        named = ["" if label is None else names[label], names[shares.index(best)]]
+        found = best_of(shares)
+        best = math.nan if found is None else shares[found]
+        named = ["" if number is None else names[number] for number in (label, found)]
         values = [f"{share:.6f}" for share in (best, *shares)]
         table.append([index, *told.values(), *named, *values])
-    with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
+    if lost := sum(best_of(row.shares) is None for row in rows):
+        sys.stderr.write(
+            f"the network's output is not finite for {lost} of {len(rows)} samples: their class is "
+            "left empty. If it is so for all, the weights are damaged: give another checkpoint\n"
+        )
+    # names of files may hold bytes that are no text
+    how: Any = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+    with replacing(path) as unfinished, unfinished.open("w", **how) as file:
         csv.writer(file).writerows(table)
+
+
+def best_of(shares: Sequence[float]) -> int | None:
+    """The number of the most probable class; None if a probability is not finite."""
+    return shares.index(max(shares)) if all(map(math.isfinite, shares)) else None

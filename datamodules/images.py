@@ -93,20 +93,30 @@ def has_suffix(name: str, suffixes: Collection[str]) -> bool:
     return os.path.splitext(name)[1].lower() in suffixes
 
 
-def walk(folder: str | Path) -> Iterator[os.DirEntry[str]]:
+def walk(folder: str | Path, above: tuple[str, ...] = ()) -> Iterator[os.DirEntry[str]]:
     """All that is no folder, at any depth, sorted; nothing that is hidden.
 
-    An entry tells its kind without a look at the file: of a million files that is a minute.
+    An entry tells its kind without a look at the file: of a million files that is a minute. A link
+    to a folder is followed, unless it leads to one of those that it is in (`above`).
     """
+    above = (*above, os.path.realpath(folder))
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
     for entry in found:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from walk(entry.path)
+        if _leads_to_folder(entry):
+            if os.path.realpath(entry.path) not in above:
+                yield from walk(entry.path, above)
         else:
             yield entry
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def read_image(

@@ -41,6 +41,12 @@ def build_network(
     Raises:
         ValueError: the backbone is unknown, or its activations cannot be swapped.
     """
+    for name in ("weights", "weights_backbone", "pretrained", "checkpoint_path"):
+        if (backbone_kwargs or {}).get(name):  # a checkpoint that stores it would read other files
+            raise ValueError(
+                f"backbone_kwargs asks for weights ({name}): leave it out; pretrained and "
+                "checkpoint_path of the model itself load them"
+            )
     options = {"image_size": image_size, **(backbone_kwargs or {})}
     network = build_backbone(
         backbone, num_classes, in_channels, dims, stem, pretrained, **options

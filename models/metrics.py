@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -185,7 +185,7 @@ def check_monitors(trainer: Trainer) -> None:
     users: list[Any] = [each for each in configs if each.reduce_on_plateau and each.strict]
     users += [
         each
-        for each in trainer.callbacks
+        for each in cast(Any, trainer).callbacks
         if isinstance(each, ModelCheckpoint | EarlyStopping) and getattr(each, "strict", True)
     ]
     known = [name for name in trainer.callback_metrics if name.startswith("val")]

@@ -1,6 +1,7 @@
 """`python train.py export`: files that agree with the checkpoint, or none at all."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -242,6 +243,30 @@ def test_a_file_that_does_not_agree_is_refused(tmp_path: Path, capsys: Any):
     assert [each.name for each in tmp_path.iterdir()] == ["best.ckpt"]
 
 
+def test_a_tie_is_no_other_class():
+    want, got = torch.tensor([[1.0, 1.0 - 1e-6]]), torch.tensor([[1.0 - 1e-6, 1.0]])
+    assert compare([want], [got]).same == 0
+    assert compare([want], [got], 1e-5).same == 1
+    assert math.isnan(compare([want], [got * torch.nan], 1e-5).difference)  # which no limit allows
+    assert compare([torch.tensor([[1.0, 0.9]])], [got], 1e-5).same == 0
+
+
+def test_an_export_goes_where_a_link_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save(tmp_path / "best.ckpt")
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to("target")
+    for _ in range(2):
+        export(tmp_path / "best.ckpt", tmp_path / "link", "--format", "safetensors")
+    monkeypatch.chdir(tmp_path / "target")
+    export(tmp_path / "best.ckpt", Path(), "--format", "safetensors")
+    assert (tmp_path / "link").is_symlink()
+    assert {each.name for each in (tmp_path / "target").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+    }
+    assert {each.name for each in tmp_path.iterdir()} == {"best.ckpt", "link", "target"}
+
+
 def test_bad_input_is_one_sentence(tmp_path: Path, capsys: Any, monkeypatch: Any):
     file, run = tmp_path / "best.ckpt", tmp_path / "run"
     save(file)
@@ -278,6 +303,15 @@ def test_bad_input_is_one_sentence(tmp_path: Path, capsys: Any, monkeypatch: Any
         (str(file), "--format", "tflite"): "give onnx, pt2, safetensors, openvino or hub",
     }.items():
         assert sentence in refused(["export", *made, "--ckpt_path", *words], capsys)
+    known = torch.load(file, weights_only=True)
+    known["state_dict"]["backbone.fc.bias"][0] = torch.nan
+    torch.save(known, tmp_path / "nan.ckpt")
+    said = refused(["export", *made, "--ckpt_path", str(tmp_path / "nan.ckpt")], capsys)
+    assert "the checkpoint's scores are not finite: its weights are damaged" in said
+    words = ["--ckpt_path", str(file), *DATA, "--data.val_fraction", "0", "--int8"]
+    assert "need validation samples, and the data have none" in refused(
+        ["export", *made, *words], capsys
+    )
     save(tmp_path / "relu.ckpt", nn.ReLU)
     words = [*made, "--ckpt_path", str(tmp_path / "relu.ckpt"), *DATA, "--tabulate", "0.1"]
     assert "--tabulate finds no function that can become a table" in refused(

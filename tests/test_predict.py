@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 
 import train
 from activations import CosLU
+from callbacks.predictions import check_target
 from datamodules import MITBIH, Digits, ImageDataModule, ImageFolder
 from datamodules.aami import compare
 from models import Classifier
@@ -60,6 +61,38 @@ def test_a_folder_is_predicted_as_the_data_set_is(photos: Path, tmp_path: Path):
         assert mine.pop("label") == ""
         assert row.pop("label") in ("ant", "bee", "cat")
         assert {**mine, "index": ""} == {**row, "index": ""}
+
+
+def test_odd_names_links_and_outputs_that_are_not_finite(photos: Path, tmp_path: Path, capsys: Any):
+    folder, real, out = tmp_path / "own", tmp_path / "real.csv", tmp_path / "p.csv"
+    shutil.copytree(photos / "db" / "ant", tmp_path / "elsewhere")
+    folder.mkdir()
+    shutil.copy(photos / "db/ant/0.jpg", folder / os.fsdecode(b"\xff.jpg"))
+    (folder / "more").symlink_to(tmp_path / "elsewhere")
+    (folder / "round").symlink_to(folder)
+    (folder / "self").symlink_to("self")
+    out.symlink_to(real)
+    train.main(["predict", "--ckpt_path", str(photos / "a.ckpt"), f"--predictions.path={out}",
+                f"--predictions.input={folder}"])  # fmt: skip
+    assert out.is_symlink()
+    with real.open(encoding="utf-8", errors="surrogateescape") as file:
+        found = [row["file"] for row in csv.DictReader(file)]
+    assert found == [*(f"more/{number}.jpg" for number in range(6)), os.fsdecode(b"\xff.jpg")]
+    known = torch.load(photos / "a.ckpt", weights_only=True)
+    known["state_dict"]["backbone.fc.bias"][0] = torch.nan
+    torch.save(known, broken := tmp_path / "nan.ckpt")
+    words = ["predict", "--ckpt_path", str(broken), "--predictions.path"]
+    train.main([*words, str(out), f"--predictions.input={photos / 'db/ant'}"])
+    said = capsys.readouterr()
+    assert "6 predicted: none 6" in said.out
+    assert "not finite for 6 of 6 samples: their class is left empty" in said.err
+    assert {row["predicted"] for row in rows(real)} == {""}
+    os.mkfifo(pipe := tmp_path / "pipe")
+    said = refused([*words, str(pipe), f"--predictions.input={folder}"], capsys)
+    assert "pipe' is a pipe, not a file" in said
+    os.mkfifo(tmp_path / "there")
+    with pytest.raises(ValueError, match="there is a device, a pipe or a socket: name a file"):
+        check_target(tmp_path / "there")
 
 
 def test_what_cannot_be_read_is_named(photos: Path, tmp_path: Path, capsys: Any):

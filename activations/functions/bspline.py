@@ -70,7 +70,7 @@ def linear_spline(
     rows, cells = values.shape[0], values.shape[1] - 1
     width = (high - low) / cells
     slopes = rises(values) / width
-    left = low + width * torch.arange(cells, device=x.device)
+    left = low + width * torch.arange(cells, device=x.device, dtype=values.dtype)
     cell = ((x - low) / width).clamp(0, cells - 1).to(torch.int32)
     index = *row_of(x, rows, channel_dim), cell.clamp(0, cells - 1)  # whatever a NaN becomes
     lines = slopes, values[:, :-1] - slopes * left
@@ -99,7 +99,7 @@ class BSpline(Activation):
         (N, C, \*) -> same.
 
     Initialisation:
-        ReLU exactly, if 0 is a knot.
+        ReLU, up to rounding, if 0 is a knot.
 
     Raises:
         ValueError: pieces < 1, low >= high, or the channels do not match.

@@ -94,6 +94,9 @@ def choose(
             left.append(Left(name, type(module).__name__, "its activations are part of its kernel"))
     for place, function in unseen(model, found.calls, found.counts):
         left.append(Left(place, function, "in a branch that no trial took"))
+    for place in sorted(found.clamped):
+        why = "not known as an activation; F.relu is"
+        left.append(Left(place or "the network", "clamp(min=0)", why))
     if hasattr(model, "save_pretrained"):
         why = "they do not know the swap: docs/swap.md, transformers"
         left.append(Left("the network", "save_pretrained and Trainer", why))

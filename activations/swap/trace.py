@@ -7,6 +7,7 @@ because a new module does not change its input.
 
 import copy
 import inspect
+import re
 import types
 from collections import Counter
 from collections.abc import Collection
@@ -24,6 +25,14 @@ from .inputs import Inputs, tensors_in
 from .kinds import CONVOLUTIONS, GATE_FUNCTIONS, NAME_OF, kind_of, plain
 from .locate import Location, locate
 
+# functions that give the values of a tensor in another form
+_FORMS = {"view", "reshape", "expand", "unsqueeze", "squeeze", "transpose", "permute", "flatten",
+          "to", "float", "clone", "contiguous", "detach", "__getitem__", "chunk", "split",
+          "unbind"}  # fmt: skip
+_SUMS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
+_OF_WEIGHTS, _OF_ELU = "_supple_of_weights", "_supple_of_elu"  # attributes of a trial's tensors
+# linear attention maps to positive numbers by them, and divides by their sum
+_POSITIVE = re.compile(r"(kernel_func|kernel_fn|feature_map)\d*$")
 _LOOKS = {"__get__", "size", "dim", "numel", "stride", "is_contiguous"}  # they read no values
 Key = tuple[str, Any]
 
@@ -171,6 +180,7 @@ class Run(TorchFunctionMode):
         flow: which of them have a layer behind them.
         counts: how often each module was called.
         overwritten: keys of the calls that change their input in place where it is used again.
+        clamped: names of the modules that call `clamp(min=0)`.
         error: why the backward pass failed; None where it did not.
         changed: names of the watched modules whose input or output was changed in place later.
     """
@@ -183,8 +193,9 @@ class Run(TorchFunctionMode):
         self.flow = Flow()
         self.counts: Counter[str] = Counter()
         self.overwritten: set[Key] = set()
+        self.clamped: set[str] = set()
         self._names = {id(module): name for name, module in network.named_modules()}
-        self._kinds = {module: _kind(module, kinds) for module in network.modules()}
+        self._kinds = {m: _kind(name, m, kinds) for name, m in network.named_modules()}
         self._watched = watched
         self.error: Exception | None = None
         self.changed: list[str] = []
@@ -211,7 +222,8 @@ class Run(TorchFunctionMode):
             x = (*args, *kwargs.values())[0]
             running = self._stack[-1] if self._stack else ""
             place = locate(_caller(), module, self._names, running)
-            self._record(x, (name, None), type(module).__name__, kind == "gate", place)
+            gate = kind == "gate" or _of_weights(x)
+            self._record(x, (name, None), type(module).__name__, gate, place)
             self._version = _version(x)
         self._inside += bool(kind)
         self._stack.append(name)
@@ -225,6 +237,8 @@ class Run(TorchFunctionMode):
         self._inside -= bool(kind)
         number = len(self.calls) - 1 if kind and not self._inside else None
         self.flow.through((args, kwargs), out, number)
+        if number is not None and isinstance(module, nn.ELU):
+            setattr(out, _OF_ELU, number)
         if name in self._watched:
             self._kept += [(name, x, x._version) for x in tensors_in((args, out))]
         if kind and not self._inside and args and self._version != _version(args[0]):
@@ -240,6 +254,14 @@ class Run(TorchFunctionMode):
             self.flow.into((args, kwargs))
         changed = args[0] if getattr(func, "__name__", "") == "__setitem__" else out
         self.flow.through((args, kwargs), changed, number if number < len(self.calls) else None)
+        called = getattr(func, "__name__", "")
+        if called in _FORMS and args and _of_weights(args[0]):
+            for each in tensors_in(out):
+                setattr(each, _OF_WEIGHTS, True)
+        elif called in _SUMS and any(type(each) in (int, float) and each == 1 for each in args):
+            for each in tensors_in(args):
+                if (found := getattr(each, _OF_ELU, None)) is not None:
+                    self.calls[found].gate = True
         return out
 
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any], caller: Any) -> Any:
@@ -249,16 +271,19 @@ class Run(TorchFunctionMode):
             self.overwritten.update(key for x in used if (key := self._stale(x)))
         name = NAME_OF.get(func)
         if not name or self._inside:
+            if not self._inside and _rectifies(called, args, kwargs):
+                self.clamped.add(self._stack[-1] if self._stack else "")
             return func(*args, **kwargs)
         x, rest = (args[0], args[1:]) if args else (kwargs["input"], ())
         options = {k: v for k, v in kwargs.items() if k not in ("input", "inplace")}
         place = locate(caller, name, self._names, self._stack[-1])
         key = (place[0].owner, place[0].point)
-        # F.relu(weight) keeps a weight positive
-        gate = name in GATE_FUNCTIONS or isinstance(x, nn.Parameter)
+        gate = name in GATE_FUNCTIONS or _of_weights(x)
         function = Function(name, rest, options)
         self._record(x, key, name, gate, place, function=function, why_not=place[0].why)
         out = func(*args, **kwargs)
+        if name == "elu":
+            setattr(out, _OF_ELU, len(self.calls) - 1)
         if called.endswith("_") or kwargs.get("inplace") is True:
             return self._overwrite(x, key)
         return out
@@ -328,8 +353,23 @@ def _caller() -> Any:
     return inspect.currentframe().f_back.f_back  # pyright: ignore[reportOptionalMemberAccess]
 
 
-def _kind(module: nn.Module, gates: frozenset[str]) -> str | None:
-    return kind_of(module) or ("gate" if plain(type(module).__name__) in gates else None)
+def _kind(name: str, module: nn.Module, gates: frozenset[str]) -> str | None:
+    kind = kind_of(module) or ("gate" if plain(type(module).__name__) in gates else None)
+    return "gate" if kind and _POSITIVE.search(name) else kind
+
+
+def _of_weights(x: Any) -> bool:
+    """Whether `x` is a parameter, or one in another form: relu(weight) keeps a weight positive."""
+    return isinstance(x, nn.Parameter) or getattr(x, _OF_WEIGHTS, False)
+
+
+def _rectifies(called: str, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether a call computes what ReLU does in another way."""
+    if called not in ("clamp", "clamp_", "clamp_min", "clamp_min_") or not args:
+        return False
+    least = kwargs.get("min", args[1] if len(args) > 1 else None)
+    most = kwargs.get("max", args[2] if len(args) > 2 else None)
+    return isinstance(least, int | float) and least == 0 and most is None
 
 
 def _version(x: Tensor) -> int | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from activations import (
     AGLU,
@@ -26,6 +26,11 @@ from activations.folding import Folded
 from models import CifarResNet, build_backbone
 from models.deployed import deployed
 from tests.cases import CASES, Case
+
+
+class Doubled(SeriesReLU):
+    def function(self, x: Tensor) -> Tensor:
+        return 2 * x.relu()
 
 
 @pytest.mark.parametrize(
@@ -94,6 +99,20 @@ def test_hooks_and_own_forwards_stay():
     mixture = LinComb([nn.GELU, nn.ReLU])
     folded = pickle.loads(pickle.dumps(fold(mixture)))
     torch.testing.assert_close(folded(x), mixture(x))
+
+
+@pytest.mark.parametrize("change", ["hook", "weight_norm", "group_norm", "function"])
+def test_a_convolution_that_was_changed_stays(change: str):
+    torch.manual_seed(0)
+    made: Any = Doubled(4) if change == "function" else LSLU(4)
+    if change == "hook":
+        made.norm.register_forward_hook(lambda *given: 2 * given[2])
+    elif change == "weight_norm":
+        nn.utils.parametrizations.weight_norm(made.conv)
+    elif change == "group_norm":
+        made.norm = nn.GroupNorm(2, 4)
+    x, network = torch.randn(2, 4, 6, 6), nn.Sequential(made).eval()
+    assert torch.equal(fold(network)(x), network(x))
 
 
 def test_what_cannot_be_computed_once_stays():

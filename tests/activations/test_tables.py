@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import activations as A
 from activations import replace_activations, tabulate
@@ -187,6 +189,39 @@ def test_classes_and_labels_are_counted(net: tuple[nn.Sequential, Tensor]):
     again = tabulate(model, x)
     assert again.tables == []
     assert str(again).startswith("left: Tabulated (is a table): 2, 4, 7\n")
+
+
+def test_a_loader_that_shuffles_is_not_compared(net: tuple[nn.Sequential, Tensor]):
+    model, x = net
+    loader = DataLoader(TensorDataset(x, model(x).argmax(1)), 8, shuffle=True)
+    report = tabulate(model, loader)
+    assert len(report.tables) == 3
+    assert (report.same_class, report.accuracy, report.moved) == (None, None, True)
+    assert str(report).endswith("give a loader that does not shuffle")
+
+
+class Gated(A.CosLU):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.mean(1, keepdim=True).sigmoid()
+
+
+def test_mixtures_of_each_channel_and_of_what_is_no_function_of_numbers():
+    x = torch.randn(4, 8, 3, 3)
+    mixed = A.LinComb([partial(A.CosLU, num_parameters=8), partial(nn.PReLU, 8)])
+    with torch.no_grad():
+        mixed.members[0].alpha += torch.arange(8) / 8  # pyright: ignore
+    model = nn.Sequential(
+        mixed, A.LinComb([partial(nn.Softmax, 1), nn.ReLU]), A.LinComb([Gated]), Gated()
+    )
+    before = model(x)
+    report = tabulate(model, x)
+    assert [each.name for each in report.tables] == ["0"]
+    assert {each.name: each.why for each in report.left} == {
+        "1": "holds a Softmax: no function of single numbers",
+        "2": "holds a Gated: no function of single numbers",
+        "3": "has a forward of its own",
+    }
+    torch.testing.assert_close(model(x), before, rtol=0, atol=5e-3)
 
 
 def test_a_folded_function_keeps_its_name(net: tuple[nn.Sequential, Tensor]):

@@ -17,7 +17,7 @@ from torch import nn
 
 import train
 from activations import CosLU, Formula, LinComb
-from models import Classifier, read_weights
+from models import Classifier, load, read_weights
 from models.checkpoints import check_given, check_stored
 from tests.data import Tiny
 from tests.trainings import classifier, trainer
@@ -103,6 +103,16 @@ def test_stored_options_name_trusted_classes_alone(
         check_stored({option: value}, "a.ckpt")
     assert not (tmp_path / "opened").exists()
     assert not {"evil", "torch_evil"} & sys.modules.keys()
+
+
+def test_no_other_weights_are_read_for_stored_arguments(tmp_path: Path):
+    save(file := tmp_path / "a.ckpt")
+    known = torch.load(file, weights_only=True)
+    for name in ("weights", "weights_backbone", "pretrained", "checkpoint_path"):
+        known["hyper_parameters"]["backbone_kwargs"] = {name: "DEFAULT"}
+        torch.save(known, file)
+        with pytest.raises(ValueError, match=rf"backbone_kwargs asks for weights \({name}\)"):
+            load(file)
 
 
 def test_a_stored_formula_is_a_text(tmp_path: Path):

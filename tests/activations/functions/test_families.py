@@ -52,6 +52,15 @@ def test_what_it_equals_at_initialisation(module: nn.Module, known: Any, toleran
     torch.testing.assert_close(module(X), known(X), rtol=tolerance, atol=tolerance)
 
 
+def test_a_spline_is_as_exact_as_its_numbers():
+    x, spline = torch.linspace(-3, 3, 301, dtype=torch.float64), A.BSpline(10).double()
+    with torch.no_grad():
+        spline.values.normal_()
+        knots = np.linspace(-3, 3, 11)
+        expected = np.interp(x.numpy(), knots, spline.values[0].numpy())
+        np.testing.assert_allclose(spline(x).numpy(), expected, rtol=1e-13, atol=1e-14)
+
+
 @pytest.mark.parametrize(
     ("module", "error"), [(A.Polynomial(5), 0.03), (A.Rational(), 1e-3), (A.Fourier(2), 0.03)]
 )

@@ -466,6 +466,66 @@ def test_a_function_in_a_branch_that_no_trial_took_is_listed():
     )
 
 
+class Stepped(Branches):
+    def forward(self, x: Tensor, wide: bool = False) -> Tensor:
+        x = self.conv(x)
+        if wide:
+            x = F.gelu(x)
+        return x
+
+
+class Rewritten(Stepped):
+    def forward(self, x: Tensor, wide: bool = False) -> Tensor:
+        return F.relu(self.conv(x))
+
+
+class Added(Stepped):
+    def forward(self, x: Tensor, wide: bool = False) -> Tensor:
+        return F.silu(super().forward(x))
+
+
+def test_a_method_that_a_subclass_writes_anew_is_not_listed():
+    x = torch.zeros(2, 3, 4, 4)
+    for kind, count in ((Rewritten, 0), (Added, 1)):
+        report = replace_activations(kind(), CosLU, example_input=x)
+        assert sum(left.old == "gelu" for left in report.left) == count
+
+
+class Positive(nn.Module):
+    """Weights that stay positive, the maps of linear attention, and rectifiers by another name."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+        self.conv, self.weight_relu, self.elu = nn.Conv2d(3, 4, 1), nn.ReLU(), nn.ELU()
+        self.kernel_func, self.act = nn.ReLU(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        weights = self.weight_relu(self.weight) + F.relu(self.other.view(2, 1)).squeeze(1)
+        q, k = F.elu(x) + 1, 1 + self.elu(x)
+        plain = F.elu(x) + 2
+        y = self.kernel_func(q * k).clamp(min=0) + torch.clamp_min(x, 0) + x.clamp(0, 6)
+        return self.act(weights[0] * x + y + plain)
+
+
+def test_what_has_to_be_positive_stays_and_a_clamp_is_told():
+    model, x = Positive(), torch.randn(2, 3, 4, 4)
+    report = replace_activations(model, CosLU, example_input=x)
+    assert [(call.old, call.site) for call in report] == [("elu", "elu_3"), ("ReLU", "act")]
+    assert sorted(left for left in report.left if left.why == "a gate") == [
+        ("elu", "ELU", "a gate"),
+        ("elu_2", "elu", "a gate"),
+        ("kernel_func", "ReLU", "a gate"),
+        ("relu", "relu", "a gate"),
+        ("weight_relu", "ReLU", "a gate"),
+    ]
+    told = ("the network", "clamp(min=0)", "not known as an activation; F.relu is")
+    assert told in report.left
+    again = replace_activations(Positive(), CosLU, example_input=x, include_kinds=["ReLU"])
+    assert {"weight_relu", "kernel_func", "act"} <= {call.site for call in again}
+
+
 def test_what_a_transformers_network_does_not_know_is_listed():
     class Pretrained(nn.Sequential):
         def save_pretrained(self, folder: str): ...
