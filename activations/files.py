@@ -26,9 +26,9 @@ def replacing(path: Path) -> Iterator[Path]:
         ValueError: `path` is a device, a pipe or a socket.
     """
     check_replaceable(path)
-    path = path.resolve()
+    given, path = path, path.resolve()
     unfinished = path.with_name(path.name + _UNFINISHED)
-    with naming(path):
+    with naming(given):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield unfinished

@@ -104,6 +104,7 @@ def _is_plain(series: SeriesReLU) -> bool:
         nn.BatchNorm2d,
         nn.BatchNorm3d,
     )
+    made &= getattr(norm, "running_mean", conv.weight) is not None
     own = type(series).forward is not SeriesReLU.forward or series.expression() is None
     changed = any(has_hooks(part) or is_parametrized(part) for part in (conv, norm))
     return made and not own and not changed

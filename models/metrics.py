@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -176,16 +177,23 @@ def log_chosen(module: LightningModule, metrics: MetricCollection) -> None:
 def check_monitors(trainer: Trainer) -> None:
     """Refuse a metric of validation by which something is chosen, if the validation has none such.
 
-    Lightning would notice it after the first epoch.
+    Lightning would notice it after the first epoch. Where callbacks or a model are the user's own,
+    nothing is said: they may measure it later.
 
     Raises:
         ValueError: checkpoints, early stopping or the learning rate go by an unknown metric.
     """
+    callbacks: list[Any] = cast(Any, trainer).callbacks
+    known_code = ("lightning.", "callbacks.", "models.")
+    others = [each for each in callbacks if not isinstance(each, SaveConfigCallback)]
+    for each in (trainer.lightning_module, *others):
+        if not type(each).__module__.startswith(known_code):
+            return
     configs = trainer.lr_scheduler_configs
     users: list[Any] = [each for each in configs if each.reduce_on_plateau and each.strict]
     users += [
         each
-        for each in cast(Any, trainer).callbacks
+        for each in callbacks
         if isinstance(each, ModelCheckpoint | EarlyStopping) and getattr(each, "strict", True)
     ]
     known = [name for name in trainer.callback_metrics if name.startswith("val")]

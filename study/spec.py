@@ -242,9 +242,9 @@ def _check_options(spec: dict[str, Any]) -> None:
                 "differ in the activation and in how it is trained alone"
             )
     for number, cell in enumerate(spec["cells"]):
-        mine, others = flatten(cell), [*parts, ("budget", spec["budget"])]
-        others = [each for each in others if each[0].startswith(("arms", "tune", "budget"))]
-        for place, name in ((p, n) for p, each in others for n in flatten(each)):
+        mine = flatten(cell)
+        others = (each for each in parts if each[0].startswith(("arms", "tune", "budget")))
+        for place, name in ((place, name) for place, each in others for name in flatten(each)):
             if name in mine and name not in ("model", "data", "trainer"):
                 raise SpecError(
                     f"cells[{number}]: {name} has no effect, since {place} sets it: leave out one"
