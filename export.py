@@ -222,7 +222,11 @@ def replace_by_tables(network: nn.Module, data: Any, tolerance: float) -> dict[s
     print(report)
     if not report.tables:
         raise ValueError("--tabulate finds no function that can become a table: leave it out")
-    assert report.accuracy is not None
+    if report.accuracy is None:
+        raise ValueError(
+            "--tabulate needs the same validation samples each time: leave out of the data what is "
+            "random in them"
+        )
     before, after = report.accuracy
     return {
         "tolerance": tolerance,

@@ -25,10 +25,13 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the file cannot be written; the message has the reason and the remedy.
         ValueError: `path` is a device, a pipe or a socket.
     """
-    check_replaceable(path)
-    given, path = path, path.resolve()
-    unfinished = path.with_name(path.name + _UNFINISHED)
-    with naming(given):
+    with naming(path):
+        check_replaceable(path)
+        try:
+            path = path.resolve()
+        except RuntimeError as error:
+            raise OSError(errno.ELOOP, "it is a link to itself") from error
+        unfinished = path.with_name(path.name + _UNFINISHED)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield unfinished

@@ -45,7 +45,8 @@ def main(args: list[str] | None = None) -> int:
     each.add_argument("--threads", type=_positive, default=1, help="of the CPU, for each run")
     add_jobs(each := add("work", _work, "do the prepared runs on this machine"))
     each.add_argument("run", nargs="?", type=int, help="number of one run, from 0")
-    add("cost", _cost, "measure the time of a training step of each arm, in turns")
+    each = add("cost", _cost, "measure the time of a training step of each arm, in turns")
+    each.add_argument("--threads", type=_positive, default=1, help="of the CPU")
     add_jobs(each := add("judge", _judge, "how often such a study is wrong", "optional"))
     each.add_argument("--train", action="store_true", help="train hidden arms, too")
     each.set_defaults(on="local")
@@ -222,7 +223,7 @@ def _cost(options: Any) -> int:
     from .runs import Study
 
     line = [sys.executable, "-m", "study", "cost", str(options.folder.resolve())]
-    elsewhere = by_own_code(options.folder, line, int(os.environ.get("OMP_NUM_THREADS") or 1))
+    elsewhere = by_own_code(options.folder, line, options.threads)
     if elsewhere is not None:
         return elsewhere
     table = measure(Study.read(options.folder))

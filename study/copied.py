@@ -16,7 +16,7 @@ from typing import Any
 from activations.files import replacing
 from callbacks.machine import CODE, ROOT, code, code_of, commit
 
-from .runs import read_about
+from .runs import read_about, write_about
 from .spec import SpecError
 
 FOLDER = "code"
@@ -73,9 +73,12 @@ def options_read(root: Path) -> dict[str, str]:
 
 
 def _check_options(study: Path, target: Path) -> None:
-    """Refuse other options than those with which the study began."""
-    known = read_about(study).get("options")
-    if known and known != options_read(target):
+    """Note the options of the first copy; refuse others later."""
+    about = read_about(study)
+    known = about.get("options")
+    if not known:
+        write_about(study, {**about, "options": options_read(target)})
+    elif known != options_read(target):
         raise SpecError(
             f"{target}/{next(iter(known))} is not as it was when {study} was begun: put it back"
         )

@@ -16,7 +16,7 @@ from callbacks.machine import ROOT
 
 from .arms import check_arms
 from .claims import beating, claim, owner
-from .copied import FOLDER, copy_code, options_read, own_code
+from .copied import FOLDER, copy_code, own_code
 from .cost import SECONDS
 from .judged import hidden_runs
 from .local import DRIVER, LATE, POLL, STAYS, Launcher, default_jobs
@@ -118,7 +118,7 @@ def lock_checked(folder: Path, spec: dict[str, Any], amend: str = "") -> None:
         if why and not begun:
             print(f"{why}; so in every run", flush=True)
     lock(folder, spec, amend, begun=begun, compiled=compiled)
-    about = {"defaults": defaults(spec), "own": own, "options": options_read(ROOT)}
+    about = {"defaults": defaults(spec), "own": own, "options": {}}
     if not begun or known != sha256(spec):
         kept = old if begun else {}
         write_about(folder, {name: each | kept.get(name, {}) for name, each in about.items()})

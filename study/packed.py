@@ -130,8 +130,8 @@ def take(folder: Path, spec: dict[str, Any] | None = None) -> str:
     known = read_lock(source)
     if spec and sha256(spec) != known["sha256"]:
         return ""
-    shutil.rmtree(folder / TAKEN, ignore_errors=True)
-    shutil.copytree(source, folder / TAKEN)
+    with replacing(folder / TAKEN) as unfinished:
+        shutil.copytree(source, unfinished)
     _copy_costs(source, folder)
     write_lock(folder, known)
     code, count = known["code"], counted(len(read_packed(folder)), "run")
@@ -158,7 +158,9 @@ def _copy_costs(source: Path, target: Path) -> list[Path]:
 
 
 def read_packed(folder: Path) -> dict[str, dict[str, Any]]:
-    """Id of a run -> its results, of what is packed of this study.
+    """Id of a run -> its results, of what is packed of this study, and `packed`, the folder.
+
+    A study that goes on tries anew what has failed.
 
     Raises:
         SpecError: a packed file is damaged.
@@ -171,7 +173,10 @@ def read_packed(folder: Path) -> dict[str, dict[str, Any]]:
                 runs = json.loads(gzip.decompress(file.read_bytes()))
             except (OSError, EOFError, ValueError, zlib.error) as error:
                 raise SpecError(f"{file} is damaged: restore or delete it") from error
-            found |= {key: each for key, each in runs.items() if each.get("code") == code}
+            for key, each in runs.items():
+                failed = each["status"] == "failed" and source.resolve() != folder.resolve()
+                if each.get("code") == code and not failed:
+                    found[key] = {**each, "packed": str(source)}
     return found
 
 
@@ -190,17 +195,17 @@ def read_samples(study: Study, key: str) -> dict[str, np.ndarray] | None:
             known |= {"predicted": samples[name].argmax(1).astype(kind)}
             return {**known, "probability": samples[name]}
     found = study.results[key]
-    name = f"{file_name(found.get('arm', ''))}-{found.get('cell')}.npz"
-    for file in (source / name for source in _sources(study.folder)):
-        if not file.is_file():
-            continue
-        with np.load(file) as samples:
-            if key not in samples:
-                continue
-            names = {n: f"{key}.{n}" if f"{key}.{n}" in samples else n for n in ("label", "group")}
-            known = {name: samples[place] for name, place in names.items() if place in samples}
-            return {**known, "predicted": samples[key]}
-    return None
+    if "packed" not in found:
+        return None
+    file = Path(found["packed"]) / f"{file_name(found['arm'])}-{found['cell']}.npz"
+    if not file.is_file():
+        return None
+    with np.load(file) as samples:
+        if key not in samples:
+            return None
+        names = {n: f"{key}.{n}" if f"{key}.{n}" in samples else n for n in ("label", "group")}
+        known = {name: samples[place] for name, place in names.items() if place in samples}
+        return {**known, "predicted": samples[key]}
 
 
 def _short(value: Any, digits: int = 5) -> Any:

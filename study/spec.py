@@ -60,13 +60,14 @@ def read_spec(path: Path) -> dict[str, Any]:
 class _OnceEach(yaml.SafeLoader):
     """Refuses a name that a mapping has twice, of which YAML would drop the first."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping of a node."""
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """The node of a mapping, before others are merged into it."""
+        node = super().compose_mapping_node(anchor)
         names = [each.value for each, _ in node.value if isinstance(each, yaml.ScalarNode)]
         if twice := next((name for name in names if names.count(name) > 1), None):
             line = node.start_mark.line + 1
             raise yaml.YAMLError(f"{twice!r} stands twice in the mapping of line {line}")
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def read_overlaid(path: Path) -> dict[str, Any]:
@@ -242,12 +243,13 @@ def _check_options(spec: dict[str, Any]) -> None:
                 "differ in the activation and in how it is trained alone"
             )
     for number, cell in enumerate(spec["cells"]):
-        mine = flatten(cell)
-        others = (each for each in parts if each[0].startswith(("arms", "tune", "budget")))
-        for place, name in ((place, name) for place, each in others for name in flatten(each)):
-            if name in mine and name not in ("model", "data", "trainer"):
+        arms = (_leaves(each) for each in spec["arms"].values())
+        by = {"every arm": set.intersection(*arms), "budget": _leaves(spec["budget"])}
+        by["tune.grid"] = _leaves(grid) if isinstance(grid, dict) else set()
+        for place, names in by.items():
+            if vain := sorted(_leaves(cell) & names):
                 raise SpecError(
-                    f"cells[{number}]: {name} has no effect, since {place} sets it: leave out one"
+                    f"cells[{number}]: {vain[0]} has no effect, since {place} sets it: leave it out"
                 )
     if "same_time" in spec["controls"] and not all(
         type({**cell, **spec["budget"]}.get("trainer.max_epochs")) is int for cell in spec["cells"]
@@ -267,13 +269,19 @@ def _places(spec: dict[str, Any]) -> list[tuple[str, Any]]:
     ]
 
 
+def _leaves(options: dict[str, Any]) -> set[str]:
+    """The names of options that are no mappings."""
+    return {name for name, each in flatten(options).items() if not isinstance(each, dict)}
+
+
 def _check_budget(cell: int, options: list[dict[str, Any]]) -> None:
     """Refuse a training that does not begin, or does not end."""
     found: dict[str, Any] = {}
     for each in options:
         found |= flatten(each)
     for name, other in itertools.permutations(("trainer.max_epochs", "trainer.max_steps")):
-        value, limit = found.get(name), found.get(other) or 0
+        usual = int(other == "trainer.max_epochs")  # train.py has a number of epochs by default
+        value, limit = found.get(name), found.get(other, usual)
         ends = "trainer.max_time" in found or (type(limit) is int and limit > 0)
         whole = type(value) is int and (value > 0 or (value == -1 and ends))
         if value is not None and not whole:

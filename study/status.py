@@ -47,8 +47,9 @@ def wrong(study: Study) -> list[str]:
     for (word, where), each in found.items():
         seeds = ", ".join(map(str, dict.fromkeys(run.seed for run in each)))
         message = str(study.results[each[0].id].get("message") or "").partition(". ")[0]
+        logs = ", ".join(f"runs/{run.id}/log" for run in each)
         lines.append(f"{word}: {where}, {counted(len(each), 'run')}, seed {seeds}: {message} "
-                     f"(runs/{each[0].id}/log)")  # fmt: skip
+                     f"({logs})")  # fmt: skip
     return lines
 
 

@@ -209,7 +209,8 @@ class Verdict:
                 )
             case Kind.UNSTABLE:
                 text = (
-                    f"{arm}: UNSTABLE against {base}: {self._lost()} "
+                    f"{arm}: UNSTABLE against {base}: {self.diverged} of {self.ended} runs "
+                    f"diverged, {self.baseline_diverged} of {self.baseline_ended} of {base} "
                     f"(Fisher's exact test: p = {self.fisher:.2g})"
                 )
                 seen = f"; {self.mean:+z.2f} {unit} over {self.pairs} pairs that ended"
@@ -238,14 +239,9 @@ class Verdict:
         if later.n > self.interval.n:  # the decision stands, and the reader sees what came after
             text += f" (decided there; by now {later.text(unit)})"
         if self.baseline_diverged:
-            text += f" (decided before {self._lost()})"
+            text += f" (decided before {self.baseline_diverged} of {self.baseline_ended} runs of "
+            text += f"{base} diverged)"
         return text
-
-    def _lost(self) -> str:
-        return (
-            f"{self.diverged} of {self.ended} runs diverged, {self.baseline_diverged} of "
-            f"{self.baseline_ended} of {self.baseline}"
-        )
 
     def _outlook(self, seen: Interval) -> str:
         if seen.low == seen.high:

@@ -270,6 +270,7 @@ def _merge(model: nn.Module, runs: dict[bool, Run], at_twice: dict[bool, Run]) -
         if key not in names:
             names[key] = _name(model, call, names.values())
         call.last = all(other.last for other in same)
+        call.gate = any(other.gate for other in same)
         call.index, call.count = indices[key], counts[key]
         indices[key] += 1
         call.name = names[key] if call.count == 1 else f"{names[key]}.{call.index}"

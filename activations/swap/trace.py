@@ -237,14 +237,14 @@ class Run(TorchFunctionMode):
         self._inside -= bool(kind)
         number = len(self.calls) - 1 if kind and not self._inside else None
         self.flow.through((args, kwargs), out, number)
-        if number is not None and isinstance(module, nn.ELU):
-            setattr(out, _OF_ELU, number)
         if name in self._watched:
             self._kept += [(name, x, x._version) for x in tensors_in((args, out))]
         if kind and not self._inside and args and self._version != _version(args[0]):
             changed = self._overwrite(args[0], (name, None))
-            return changed if out is args[0] else None
-        return None
+            out = changed if out is args[0] else out
+        if number is not None and isinstance(module, nn.ELU):
+            setattr(out, _OF_ELU, number)
+        return out
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called in place of every function of torch."""
@@ -282,10 +282,10 @@ class Run(TorchFunctionMode):
         function = Function(name, rest, options)
         self._record(x, key, name, gate, place, function=function, why_not=place[0].why)
         out = func(*args, **kwargs)
+        if called.endswith("_") or kwargs.get("inplace") is True:
+            out = self._overwrite(x, key)
         if name == "elu":
             setattr(out, _OF_ELU, len(self.calls) - 1)
-        if called.endswith("_") or kwargs.get("inplace") is True:
-            return self._overwrite(x, key)
         return out
 
     def backward(self, out: Any) -> None:

@@ -197,7 +197,7 @@ def test_a_loader_that_shuffles_is_not_compared(net: tuple[nn.Sequential, Tensor
     report = tabulate(model, loader)
     assert len(report.tables) == 3
     assert (report.same_class, report.accuracy, report.moved) == (None, None, True)
-    assert str(report).endswith("give a loader that does not shuffle")
+    assert "give a loader that does not shuffle" in str(report)
 
 
 class Gated(A.CosLU):
@@ -222,6 +222,13 @@ def test_mixtures_of_each_channel_and_of_what_is_no_function_of_numbers():
         "3": "has a forward of its own",
     }
     torch.testing.assert_close(model(x), before, rtol=0, atol=5e-3)
+    last = partial(A.CosLU, num_parameters=3, channel_dim=-1)
+    model = nn.Sequential(A.LinComb([last]), A.LinComb([last, partial(nn.PReLU, 8)]))
+    report = tabulate(model, x)
+    assert [each.name for each in report.tables] == ["0"]
+    assert [each.why for each in report.left] == [
+        "mixes functions whose channels lie on several axes"
+    ]
 
 
 def test_a_folded_function_keeps_its_name(net: tuple[nn.Sequential, Tensor]):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from study.spec import SpecError, check, lock, read_lock, read_spec, sha256
+from study.spec import SpecError, check, lock, read_lock, read_spec, read_yaml, sha256
 
 from .made import small
 
@@ -71,7 +71,7 @@ def arms(**more: Any) -> dict[str, Any]:
         ({"tune": TUNE, **arms(SiLU={"model.optimizer.lr": 1})}, "which tune.grid varies"),
         ({"question": yaml.safe_load("2026-01-01")}, "as a date: put it in quotes"),
         ({"cells": [{"data": "Digits", "trainer": {"max_epochs": 9}}]}, "budget sets it"),
-        ({"cells": [{"data": "Digits", "model.activation": "CosLU"}]}, "arms.ReLU sets it"),
+        ({"cells": [{"data": "Digits", "model.activation": "CosLU"}]}, "every arm sets it"),
         ({"tune": TUNE, "cells": [{"data": "Digits", "model.optimizer.init_args.lr": 1}]},
          "cells[0]: model.optimizer.lr has no effect, since tune.grid sets it"),
         ({"tune": TUNE, **arms(SiLU={"model.optimizer.init_args.lr": 1})}, "tune.grid varies"),
@@ -100,6 +100,9 @@ def test_a_fair_one_gets_its_defaults():
     assert spec["alpha"] == 0.05
     assert spec["metric"] == {"name": "test/acc", "at": "last"}
     check(small(budget={"trainer.max_epochs": -1, "trainer.max_steps": 9}))
+    check(small(budget={"trainer.max_steps": -1}))  # the default
+    rate = {"model.optimizer.lr": 0.1}
+    check(small(cells=[{"data": "Digits", **rate}], **arms(SiLU={"model.optimizer.lr": 0.2})))
 
 
 def test_overlays_are_read_and_a_missing_or_broken_one_is_named(tmp_path: Path):
@@ -115,6 +118,8 @@ def test_overlays_are_read_and_a_missing_or_broken_one_is_named(tmp_path: Path):
     file.write_text("margin: 5\narms: {a: {x: 1}, b: {}, a: {x: 2}}")
     with pytest.raises(SpecError, match="'a' stands twice in the mapping of line 2"):
         read_spec(file)
+    file.write_text("""question: &Q {z: &Z {k: 1}, y: {a: &A {<<: *Z, k: 2}}, b: {<<: *A}}""")
+    assert read_yaml(file) == yaml.safe_load(file.read_text())  # a merge is no repetition
     file.write_text("arms: {")
     with pytest.raises(SpecError, match="cannot be read"):
         read_spec(file)

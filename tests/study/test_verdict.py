@@ -339,7 +339,7 @@ def test_a_verdict_stands_when_the_baseline_diverges_later():
     values = np.arange(90.0, 97.0) + np.array([*UP, np.nan, np.nan])
     found = family(base, [Runs("CosLU", values)], Rules(0.3))[0]
     assert (found.kind, found.look) == (Kind.BETTER, 1)
-    assert found.sentence().endswith("(decided before 0 of 5 runs diverged, 1 of 7 of ReLU)")
+    assert found.sentence().endswith("(decided before 1 of 7 runs of ReLU diverged)")
     values[2] = values[2] - 9  # undecided
     assert family(base, [Runs("CosLU", values)], Rules(0.3))[0].kind is Kind.UNSTABLE
 
