@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -245,6 +246,7 @@ def trainings(options: Namespace) -> Iterator[dict[str, Any]]:
     def train(name: str, words: list[str]) -> dict[str, Any]:
         slug = re.sub(r"\W+", "_", name)
         place = options.out / "fit" / slug
+        shutil.rmtree(place, ignore_errors=True)  # the results of an earlier call
         words = [str(ROOT / "train.py"), *FIT, *words, "--trainer.max_epochs", epochs,
                  "--trainer.accelerator", {"cuda": "gpu"}.get(options.device, "cpu"),
                  "--trainer.logger.save_dir", str(place.resolve())]  # fmt: skip

@@ -23,7 +23,7 @@ from activations import Activation, fold, tabulate
 from models import Classifier
 from models.export import FILES, check_formats, write
 
-from .measure import in_turns, summarize, timed
+from .measure import compile_all, in_turns, summarize, timed
 from .report import at_least
 from .step import NAMING, NETWORKS, activation, factory
 
@@ -120,7 +120,7 @@ def _eager(network: nn.Module, file: Path, x: Tensor, threads: int) -> Run:
 
 
 def _compiled(network: nn.Module, file: Path, x: Tensor, threads: int) -> Run:
-    torch._dynamo.reset()
+    compile_all()
     return partial(_call, torch.compile(network), x)
 
 

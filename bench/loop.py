@@ -10,6 +10,7 @@ bare epoch's.
 import contextlib
 import io
 import logging
+import re
 import tempfile
 import warnings
 from argparse import ArgumentParser, Namespace
@@ -144,5 +145,5 @@ def inside(kind: type, profiler: SimpleProfiler) -> float:
     return sum(
         sum(seconds)
         for action, seconds in profiler.recorded_durations.items()
-        if kind.__name__ in action and ("batch" in action or "epoch" in action)
+        if kind.__name__ in action and re.search("batch|epoch", action.rpartition(".")[2])
     )

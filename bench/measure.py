@@ -143,3 +143,12 @@ class Turns:
     def _turn(self) -> None:
         self._go.release()
         self._back.acquire()
+
+
+def compile_all() -> None:
+    """Let torch.compile take any number of networks: after 8 of one class it runs them as they are.
+
+    They share the code of `forward`, and with it Dynamo's limit.
+    """
+    for name in ("recompile_limit", "accumulated_recompile_limit"):
+        setattr(torch._dynamo.config, name, 10_000)

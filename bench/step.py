@@ -28,7 +28,7 @@ from activations import Activation, parameter_groups
 from callbacks.machine import keep_memory
 from models import Classifier
 
-from .measure import in_turns, locked, saved_bytes, summarize, timed
+from .measure import compile_all, in_turns, locked, saved_bytes, summarize, timed
 from .report import at_least
 
 RIVALS: dict[str, Callable[[], nn.Module]] = {
@@ -87,6 +87,7 @@ def training(
     """A network, its training step, which returns its seconds, and the bytes that it saves."""
     torch.manual_seed(0)
     arguments = NETWORKS[network]
+    compile_all()
     classifier = Classifier(**arguments, activation=factory(function), compile=mode)
     classifier.setup("validate")  # fuses or compiles
     shape = [arguments["in_channels"], *[arguments["image_size"]] * arguments["dims"]]

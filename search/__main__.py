@@ -13,10 +13,10 @@ from typing import Any
 from activations.files import naming
 from study.__main__ import add_jobs, set_fields
 from study.arms import check_arms
-from study.copied import copy_code
+from study.copied import copy_code, own_code
 from study.drive import driven, kept_launcher
 from study.local import LATE, default_jobs
-from study.runs import Study, read_runs
+from study.runs import Study, read_about, read_runs, write_about
 from study.slurm import slurm_script
 from study.spec import LOCK, SpecError, check, held, lock, read_lock, sha256
 from study.words import counted
@@ -98,6 +98,12 @@ def lock_search(folder: Path, spec: dict[str, Any]) -> None:
             train.py does not accept the options.
     """
     known = read_lock(folder) if (folder / LOCK).is_file() else None
+    old, own = read_about(folder).get("own", {}), own_code(spec)
+    if known and read_runs(folder) and (other := [n for n, x in old.items() if own.get(n) != x]):
+        raise SpecError(
+            f"the module {other[0]} has changed since {folder} was locked: trainings of different "
+            "code do not mix. Put it back, or start a new search in another folder (--dir)"
+        )
     if known is None or known["sha256"] != sha256(spec):
         if known is not None and read_runs(folder):
             raise SpecError(
@@ -114,6 +120,7 @@ def lock_search(folder: Path, spec: dict[str, Any]) -> None:
             )
         study = Study(folder, {"spec": check(study_spec(spec))})
         check_arms(study, {"metric": spec["metric"]})
+        write_about(folder, {"own": own})
     lock(folder, spec, begun=False)
 
 

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +104,7 @@ def _arguments(member: Member) -> dict[str, str]:
     """Constant in the formula of the candidate -> its shorter name in the class."""
     stems = [re.sub(r"\d+$", "", constant) for constant in member.candidate.constants]
     return {
-        constant: stem if stems.count(stem) == 1 else constant
+        constant: stem if stems.count(stem) == 1 and stem not in ("x", "y") else constant
         for constant, stem in zip(member.candidate.constants, stems, strict=True)
     }
 
@@ -219,12 +220,12 @@ def latex(tree: Tree, outside: int = 0) -> str:
         return number if tree >= 0 or not outside else f"({number})"
     name, *parts = tree
     match name:
-        case "/":
-            return rf"\frac{{{latex(parts[0])}}}{{{latex(parts[1])}}}"
+        case "/":  # only a power needs brackets around it
+            own, text = 3, rf"\frac{{{latex(parts[0])}}}{{{latex(parts[1])}}}"
         case "**":
-            return f"{{{latex(parts[0], 4)}}}^{{{latex(parts[1])}}}"
+            own, text = 3, f"{{{latex(parts[0], 4)}}}^{{{latex(parts[1])}}}"
         case "exp":
-            return f"e^{{{latex(parts[0])}}}"
+            own, text = 3, f"e^{{{latex(parts[0])}}}"
         case "abs":
             return rf"\left|{latex(parts[0])}\right|"
         case "sqrt":
@@ -355,12 +356,26 @@ def _listed(text: str, name: str, member: Member) -> str:
     return text.replace(row, f"{row}`{name}` ", 1)
 
 
+def _merged(options: list[dict[str, Any]]) -> dict[str, Any]:
+    """Options with dotted names; later ones win."""
+    found: dict[str, Any] = {}
+    for name, value in (pair for each in options for pair in flatten(each).items()):
+        if not isinstance(value, dict):  # another class has other options
+            found = {n: x for n, x in found.items() if not n.startswith(f"{name}.")}
+        found[name] = value
+    return found
+
+
 def _study(search: Search, member: Member, name: str) -> str:
     """A spec: the function against known ones, on seeds and data that the search has not seen."""
     spec = search.spec
-    used = {cell.get("data") for cell in spec["cells"]}
+    given = [_merged([*spec["base"], cell]) for cell in spec["cells"]]
+    used = {str(each.get("data.class_path", each.get("data"))).rpartition(".")[2] for each in given}
     # one data set alone, so that --set data.root=DIR names its folder
-    data = next((each for each in PLACES if each not in used), next(reversed(PLACES)))
+    data = next((each for each in PLACES if each not in used), None)
+    if data is None:
+        raise SpecError(f"the search has used {', '.join(PLACES)}: no other data are known for a "
+                        "study; write its spec yourself")  # fmt: skip
     own: dict[str, object] = {"model.activation": name}
     if member.candidate.constants and spec["constants"] != "site":
         own["model.share"] = spec["constants"]
@@ -368,8 +383,8 @@ def _study(search: Search, member: Member, name: str) -> str:
             "SiLU": {"model.activation": "torch.nn.SiLU"}}  # fmt: skip
     arms |= {f"EELU-{k}": {"model.activation": "EELU", "model.activation.variant": k}
              for k in range(1, 5)}  # fmt: skip
-    known = [flatten(each).get("model.optimizer.init_args.lr") for each in spec["base"]]
-    rates = [factor * rate for rate in known if rate for factor in (0.5, 1, 2)][-3:]
+    rate = given[0].get("model.optimizer.lr")
+    rates = [factor * float(rate) for factor in (0.5, 1, 2)] if rate else []
     grid = {"model.optimizer.lr": rates}
     tune = {"grid": grid, "seeds": [1, 2], "metric": "val/acc"} if rates else None
     first = max(1000, *spec["finalists"]["seeds"], spec["seed"]) + 1000

@@ -60,19 +60,21 @@ def check_search(spec: dict[str, Any]) -> dict[str, Any]:
         )
     if FOUND in full["references"]:
         raise SpecError(f"references: {FOUND!r} is what is searched: choose another name")
-    check(study_spec(full))  # what is unfair in a study is unfair here
-    for number, cell in enumerate(full["cells"]):
+    cells = full["cells"] if isinstance(full["cells"], list) else []
+    for number, cell in enumerate(cells):
         for name, by in (("trainer.max_epochs", "halving.epochs"), ("model.share", "constants"),
                          ("model.activation", "the search")):  # fmt: skip
-            if any(f"{each}.".startswith(f"{name}.") for each in flatten(cell)):
+            given = flatten(cell) if isinstance(cell, dict) else {}
+            if any(f"{each}.".startswith(f"{name}.") for each in given):
                 raise SpecError(f"cells[{number}]: {name} is set by {by}: leave it out")
+    check(study_spec(full))  # what is unfair in a study is unfair here
     return full
 
 
 def _check_numbers(spec: dict[str, Any]) -> None:
     for name, least in (("seed", 0), ("generations", 1), ("children", 2), ("population", 2),
                         ("tournament", 1)):  # fmt: skip
-        if type(spec[name]) is not int or spec[name] < least:
+        if type(spec[name]) is not int or not least <= spec[name] < 2**32:
             raise SpecError(f"{name} must be a whole number from {least}, got {spec[name]!r}")
     if spec["tournament"] > spec["population"]:
         raise SpecError(
@@ -98,7 +100,8 @@ def _check_numbers(spec: dict[str, Any]) -> None:
     number, seeds = spec["finalists"]["number"], spec["finalists"]["seeds"]
     if type(number) is not int or number < 1:
         raise SpecError(f"finalists.number must be a whole number from 1, got {number!r}")
-    if not _whole(seeds) or len(set(seeds)) < len(seeds) or min(seeds) < 0 or len(seeds) < 2:
+    possible = _whole(seeds) and all(0 <= each < 2**32 for each in seeds)
+    if not possible or len(set(seeds)) < len(seeds) or len(seeds) < 2:
         raise SpecError(f"finalists.seeds must be two or more different seeds, got {seeds!r}")
     if spec["seed"] in seeds:
         raise SpecError(f"finalists.seeds: {spec['seed']} is the seed of the search: use others")

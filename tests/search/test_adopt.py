@@ -5,16 +5,19 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import search.__main__
 from activations import Formula
 from activations.functions.formula import parse
 from callbacks.machine import ROOT
-from search.adopt import adopt, finite_at_the_end, finite_up_to, kinks, latex
+from search.adopt import _study, adopt, finite_at_the_end, finite_up_to, kinks, latex
 from search.evolution import EVOLVED, Search
 from search.screen import Candidate
 from study.spec import SpecError, read_spec
@@ -78,6 +81,23 @@ def test_the_study_is_on_other_seeds_and_data(found: Search, root: Path):
     seeds = found.spec["finalists"]["seeds"]
     assert spec["seeds"]["first"] > max(*seeds, found.spec["seed"])
     assert spec["tune"]["grid"] == {"model.optimizer.lr": [0.1, 0.2, 0.4]}  # around the search's
+
+
+def test_the_study_reads_all_that_the_search_was_given(found: Search, root: Path):
+    """Data and learning rate, wherever and however they are written."""
+    (member,) = (each for each in found.streams[EVOLVED].members if each.number == 18)
+    for base, cell, data, rates in (
+        ([{"data": "CIFAR10"}], {}, "CIFAR100", None),
+        ([], {"data": "datamodules.CIFAR10", "model.optimizer.lr": 0.5}, "CIFAR100", [0.25, 0.5, 1]),
+        ([{"data": {"class_path": "CIFAR10"}}, {"model.optimizer.init_args.lr": "1e-2"}],
+         {"data": "CIFAR100"}, "CIFAR10", [0.005, 0.01, 0.02]),
+    ):  # fmt: skip
+        search: Any = SimpleNamespace(spec={**found.spec, "base": base, "cells": [cell]})
+        spec = yaml.safe_load(_study(search, member, "NewLU"))
+        assert spec["cells"][0]["data"] == data
+        assert (spec["tune"] or {"grid": {"model.optimizer.lr": None}})["grid"] == {
+            "model.optimizer.lr": rates
+        }
 
 
 @pytest.mark.parametrize(
@@ -177,6 +197,8 @@ def test_whether_a_formula_is_finite_at_the_largest_number():
         ("x * erf(exp(beta * x))", r"x\, \mathrm{erf}(e^{\beta\, x})"),
         ("-(x + 1)**2 / abs(x - 0.5)", r"\frac{-{(x + 1)}^{2}}{\left|x - 0.5\right|}"),
         ("x - (alpha2 - x)", r"x - (\alpha_{2} - x)"),
+        ("exp(erf(-x)) ** 2", r"{(e^{\mathrm{erf}(-x)})}^{2}"),
+        ("(x**2)**3 * (x / 2)**2", r"{({x}^{2})}^{3}\, {(\frac{x}{2})}^{2}"),
         ("max(x, sqrt(2))", r"\mathrm{max}(x, \sqrt{2})"),
         ("abs(x) + 1e-6 - 2.5e8", r"\left|x\right| + 10^{-6} - 2.5 \cdot 10^{8}"),
     ],
