@@ -13,7 +13,7 @@ from activations.files import replacing
 from callbacks.machine import ROOT
 from callbacks.results import TEST
 
-from .runs import ABOUT, Study, read_prepared
+from .runs import Study, read_about, read_prepared, write_about
 from .spec import LOCK, SpecError, file_name, placeless, read_lock, sha256, write_lock
 from .words import counted
 
@@ -62,7 +62,7 @@ def pack(folder: Path, target: Path | None = None) -> str:
         arms.setdefault(file_name(arm), {})[key] = content
         if (samples := read_samples(study, key)) is not None:
             part = predicted.setdefault(f"{file_name(arm)}-{cell}", {})
-            for name in {"label", "group"} & samples.keys():
+            for name in (each for each in ("label", "group") if each in samples):
                 known = part.setdefault(name, samples[name])
                 if not np.array_equal(known, samples[name]):
                     part[f"{key}.{name}"] = samples[name]
@@ -146,10 +146,9 @@ def _sources(folder: Path) -> list[Path]:
 
 
 def _copy_costs(source: Path, target: Path) -> list[Path]:
-    """Copy what was measured of the arms' cost; the files written. And what the code had."""
-    for each in [source / ABOUT] if (source / ABOUT).is_file() else []:
-        with replacing(target / ABOUT) as unfinished:
-            unfinished.write_bytes(each.read_bytes())
+    """Copy what was measured of the arms' cost; the files written. And add what the code had."""
+    if known := read_about(source):
+        write_about(target, {**read_about(target), **known})
     found = [each for each in COSTS if (source / each).is_file()]
     for name in found:
         with replacing(target / name) as unfinished:
