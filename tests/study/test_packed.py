@@ -19,7 +19,7 @@ from study import copied, packed
 from study.copied import copy_code, options_read
 from study.lines import new_image_lines
 from study.packed import pack, read_packed, read_samples, take
-from study.runs import Study, read_prepared, write_about
+from study.runs import Study, read_about, read_prepared, write_about
 from study.slurm import ranges, slurm_script
 from study.spec import SpecError, check, held, lock, read_lock
 from study.status import status
@@ -202,6 +202,25 @@ def test_a_folder_with_results_of_its_own_keeps_them(done: Study, tmp_path: Path
     again = Study.read(done.folder, read_packed(done.folder))
     assert again.results.keys() == done.results.keys()
     assert again.next_runs() == ("", [])
+
+
+def test_what_is_known_of_the_code_is_added_and_failed_runs_are_tried_anew(
+    done: Study, tmp_path: Path
+):
+    run = done.verdict_run("SiLU", 0, 1000)
+    write(done, run, result(0, 1000, status="failed"))
+    pack(done.folder)
+    write_about(tmp_path / "kept/mine", {"defaults": {"CosLU": {"alpha": 1.0}}})
+    write_about(done.folder, {"options": {"configs/base.yaml": "0"}})
+    pack(done.folder)
+    about = {"defaults": {"CosLU": {"alpha": 1.0}}, "options": {"configs/base.yaml": "0"}}
+    assert read_about(tmp_path / "kept/mine") == about
+    take(fresh := tmp_path / "second/mine")
+    again = Study.read(fresh, read_packed(fresh))
+    assert read_about(fresh) == about
+    assert [each.id for each in again.next_runs()[1]] == [run.id]
+    shown = Study.read(tmp_path / "kept/mine", read_packed(tmp_path / "kept/mine"))
+    assert shown.results[run.id]["status"] == "failed"  # the page of verdicts tells it
 
 
 def test_packed_results_of_other_code_are_not_used(done: Study, tmp_path: Path):
