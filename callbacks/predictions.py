@@ -109,13 +109,15 @@ def write_table(path: Path, names: Sequence[str], rows: Sequence[Row]) -> None:
     """
     known = [*rows[0].known, "label", "predicted", "probability"]
     table: list[list[Any]] = [["index", *known, *(f"probability_{name}" for name in names)]]
+    lost = 0
     for index, told, label, shares, _ in rows:
         found = best_of(shares)
+        lost += found is None
         best = math.nan if found is None else shares[found]
         named = ["" if number is None else names[number] for number in (label, found)]
         values = [f"{share:.6f}" for share in (best, *shares)]
         table.append([index, *told.values(), *named, *values])
-    if lost := sum(best_of(row.shares) is None for row in rows):
+    if lost:
         sys.stderr.write(
             f"the network's output is not finite for {lost} of {len(rows)} samples: their class is "
             "left empty. If it is so for all, the weights are damaged: give another checkpoint\n"

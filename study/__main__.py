@@ -122,26 +122,12 @@ def asked(options: Any) -> tuple[Path, dict[str, Any]]:
         spec, folder = typed(options), options.dir or _room("-".join(words))
     else:
         raise SpecError("name a spec, or give --data and --activations: python -m study run --help")
-    _check_set(spec, options.set)
     set_fields(spec["cells"], options.set)
     return folder, held(check(spec) if options.set else spec)
 
 
 def _room(name: str) -> Path:
     return ROOM / re.sub(r"[^\w.-]", "_", name)
-
-
-def _check_set(spec: dict[str, Any], given: list[str]) -> None:
-    """Refuse fields that the budget or the grid sets anyway."""
-    for field in (each.partition("=")[0] for each in given):
-        for place, known in (
-            ("budget", spec["budget"]),
-            ("tune.grid", (spec["tune"] or {}).get("grid", {})),
-        ):
-            if field in known:
-                raise SpecError(
-                    f"--set {field} has no effect, since {place} sets it: change the file"
-                )
 
 
 def set_fields(cells: list[dict[str, Any]], given: list[str]) -> None:
