@@ -66,6 +66,7 @@ class Results(Callback):
         self._clock = self._processor = 0.0
         self._images, self._training = 0, [0.0, 0.0]  # seconds, since when
         self._trained = 0  # samples of an epoch
+        self._validated = False  # in this epoch
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run adds to."""
@@ -107,6 +108,7 @@ class Results(Callback):
     def on_train_epoch_start(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock of the epoch."""
         self._images, self._training = 0, [0.0, time.perf_counter()]
+        self._validated = False
 
     def on_train_batch_end(
         self,
@@ -128,12 +130,15 @@ class Results(Callback):
     def on_validation_end(self, *args: Any, **kwargs: Any) -> None:
         """Let the clock of the epoch go on."""
         self._training[1] = time.perf_counter()
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the metrics."""
         seconds = self._training[0] + time.perf_counter() - self._training[1]
         kept = [each for each in self.epochs if each["epoch"] < trainer.current_epoch]
         metrics = _numbers(trainer.callback_metrics)
+        if not self._validated:  # those of an earlier epoch
+            metrics = {name: v for name, v in metrics.items() if not name.startswith("val/")}
         speed = {"images_per_s": self._images / max(seconds, 1e-9)}
         self.epochs = [*kept, {"epoch": trainer.current_epoch, **metrics, **speed}]
         loader: Any = trainer.train_dataloader
@@ -336,7 +341,7 @@ def _row(file: Path, root: Path) -> dict[str, Any]:
         row |= {"data": data, "backbone": model.get("backbone"), "activation": activation}
         row |= {"max_epochs": config.get("trainer", {}).get("max_epochs")}
         row |= {f"{at} {n}": v for at, found in content["test"].items() for n, v in found.items()}
-        last = content["epochs"][-1] if content["epochs"] else {}
+        last = {name: value for each in content["epochs"] for name, value in each.items()}
         row |= {name: value for name, value in last.items() if name.startswith(("val/", "train/"))}
         names = ("fit_s", "cpu_s", "images_per_s", "parameters", "config_sha256", "code", "commit")
         row |= {name: content.get(name) for name in (*names, "dirty", "start", "end")}

@@ -119,7 +119,7 @@ def lock_search(folder: Path, spec: dict[str, Any]) -> None:
                 f"generation needs {spec['children']}"
             )
         study = Study(folder, {"spec": check(study_spec(spec))})
-        check_arms(study, {"metric": spec["metric"]})
+        check_arms(study, {"metric": spec["metric"]}, spec["halving"]["epochs"])
         write_about(folder, {"own": own})
     lock(folder, spec, begun=False)
 

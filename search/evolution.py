@@ -81,6 +81,7 @@ class Stream:
                 self.alive = self.children()
                 self.members += self.alive
                 if not self.alive:  # the space has no more
+                    self.generation = spec["generations"]
                     break
             runs = {m.number: search.runs(m.candidate, epochs[self.rung]) for m in self.alive}
             if missing := search.missing([run for each in runs.values() for run in each]):

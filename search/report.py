@@ -171,9 +171,13 @@ def against_random(search: Search) -> str:
 
 
 def interval(differences: np.ndarray) -> tuple[float, float]:
-    """The 95% interval of the mean of differences by seed; infinite where one run has no value."""
+    """The 95% interval of the mean of differences by seed.
+
+    Infinite where one run has no value, and where all seeds have the same difference, which few
+    seeds on a small validation set often have: it tells nothing of their spread.
+    """
     n, mean = len(differences), float(np.mean(differences))
-    if not np.isfinite(differences).all():
+    if not np.isfinite(differences).all() or (np.ptp(differences) < 1e-9 < abs(mean)):
         return -math.inf, math.inf
     half = float(stats.t.ppf(0.975, n - 1) * np.std(differences, ddof=1) / math.sqrt(n))
     return mean - half, mean + half
@@ -187,6 +191,11 @@ def difference(search: Search, first: np.ndarray, second: np.ndarray) -> str:
     scale = -1 if search.spec["metric"].endswith("loss") else 100  # fitness to metric
     differences = scale * (first - second)
     low, high = interval(differences)
+    if math.isinf(low):
+        return (
+            f"difference {differences.mean():+z.2f} {_unit(search)} with each of {len(first)} "
+            "seeds, which do not tell their spread"
+        )
     spread = "more than" if low > 0 or high < 0 else "not more than"
     return (
         f"difference {differences.mean():+z.2f} {_unit(search)} [{low:+z.2f}, {high:+z.2f}] over "

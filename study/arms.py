@@ -4,7 +4,7 @@ import io
 import logging
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     import train
 
 
-def check_arms(study: Study, metrics: dict[str, str] | None = None) -> tuple[str, str]:
+def check_arms(
+    study: Study, metrics: dict[str, str] | None = None, lengths: Sequence[int] = ()
+) -> tuple[str, str]:
     """Build data and model of each arm in each cell.
 
     Args:
         study: its spec alone is used.
         metrics: field of the spec -> metric, of a search; by default those of a study.
+        lengths: epochs of its trainings, of a search; by default those of the budget.
 
     Returns:
         What `compile: auto` is, in all runs alike, and the line that says why. It is what pays for
@@ -31,7 +34,8 @@ def check_arms(study: Study, metrics: dict[str, str] | None = None) -> tuple[str
 
     Raises:
         SpecError: an option, a name or a value is not accepted, or data are not there; there is no
-            such metric; or an arm would be trained longer or on other data than the baseline.
+            such metric; the last epoch has no validation; or an arm would be trained longer or on
+            other data than the baseline.
     """
     spec, arms = study.spec, [study.spec["baseline"], *study.spec["arms"]]
     asked = metrics or {
@@ -53,6 +57,13 @@ def check_arms(study: Study, metrics: dict[str, str] | None = None) -> tuple[str
                 if f"test/{name}" not in known:
                     there = ", ".join(each.replace("test", stage, 1) for each in known)
                     raise SpecError(f"{field} {metric!r} is none of these data's: {there}")
+            every = found.trainer.check_val_every_n_epoch or 1
+            for epochs in lengths or [max(found.trainer.max_epochs or 0, 0)]:
+                if epochs % every:
+                    raise SpecError(
+                        f"trainer.check_val_every_n_epoch {every}: the last of {epochs} epochs has "
+                        "no validation; give a divisor of the epochs"
+                    )
             options = flatten(found.config.fit.as_dict())
             budget = {name: each for name, each in options.items() if name.startswith(BUDGET)}
             first = first or budget

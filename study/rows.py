@@ -76,7 +76,7 @@ def _row(study: Study, run: Run, status: str, key: str = "") -> dict[str, Any]:
     cells, settings = study.spec["cells"], study.settings
     options = cells[run.cell] if run.cell < len(cells) else {}
     setting = settings[run.setting] if run.setting < len(settings) else {}
-    last = (found.get("epochs") or [{}])[-1]
+    last = {name: value for each in found.get("epochs") or [] for name, value in each.items()}
     machine = (found.get("machine") or {}).get("processor", found.get("processor"))
     metric = study.value(run) if not key else math.nan
     return {

@@ -142,12 +142,12 @@ class Study:
         return math.nan if value is None else scale * value
 
     def last(self, run: Run, metric: str) -> float:
-        """A validation metric of the last epoch of a run that has ended well; NaN without."""
+        """The last value of a validation metric of a run that has ended well; NaN without."""
         found = self.results.get(run.id)
-        if not found or found["status"] != "ok" or not found["epochs"]:
+        if not found or found["status"] != "ok":
             return math.nan
-        value = found["epochs"][-1].get(metric)
-        return math.nan if value is None else value
+        values = [each[metric] for each in found["epochs"] if each.get(metric) is not None]
+        return values[-1] if values else math.nan
 
     def status(self, run: Run) -> str:
         """Of a run: ok, diverged, failed or missing."""

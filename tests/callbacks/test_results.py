@@ -91,6 +91,20 @@ def test_results_agree_with_the_files_of_the_run(
     assert (row["data"], row["activation"], row["max_epochs"]) == ("Digits", "CosLU", 3)
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_an_epoch_without_validation_has_no_value_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=2"]
+    train.main([*LINE.split(), *words])
+    epochs = read(RUN)["epochs"]
+    assert ["val/acc" in each for each in epochs] == [False, True, False]
+    assert all("train/loss" in each for each in epochs)
+    row = pd.DataFrame(read_results("runs")).iloc[0]
+    assert row["val/acc"] == epochs[1]["val/acc"]
+
+
 def test_a_run_that_diverges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as left:

@@ -127,6 +127,9 @@ def test_a_space_with_few_functions_ends_early(tmp_path: Path):
     space = {"leaves": ["x"], "unary": ["tanh(x)", "silu(x)"], "operators": 2}
     search = finish(begun(tmp_path / "few", space=space))
     assert [len(stream.members) for stream in search.streams.values()] == [6, 6]
+    counts = [dict(stream.counts) for stream in search.streams.values()]
+    search.next_runs()
+    assert [dict(stream.counts) for stream in search.streams.values()] == counts
 
 
 def test_the_surrogate_ranks_more_than_are_trained(tmp_path: Path, whole: Search):

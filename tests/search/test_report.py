@@ -1,14 +1,16 @@
 """The report says what the trainings say, also where that is little."""
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
 import search.__main__
 from search.evolution import EVOLVED, STREAMS, Search
-from search.report import family, front, inputs, report
+from search.report import family, front, inputs, interval, report
 from search.status import progress
 from tests.search.made import begun, finish, train
 
@@ -93,6 +95,11 @@ def test_search_against_random_in_each_direction(tmp_path: Path, gain: float, wo
     assert told.startswith(f"The search {word} random search with the same trainings")
     assert f"difference {100 * gain:+.2f} points" in told
     assert ("not more than" in told) == (gain == 0)
+
+
+def test_equal_differences_tell_no_spread():
+    assert interval(np.array([0.1, 0.1, 0.1]) - 0.09) == (-math.inf, math.inf)
+    assert interval(np.zeros(3)) == (0, 0)
 
 
 def test_a_report_before_the_end_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

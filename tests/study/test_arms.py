@@ -63,6 +63,13 @@ def test_a_slip_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[s
             },
             "tune.metric 'val/accuracy' is none of these data's: val/acc, ",
         ),
+        (
+            {
+                "cells": [{"data": "Digits", "trainer.check_val_every_n_epoch": 2}],
+                "budget": {"trainer.max_epochs": 3},
+            },
+            "check_val_every_n_epoch 2: the last of 3 epochs has no validation",
+        ),
         # argparse takes the beginning of an option's name
         ({"arms": {"ReLU": RELU, "X": {"trainer.accum": 2}}}, "equal budgets"),
     ],
