@@ -47,6 +47,7 @@ from callbacks.machine import keep_memory
 from datamodules import *  # noqa: F403 - so that its classes have short names
 from models import Classifier, DivergedError
 from models.checkpoints import check_complete, check_fits, check_given, read_checkpoint
+from models.network import find
 from options import SLIP, Parser, explain, parsable
 
 gc.enable()
@@ -161,6 +162,9 @@ class CLI(LightningCLI):
             )
         if path in (None, "", "best", "last", "hpc", "registry"):
             return
+        if Path(path).is_dir():  # of a run
+            last = Path(path, "checkpoints", f"{config.last_checkpoint.filename}.ckpt")
+            path = config.ckpt_path = str(last if subcommand == "fit" else find(path))
         known = read_checkpoint(path, signature(Classifier).parameters, config.trust)
         if subcommand == "fit" and "optimizer_states" not in known:
             raise ValueError(

@@ -53,6 +53,11 @@ def read_file(path: str | Path, option: str = "--ckpt_path") -> Any:
     if not path.is_file():
         kind = ", which is no file" if path.exists() else ""
         raise FileNotFoundError(f"no weights at {str(path)!r}{kind} ({option})")
+    if path.suffix == ".json":
+        raise ValueError(
+            f"{str(path)!r} describes an exported network and is no checkpoint: give the folder of "
+            f"its run with {option}"
+        )
     try:
         if not path.stat().st_size:
             raise ValueError("it is empty")

@@ -281,6 +281,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path, capsys: Any, monkeypatch: Any
     for words, sentence in {
         (str(run),): "holds no checkpoint (best.ckpt or last.ckpt)",
         (str(tmp_path / "none.ckpt"),): "no weights at",
+        (str(tmp_path / "hub"),): "describes an exported network",
         (str(tmp_path / "other.pth"),): "is no checkpoint of this program",
         (
             str(file),

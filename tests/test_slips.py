@@ -163,7 +163,7 @@ RUN_LINES = [
     ("RUN --ckpt_path=", "--ckpt_path is empty"),
     ("RUN --ckpt_path last", "--ckpt_path last: name the file of the run that shall go on"),
     ("RUN --trainer.strategy ddp_spawn", "such as ddp"),
-    ("RUN --ckpt_path .", "no weights at '.', which is no file"),
+    ("RUN --ckpt_path .", "no weights at 'checkpoints/last.ckpt'"),
     ("RUN -c none.yaml", "none.yaml"),
     ("RUN stray", "unrecognized arguments: stray"),
     ("RUN --test_after_fit perhaps", "'perhaps' does not fit: give true or false"),

@@ -273,7 +273,7 @@ def test_fit_then_test_then_validate_then_predict(
     # the checkpoint knows its network: backbone and activation need not be said again
     command(f"test {data} {quiet} --ckpt_path {best} --trainer.logger false")
     assert f"{float(accuracy[1]):.4g}"[:4] in capsys.readouterr().out
-    command(f"validate -c {run / 'config.yaml'} --ckpt_path {best} --trainer.logger false")
+    command(f"validate -c {run / 'config.yaml'} --ckpt_path {run} --trainer.logger false")
     assert "val/acc" in capsys.readouterr().out
     command(f"predict {data} {quiet} --ckpt_path {best} --predictions.path out.csv")
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 31
@@ -332,7 +332,7 @@ def test_a_run_with_two_loggers_goes_on_in_its_folder_below_the_chosen_root(
     command(f"{line} --trainer.max_epochs 1")
     run = tmp_path / "there/all/Digits-resnet8-own/version_0"
     last = run / "checkpoints/last.ckpt"
-    command(f"{line} --trainer.max_epochs 2 --ckpt_path {last}")
+    command(f"{line} --trainer.max_epochs 2 --ckpt_path {run}")
     assert {each.name for each in tmp_path.iterdir()} == {"two.yaml", "there"}
     assert torch.load(last, weights_only=True)["epoch"] == 1
     assert (run / "config.yaml").is_file()
