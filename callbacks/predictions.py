@@ -114,7 +114,11 @@ def write_table(path: Path, names: Sequence[str], rows: Sequence[Row]) -> None:
         found = best_of(shares)
         lost += found is None
         best = math.nan if found is None else shares[found]
-        named = ["" if number is None else names[number] for number in (label, found)]
+        # a data set may have labels that are no class, such as -1 for an unknown one
+        named = [
+            "" if number is None else names[number] if 0 <= number < len(names) else number
+            for number in (label, found)
+        ]
         values = [f"{share:.6f}" for share in (best, *shares)]
         table.append([index, *told.values(), *named, *values])
     if lost:

@@ -266,6 +266,11 @@ class Classifier(LightningModule):
             self.compiled = ""
         if stage == "fit" and self.match is True and self.swapped and not self.trainer.ckpt_path:
             data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+            if data is None:
+                raise ValueError(
+                    "match: true looks at a training batch of a data module: give one, "
+                    "trainer.fit(model, datamodule=...)"
+                )
             images, *_ = next(iter(data.train_dataloader()))
             self.swapped.match(self.backbone, images.to(next(self.parameters()).device))
         side, data = side_of(self.backbone), getattr(self._trainer, "datamodule", None)

@@ -14,6 +14,7 @@ from torch import nn
 
 from activations import LSLU, CosLU
 from callbacks import PredictionWriter
+from callbacks.predictions import Row, write_table
 from models import Classifier
 from tests.data import Tiny
 from tests.trainings import classifier, trainer
@@ -38,6 +39,21 @@ def test_predictions_are_a_complete_csv(tmp_path: Path):
     assert all(1 / 3 <= float(row["probability"]) <= 1 for row in rows)
     assert {row["predicted"] for row in rows} <= set(data.class_names)
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_label_that_is_no_class_is_not_the_last_one(tmp_path: Path):
+    rows = [Row(k, {}, label, [0.25, 0.75]) for k, label in enumerate([1, -1, 2, None])]
+    write_table(tmp_path / "p.csv", ["cat", "dog"], rows)
+    with open(tmp_path / "p.csv") as file:
+        found = [(row["label"], row["predicted"]) for row in csv.DictReader(file)]
+    assert found == [("dog", "dog"), ("-1", "dog"), ("2", "dog"), ("", "dog")]
+
+
+def test_a_match_without_a_data_module_says_what_it_needs(tmp_path: Path):
+    model, data = Classifier("resnet8", 3, 1, 8, activation=CosLU, match=True), Tiny()
+    data.setup("fit")
+    with pytest.raises(ValueError, match="match: true looks at a training batch of a data module"):
+        trainer(tmp_path).fit(model, data.train_dataloader(), data.val_dataloader())
 
 
 def test_metrics_are_right(tmp_path: Path):
