@@ -36,7 +36,7 @@ class Found:
     calls: list[Call]  # gates included
     counts: Counter[str]  # how often each module was called
     overwritten: set[Key]  # see Run
-    clamped: set[str]  # see Run
+    by_hand: set[tuple[str, str, str]]  # see Run
     example: Inputs
     meta: bool  # whether the network runs without numbers
     failure: str  # why the network does not run in one of the modes; empty where it does
@@ -85,7 +85,7 @@ def find_calls(
         _merge(model, runs, at_twice),
         _total(runs),
         set().union(*(seen.overwritten for seen in runs.values())),
-        set().union(*(seen.clamped for seen in runs.values())),
+        set().union(*(seen.by_hand for seen in runs.values())),
         inputs,
         meta,
         str(error or ""),

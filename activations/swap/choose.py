@@ -94,9 +94,9 @@ def choose(
             left.append(Left(name, type(module).__name__, "its activations are part of its kernel"))
     for place, function in unseen(model, found.calls, found.counts):
         left.append(Left(place, function, "in a branch that no trial took"))
-    for place in sorted(found.clamped):
-        why = "not known as an activation; F.relu is"
-        left.append(Left(place or "the network", "clamp(min=0)", why))
+    for place, written, known in sorted(found.by_hand):
+        why = f"not known as an activation; {known} is"
+        left.append(Left(place or "the network", written, why))
     if hasattr(model, "save_pretrained"):
         why = "they do not know the swap: docs/swap.md, transformers"
         left.append(Left("the network", "save_pretrained and Trainer", why))

@@ -30,7 +30,8 @@ _FORMS = {"view", "reshape", "expand", "unsqueeze", "squeeze", "transpose", "per
           "to", "float", "clone", "contiguous", "detach", "__getitem__", "chunk", "split",
           "unbind"}  # fmt: skip
 _SUMS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
-_OF_WEIGHTS, _OF_ELU = "_supple_of_weights", "_supple_of_elu"  # attributes of a trial's tensors
+# attributes of a trial's tensors
+_OF_WEIGHTS, _OF_ELU, _PLUS_3 = "_supple_of_weights", "_supple_of_elu", "_supple_plus_3"
 # linear attention maps to positive numbers by them, and divides by their sum
 _POSITIVE = re.compile(r"(kernel_func|kernel_fn|feature_map)\d*$")
 _LOOKS = {"__get__", "size", "dim", "numel", "stride", "is_contiguous"}  # they read no values
@@ -180,7 +181,7 @@ class Run(TorchFunctionMode):
         flow: which of them have a layer behind them.
         counts: how often each module was called.
         overwritten: keys of the calls that change their input in place where it is used again.
-        clamped: names of the modules that call `clamp(min=0)`.
+        by_hand: activations written in another way: the module, what it calls, and what is known.
         error: why the backward pass failed; None where it did not.
         changed: names of the watched modules whose input or output was changed in place later.
     """
@@ -193,7 +194,7 @@ class Run(TorchFunctionMode):
         self.flow = Flow()
         self.counts: Counter[str] = Counter()
         self.overwritten: set[Key] = set()
-        self.clamped: set[str] = set()
+        self.by_hand: set[tuple[str, str, str]] = set()
         self._names = {id(module): name for name, module in network.named_modules()}
         self._kinds = {m: _kind(name, m, kinds) for name, m in network.named_modules()}
         self._watched = watched
@@ -222,8 +223,9 @@ class Run(TorchFunctionMode):
             x = (*args, *kwargs.values())[0]
             running = self._stack[-1] if self._stack else ""
             place = locate(_caller(), module, self._names, running)
-            gate = kind == "gate" or _of_weights(x)
-            self._record(x, (name, None), type(module).__name__, gate, place)
+            old = type(module).__name__
+            gate = kind == "gate" or _makes_gate(old, x)
+            self._record(x, (name, None), old, gate, place)
             self._version = _version(x)
         self._inside += bool(kind)
         self._stack.append(name)
@@ -258,10 +260,13 @@ class Run(TorchFunctionMode):
         if called in _FORMS and args and _of_weights(args[0]):
             for each in tensors_in(out):
                 setattr(each, _OF_WEIGHTS, True)
-        elif called in _SUMS and any(type(each) in (int, float) and each == 1 for each in args):
-            for each in tensors_in(args):
+        elif called in _SUMS:
+            numbers = [each for each in args if type(each) in (int, float)]
+            for each in tensors_in(args) if 1 in numbers else ():
                 if (found := getattr(each, _OF_ELU, None)) is not None:
                     self.calls[found].gate = True
+            for each in tensors_in(out) if 3 in numbers else ():
+                setattr(each, _PLUS_3, True)
         return out
 
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any], caller: Any) -> Any:
@@ -271,14 +276,14 @@ class Run(TorchFunctionMode):
             self.overwritten.update(key for x in used if (key := self._stale(x)))
         name = NAME_OF.get(func)
         if not name or self._inside:
-            if not self._inside and _rectifies(called, args, kwargs):
-                self.clamped.add(self._stack[-1] if self._stack else "")
+            if not self._inside and (written := _by_hand(called, args, kwargs)):
+                self.by_hand.add((self._stack[-1] if self._stack else "", *written))
             return func(*args, **kwargs)
         x, rest = (args[0], args[1:]) if args else (kwargs["input"], ())
         options = {k: v for k, v in kwargs.items() if k not in ("input", "inplace")}
         place = locate(caller, name, self._names, self._stack[-1])
         key = (place[0].owner, place[0].point)
-        gate = name in GATE_FUNCTIONS or _of_weights(x)
+        gate = name in GATE_FUNCTIONS or _makes_gate(name, x)
         function = Function(name, rest, options)
         self._record(x, key, name, gate, place, function=function, why_not=place[0].why)
         out = func(*args, **kwargs)
@@ -363,13 +368,21 @@ def _of_weights(x: Any) -> bool:
     return isinstance(x, nn.Parameter) or getattr(x, _OF_WEIGHTS, False)
 
 
-def _rectifies(called: str, args: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether a call computes what ReLU does in another way."""
+def _makes_gate(name: str, x: Any) -> bool:
+    """Whether the activation `name` of `x` is a gate: of weights, or as in relu6(x + 3) / 6."""
+    return _of_weights(x) or (plain(name) in ("relu6", "hardtanh") and hasattr(x, _PLUS_3))
+
+
+def _by_hand(called: str, args: Any, kwargs: dict[str, Any]) -> tuple[str, str] | None:
+    """What ReLU or GELU is written as, and the function that is known, if a call is one of them."""
+    if called in ("erf", "erf_"):
+        return "erf(x)", "F.gelu"
     if called not in ("clamp", "clamp_", "clamp_min", "clamp_min_") or not args:
-        return False
+        return None
     least = kwargs.get("min", args[1] if len(args) > 1 else None)
     most = kwargs.get("max", args[2] if len(args) > 2 else None)
-    return isinstance(least, int | float) and least == 0 and most is None
+    rectifies = isinstance(least, int | float) and least == 0 and most is None
+    return ("clamp(min=0)", "F.relu") if rectifies else None
 
 
 def _version(x: Tensor) -> int | None:

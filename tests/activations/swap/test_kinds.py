@@ -515,6 +515,32 @@ class Positive(nn.Module):
         return self.act(weights[0] * x + y + plain)
 
 
+class WrittenOut(nn.Module):
+    """A hard sigmoid in three ways, GELU by hand, and activations that look like the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.cut, self.act = nn.Conv2d(3, 4, 1), nn.ReLU6(inplace=True), nn.ReLU6()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x = x * self.cut(x + 3) / 6 + F.relu6(3.0 + x) / 6
+        x = x + F.hardtanh(x.add(3), 0.0, 6.0) + F.relu6(x + 2) + self.act(x) + F.relu(x + 3)
+        return 0.5 * x * (1 + torch.erf(x / 2**0.5))
+
+
+def test_a_hard_sigmoid_that_is_written_out_is_a_gate_and_gelu_is_told():
+    model, x = WrittenOut(), torch.randn(2, 3, 4, 4)
+    report = replace_activations(model, CosLU, example_input=x)
+    assert [call.old for call in report] == ["relu6", "ReLU6", "relu"]
+    assert sorted((left.old, left.why) for left in report.left) == [
+        ("ReLU6", "a gate"),
+        ("erf(x)", "not known as an activation; F.gelu is"),
+        ("hardtanh", "a gate"),
+        ("relu6", "a gate"),
+    ]
+
+
 def test_what_has_to_be_positive_stays_and_a_clamp_is_told():
     model, x = Positive(), torch.randn(2, 3, 4, 4)
     report = replace_activations(model, CosLU, example_input=x)
