@@ -69,8 +69,14 @@ class Results(Callback):
         self._validated = False  # in this epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run adds to."""
-        return {"epochs": self.epochs, "train_samples": self._trained, **self._time()}
+        """What a resumed run adds to; also of an epoch that it goes on with."""
+        spent = self._training[0] + time.perf_counter() - self._training[1]
+        return {
+            "epochs": self.epochs,
+            "train_samples": self._trained,
+            "epoch": {"images": self._images, "seconds": spent, "validated": self._validated},
+            **self._time(),
+        }
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -84,6 +90,9 @@ class Results(Callback):
         self.epochs = list(state_dict["epochs"])
         self._trained = state_dict.get("train_samples", 0)
         self._spent = {name: state_dict[name] for name in self._spent}
+        epoch = state_dict.get("epoch", {})
+        self._images, self._training[0] = epoch.get("images", 0), epoch.get("seconds", 0.0)
+        self._validated = epoch.get("validated", False)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the run's folder; it has no results until this run ends."""
@@ -104,6 +113,10 @@ class Results(Callback):
         }
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
+
+    def on_train_start(self, *args: Any, **kwargs: Any) -> None:
+        """Start the clock of an epoch that a resumed run goes on with."""
+        self._training[1] = time.perf_counter()
 
     def on_train_epoch_start(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock of the epoch."""

@@ -18,7 +18,9 @@ STAGE = "budget"
 SHORT = 1.0  # points that the double budget gains; of a loss, the margin
 WORD = "SHORT BUDGET"
 _UNITS = {"trainer.max_steps": "step", "trainer.max_epochs": "epoch"}
-_MOVES = {"milestones", "step_size", "T_max", "T_0", "total_iters"}  # of a scheduler
+# of a scheduler
+_MOVES = {"milestones", "step_size", "step_size_up", "step_size_down", "T_max", "T_0",
+          "total_iters", "total_steps"}  # fmt: skip
 
 
 class Gain(NamedTuple):
@@ -92,16 +94,19 @@ def compared(study: "Study", cell: int) -> "list[tuple[Run, Run]]":
     ]
 
 
-def stretched(value: Any, times: float) -> Any:
-    """Options in which the learning rate changes after so many times as many epochs or steps."""
-    if isinstance(value, list):
-        return [stretched(each, times) for each in value]
-    if not isinstance(value, dict) or times == 1:
+def stretched(value: Any, times: float, place: str = "") -> Any:
+    """Options in which the learning rate changes after so many times as many epochs or steps.
+
+    `place` is the name of the option that `value` is.
+    """
+    if times == 1:
         return value
-    return {
-        name: _times(each, times) if name.rpartition(".")[2] in _MOVES else stretched(each, times)
-        for name, each in value.items()
-    }
+    if isinstance(value, dict):
+        return {name: stretched(each, times, f"{place}.{name}") for name, each in value.items()}
+    last = place.rpartition(".")[2]
+    if last in _MOVES or (last == "epochs" and "lr_scheduler" in place):  # of OneCycleLR
+        return _times(value, times)
+    return [stretched(each, times, place) for each in value] if isinstance(value, list) else value
 
 
 def _times(value: Any, times: float) -> Any:

@@ -14,6 +14,7 @@ from callbacks.results import FILE, TEST
 
 from .claims import beating, claim
 from .copied import FOLDER
+from .local import STOPPED
 from .runs import RUN
 from .spec import SpecError
 from .work import CLAIM, LOG, REFUSED, TOLD, RefusedError, crashed, pending
@@ -121,5 +122,5 @@ def write(run: Path, code: int, files: dict[str, bytes]) -> None:
                 unfinished.write_bytes(files[name])
     if code == REFUSED:
         raise RefusedError(files[LOG].decode(errors="replace").rpartition(TOLD)[2].strip())
-    if FILE not in files:
+    if FILE not in files and code not in STOPPED:  # those have been told to end
         crashed(run, f"its process ended with code {code}; see the file log")

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from callbacks.machine import ROOT
 
 from .budget import scope
-from .lines import EXPLORATORY, verdict_lines
+from .lines import EXPLORATORY, on_new_images, verdict_lines
 from .runs import Study
 from .spec import read_yaml
-from .verdict import DECIDED, Kind, Verdict
+from .verdict import Kind, Verdict
 
 NOTES = ROOT / "results/notes.yaml"
 
@@ -28,7 +28,7 @@ def highlights(studies: Sequence[Study]) -> list[str]:
         (study, *place, verdict)
         for study in studies
         for place, verdict in zip(study.hypotheses(), study.verdicts(), strict=True)
-        if verdict.interval and verdict.kind in DECIDED
+        if verdict.kind is not Kind.TOO_FEW
     ]
     if not found:
         return ["No study has a verdict yet."]
@@ -37,8 +37,9 @@ def highlights(studies: Sequence[Study]) -> list[str]:
     lines = [_counts(largest, [verdict for study, *_, verdict in found if study is largest])]
     for kind in (Kind.BETTER, Kind.WORSE):
         if decided := [each for each in found if each[-1].kind is kind]:
-            study, arm, _, verdict = max(decided, key=lambda each: abs(_difference(each[-1])))
-            known = [f"{_told(study, verdict)}.", notes(study).get(arm)]
+            study, arm, cell, verdict = max(decided, key=lambda each: _size(each[-1]))
+            known = [f"{_told(study, verdict)}.", _elsewhere(study, arm, cell, verdict)]
+            known.append(notes(study).get(arm, ""))
             lines.append(" ".join(filter(None, known)))
     costly = [
         (study.ratios().get(f"{arm}/{cell}", 0.0), _told(study, verdict))
@@ -60,11 +61,10 @@ def _told(study: Study, verdict: Verdict) -> str:
 def _counts(study: Study, verdicts: Sequence[Verdict]) -> str:
     """How many functions of a study have each verdict."""
     kinds = Counter(verdict.kind for verdict in verdicts)
-    told = ", ".join(
-        f"{kinds[kind] or 'none'} {kind.value}"
-        for kind in (Kind.BETTER, Kind.EQUIVALENT, Kind.WORSE, Kind.UNDECIDED)
-    )
-    pairs = [verdict.interval.n for verdict in verdicts if verdict.interval]
+    always = (Kind.BETTER, Kind.EQUIVALENT, Kind.WORSE, Kind.UNDECIDED)
+    rest = (kind for kind in kinds if kind not in always)
+    told = ", ".join(f"{kinds[kind] or 'none'} {kind.value}" for kind in (*always, *rest))
+    pairs = [v.interval.n if v.interval else v.pairs for v in verdicts]
     where = "; ".join(", ".join(scope(study, cell)) for cell in study.cells)
     mark, base = EXPLORATORY if study.lock["amendments"] else "", study.spec["baseline"]
     return (
@@ -73,5 +73,17 @@ def _counts(study: Study, verdicts: Sequence[Verdict]) -> str:
     )
 
 
-def _difference(verdict: Verdict) -> float:
-    return verdict.interval.difference if verdict.interval else 0.0
+def _size(verdict: Verdict) -> float:
+    """The difference in margins, which do not depend on the unit."""
+    return abs(verdict.interval.difference) / verdict.rules.margin if verdict.interval else 0.0
+
+
+def _elsewhere(study: Study, arm: str, cell: int, verdict: Verdict) -> str:
+    """What the difference is on other test data of the kind, if that is not the same verdict."""
+    seen = on_new_images(study, arm, cell, verdict)
+    if seen is None or seen.kind is verdict.kind:
+        return ""
+    return (
+        f"On other {seen.thing} of this kind it is {seen.kind.value}: [{seen.low:+z.2f}, "
+        f"{seen.high:+z.2f}]."
+    )

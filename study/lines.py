@@ -22,7 +22,7 @@ def verdict_lines(study: Study, verdicts: Sequence[Verdict]) -> list[str]:
 
 def new_image_lines(study: Study) -> list[str]:
     """What each difference is worth on other images of this kind, or why that is not known."""
-    base, metric = study.spec["baseline"], study.spec["metric"]["name"]
+    metric = study.spec["metric"]["name"]
     name = metric.removeprefix("test/")
     if name not in METRICS:
         return [f"On new images: not computed for {metric}, only for {', '.join(METRICS)}."]
@@ -30,7 +30,7 @@ def new_image_lines(study: Study) -> list[str]:
     for (arm, cell), each in zip(study.hypotheses(), study.verdicts(), strict=True):
         if each.interval is None or each.kind in (Kind.IDENTICAL, Kind.UNSTABLE, Kind.HELD):
             continue
-        estimate = _on_new_images(study, arm, base, cell, each)
+        estimate = on_new_images(study, arm, cell, each)
         found.append(
             f"{each.arm} on new images: not known, since samples of the test are missing "
             f"(test.npz{'; packed results keep no probabilities' if name == 'auroc' else ''})"
@@ -40,13 +40,13 @@ def new_image_lines(study: Study) -> list[str]:
     return found
 
 
-def _on_new_images(
-    study: Study, arm: str, base: str, cell: int, verdict: Verdict
-) -> NewImages | None:
-    """The estimate from the predictions of the seeds that the verdict rests on."""
-    assert verdict.interval is not None
+def on_new_images(study: Study, arm: str, cell: int, verdict: Verdict) -> NewImages | None:
+    """The estimate from the predictions of the seeds that the verdict rests on, if it is known."""
+    metric = study.spec["metric"]["name"].removeprefix("test/")
+    if verdict.interval is None or metric not in METRICS:
+        return None
+    base, known = study.spec["baseline"], None
     outputs: dict[str, list] = {arm: [], base: []}
-    known, metric = None, study.spec["metric"]["name"].removeprefix("test/")
     wanted = "probability" if metric == "auroc" else "predicted"
     for name, seed in ((name, s) for s in study.seeds[: verdict.interval.n] for name in outputs):
         samples = read_samples(study, study.verdict_run(name, cell, seed).id)

@@ -9,7 +9,7 @@ Reference: Phillips, Power of the two one-sided tests procedure, J. Pharmacokine
 noncentral t distribution's.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -70,7 +70,7 @@ def pairs_needed(
     deviation: float,
     level: float = 0.05,
     margin: float = 0.0,
-    equivalent: bool = False,
+    verdict: Literal["difference", "equivalent", "any"] = "difference",
 ) -> int | None:
     """The smallest number of pairs with 80% power in one look.
 
@@ -79,7 +79,7 @@ def pairs_needed(
         deviation: the true deviation of a pair's difference.
         level: the nominal two-sided level of the look.
         margin: half width of the region of equivalence.
-        equivalent: asks for equivalence instead of a difference.
+        verdict: which one they find.
 
     Returns:
         The number; None if 100,000 pairs are not enough.
@@ -87,7 +87,8 @@ def pairs_needed(
 
     def power(n: float) -> float:
         found = chances(difference, deviation, n, level, margin)
-        return float(found.equivalent if equivalent else found.better + found.worse)
+        told = found.better + found.worse
+        return float({"equivalent": found.equivalent, "any": found.decided}.get(verdict, told))
 
     low, high = 1, 2
     while power(high) < POWER:

@@ -12,7 +12,14 @@ from .budget import budget_lines, scope
 from .highlights import highlights, notes
 from .judged import judge_study
 from .levels import critical_value
-from .lines import EXPLORATORY, UNTUNED, new_image_lines, published, verdict_lines
+from .lines import (
+    EXPLORATORY,
+    UNTUNED,
+    new_image_lines,
+    on_new_images,
+    published,
+    verdict_lines,
+)
 from .page import Block, code, folded, heading, listed, markdown, paragraph, replaced, tabled
 from .power import pairs_needed
 from .runs import Study
@@ -123,7 +130,7 @@ def _rows(study: Study) -> list[Row]:
 
 def _table(shown: Sequence[tuple[Study, list[Row]]]) -> Block:
     columns = ["study", "function", "data", "network", "budget", "n", "difference [interval]",
-               "verdict", "cost", "published"]  # fmt: skip
+               "verdict", "on other test data", "cost", "published"]  # fmt: skip
     body = []
     for study, rows in shown:
         name, ratios = study.folder.name, study.ratios()
@@ -132,11 +139,13 @@ def _table(shown: Sequence[tuple[Study, list[Row]]]) -> Block:
             data, network, *budget = scope(study, cell)
             seen, value = verdict.interval, published(study, arm, cell)
             ratio = ratios.get(f"{arm}/{cell}")
+            elsewhere = on_new_images(study, arm, cell, verdict)
             body.append([
                 f"[{name}](#{name})", arm, data, network, ", ".join(budget),
                 seen.n if seen else verdict.pairs,
                 seen.numbers if seen else "",
                 mark + verdict.kind.value,
+                elsewhere.kind.value if elsewhere else "",
                 "" if ratio is None else f"{ratio:.2f}",
                 "" if value is None else f"{value:+.2f}",
             ])  # fmt: skip
@@ -180,15 +189,12 @@ def _section(study: Study, rows: list[Row]) -> list[Block]:
 
 def _outlook(verdict: Verdict) -> str:
     """How many pairs in all an undecided arm takes."""
-    seen, rules, found = verdict.interval, verdict.rules, list[int | None]()
+    seen, rules, known = verdict.interval, verdict.rules, None
     assert seen is not None
     error = (seen.high - seen.low) / 2 / float(critical_value(seen.level, seen.n))
     if error:
-        found = [
-            pairs_needed(abs(seen.difference), error * seen.n**0.5, seen.level, rules.margin, told)
-            for told in (False, True)
-        ]
-    known = min((each for each in found if each), default=None)
+        deviation = error * seen.n**0.5
+        known = pairs_needed(seen.difference, deviation, seen.level, rules.margin, "any")
     told = f"about {known:,} seeds" if known else "more than can be planned"
     return f"{verdict.arm}: {seen.text(rules.unit)}: {told}"
 

@@ -20,7 +20,7 @@ from options import parsable
 
 from . import budget
 from .claims import claim
-from .spec import CONTROLS, OFF, SpecError, decides, for_train, read_lock
+from .spec import CONTROLS, OFF, SpecError, decides, flatten, for_train, read_lock
 from .verdict import Kind, Rules, Runs, Verdict, family
 
 RUN, CLAIM = "spec.json", "claim"
@@ -223,6 +223,22 @@ class Study:
         )
         return best, means
 
+    def untuned(self, arm: str, cell: int) -> bool:
+        """Whether a run of an arm's tuning failed or has no value: a setting was not tried."""
+        tune = self.spec["tune"]
+        if not tune:
+            return False
+        runs = [
+            self.run("tune", split(arm)[0], cell, seed, setting)
+            for setting in range(len(self.settings))
+            for seed in tune["seeds"]
+        ]
+        return any(
+            self.status(run) == "failed"
+            or (self.status(run) == "ok" and math.isnan(self.last(run, tune["metric"])))
+            for run in runs
+        )
+
     def verdict_run(self, arm: str, cell: int, seed: int) -> Run:
         """A run of the verdict stage, with the tuned setting."""
         return self.run("verdict", arm, cell, seed, self.tuned(arm, cell)[0])
@@ -258,6 +274,12 @@ class Study:
         asked = self.hypotheses(base)
         bases = [replace(self.runs_of(base, cell), name=base) for _, cell in asked]
         found = family(bases, [self.runs_of(arm, cell) for arm, cell in asked], self.rules)
+        found = [
+            replace(each, kind=Kind.HELD, failed=())
+            if self.untuned(arm, cell) or self.untuned(base, cell)
+            else each
+            for (arm, cell), each in zip(asked, found, strict=True)
+        ]
         return self._scoped(found, [cell for _, cell in asked])
 
     def _scoped(self, verdicts: list[Verdict], cells: list[int]) -> list[Verdict]:
@@ -275,10 +297,24 @@ class Study:
             if verdict.kind not in (Kind.BETTER, Kind.WORSE) or verdict.interval is None:
                 continue
             first = self.results.get(self.verdict_run(arm, cell, self.seeds[0]).id) or {}
-            learns = bool(first.get("learned"))
+            learns = bool(first.get("learned")) and not self.alternates(arm, cell)
             wanted = [each for each in controls if learns or each == "same_time"]
             found += [(f"{arm} {control}", cell, verdict.interval.n) for control in wanted]
         return found
+
+    def alternates(self, arm: str, cell: int) -> bool:
+        """Whether the shapes of an arm learn in turn with its weights.
+
+        Frozen they would leave epochs in which nothing learns: such an arm has no control of them.
+        """
+        run = self.run("verdict", arm, cell, self.seeds[0], 0)
+        return "AlternatingOptimization" in json.dumps([run.base, run.options])
+
+    def _given(self, name: str, arm: str, cell: int) -> Any:
+        """An option of an arm, also in an overlay; None where it is not given."""
+        run = self.run("verdict", arm, cell, self.seeds[0], 0)
+        overlays = (flatten(each) for each in (*run.base, run.options))
+        return next((each[name] for each in reversed([*overlays]) if name in each), None)
 
     def control_run(self, arm: str, cell: int, seed: int) -> Run | None:
         """A run of a control; None while its cost ratio is not measured yet."""
@@ -294,19 +330,32 @@ class Study:
             setting = self.tuned(base, cell)[0]
             run = self.run("control", base, cell, seed, setting, changes=changes, times=ratio)
             return replace(run, arm=arm)
-        changes = {"model.activation_frozen": True}
+        changes: dict[str, Any] = {"model.activation_frozen": True}
         shapes = self.verdict_run(name, cell, seed).id if control == "retrained" else ""
+        if shapes and self._given("model.match", name, cell):
+            changes["model.match"] = False  # the start is known
         return self.run("control", arm, cell, seed, setting, changes=changes, shapes=shapes)
 
     def ratios(self) -> dict[str, float]:
-        """`arm/cell` -> time of a step over the baseline's, as `bench` measured it."""
-        file = self.folder / "ratios.json"
-        return json.loads(file.read_text()) if file.is_file() else {}
+        """`arm/cell` -> time of a step over the baseline's, as `cost` measured it.
+
+        None of another device than that of the runs: a CPU's are not those of a GPU.
+        """
+        file, about = self.folder / "ratios.json", self.folder / "steps.json"
+        if not file.is_file():
+            return {}
+        if about.is_file():
+            measured = json.loads(about.read_text())["machine"]["gpu"]
+            known = (found["machine"] for found in self.results.values() if found.get("machine"))
+            if any(machine.get("gpu") != measured for machine in itertools.islice(known, 1)):
+                return {}
+        return json.loads(file.read_text())
 
     def control_verdicts(self) -> list[Verdict]:
         """Each control against the baseline, with the same seeds as the arm's verdict.
 
-        At the same time it is the arm against the baseline that was trained as long.
+        At the same time it is the arm against the baseline that was trained as long. The level is
+        that of all controls which the study may have, so that one more changes no verdict.
         """
         asked, arms, bases = self.controlled(), [], []
         for arm, cell, n in asked:
@@ -318,7 +367,11 @@ class Study:
                 old, new = new, [self.verdict_run(name, cell, seed) for seed in seeds]
             arms.append(self._runs(self.label(arm, cell), new))
             bases.append(self._runs(base, old))
-        found = family(bases, arms, self.rules) if asked else []
+        if not asked:
+            return []
+        possible = len(self.hypotheses()) * len(self.spec["controls"])
+        found = family(bases, arms, self.rules, possible)
+        found = [replace(each, needed=None, smallest=None) for each in found]  # no look follows
         return self._scoped(found, [cell for _, cell, _ in asked])
 
     # ---- what comes next

@@ -220,9 +220,10 @@ class Verdict:
                 return f"{arm}: IDENTICAL to {base} in all {self.interval.n} paired seeds"
             case Kind.HELD:
                 which = ", ".join(str(number + 1) for number in self.failed)
+                which = f"of pair {which}" if which else "of the tuning"
                 seen = f"; so far {self.interval.text(unit)}" if self.interval else ""
                 return (
-                    f"{arm}: HELD BACK against {base}: a run of pair {which} failed{seen}; "
+                    f"{arm}: HELD BACK against {base}: a run {which} failed{seen}; "
                     "`status` names its folder: delete it, and it is run again"
                 )
             case _:
@@ -248,6 +249,8 @@ class Verdict:
             return "all differences are the same, which a t test cannot judge"
         if self.needed:
             return f"needs {self.needed} more if the truth is as seen"
+        if self.smallest is None:
+            return "it has the seeds of its arm's verdict, and no more"
         last = self.rules.looks[-1]
         known = "" if seen.n == last else "beyond the last look if the truth is as seen; "
         return (

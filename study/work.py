@@ -14,7 +14,8 @@ from callbacks.machine import code
 from callbacks.results import FILE, SCHEMA, TEST
 
 from .claims import beating, claim, is_mine, owner
-from .runs import CLAIM, RUN, read_prepared, write_base
+from .copied import own_code
+from .runs import CLAIM, RUN, read_about, read_prepared, write_base
 from .spec import OFF, read_lock
 
 CRASHES, LOG = "crashes", "log"
@@ -67,6 +68,7 @@ def work(folder: Path) -> str:
 
 def _attempts(folder: Path) -> str:
     spec = json.loads((folder / RUN).read_text())
+    _check_own(folder.parent.parent)
     found, message, attempt = None, "", folder
     for number in range(1, ATTEMPTS + 1):
         attempt = folder / f"attempt_{number}"
@@ -75,7 +77,9 @@ def _attempts(folder: Path) -> str:
             exit_code, message = train_run(folder, attempt, spec)
             if exit_code in (130, 143):
                 return "stopped"
-            if exit_code == 2 or (exit_code and FULL in message):
+            # a control that train.py does not accept holds back its own verdict alone
+            refused = exit_code == 2 and spec.get("stage") != "control"
+            if refused or (exit_code and FULL in message):
                 (attempt / FILE).unlink(missing_ok=True)
                 raise RefusedError(
                     f"{spec['arm']}, seed {spec['seed']} (runs/{folder.name}): {message}"
@@ -91,6 +95,20 @@ def _attempts(folder: Path) -> str:
         return "taken"
     publish(folder, attempt)
     return str(found)
+
+
+def _check_own(study: Path) -> None:
+    """Refuse a run if a module of the user has changed since the study was locked."""
+    known = read_about(study).get("own")
+    if not known:
+        return
+    now = own_code(read_lock(study)["spec"])
+    for name in known:
+        if now.get(name) != known[name]:
+            raise RefusedError(
+                f"the module {name} has changed since {study} was locked: runs of different code "
+                "do not mix. Put it back, or start a new study in another folder (--dir)"
+            )
 
 
 def _status(attempt: Path) -> str | None:

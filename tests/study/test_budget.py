@@ -114,6 +114,19 @@ def test_wherever_a_scheduler_is_written_it_moves_later(tmp_path: Path):
     assert longer.base[0]["model.lr_scheduler.init_args.T_max"] == 126
 
 
+def test_a_scheduler_that_is_told_its_length_is_told_the_longer_one(tmp_path: Path):
+    cycle = {"class_path": "OneCycleLR", "init_args": {"max_lr": 1, "epochs": 2}}
+    base = [{"model": {"lr_scheduler": {**cycle, "total_steps": 34}}, "schedule": {"epochs": 3}}]
+    callback = "trainer.callbacks.epochs"
+    cells = [{"data": "Digits", "model.backbone": "resnet8", callback: 1,
+              "model.lr_scheduler.epochs": 2}]  # fmt: skip
+    _, double = compared(study(tmp_path, base=base, cells=cells), 0)[0]
+    found = double.base[0]["model"]["lr_scheduler"]
+    assert found == {**cycle, "init_args": {"max_lr": 1, "epochs": 4}, "total_steps": 68}
+    assert double.base[0]["schedule"] == {"epochs": 3}
+    assert (double.options[callback], double.options["model.lr_scheduler.epochs"]) == (1, 4)
+
+
 def test_each_cell_has_a_line_and_its_verdicts_the_word(tmp_path: Path):
     cells = [{"data": "Digits", "model.backbone": f"resnet{depth}"} for depth in (8, 14)]
     made = ended(study(tmp_path, cells=cells), 0.0)

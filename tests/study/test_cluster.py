@@ -152,6 +152,9 @@ def test_a_process_without_a_result_counts_as_a_crash(study: Path):
     run = study / "runs/a"
     assert claim(run / "claim")
     for _ in range(3):
+        write(run, 143, {"log": b"told to end"})
+    assert not (run / "results.json").is_file()
+    for _ in range(3):
         write(run, -9, {"log": b"killed"})
     assert "code -9" in json.loads((run / "results.json").read_text())["message"]
 

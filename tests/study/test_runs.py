@@ -177,6 +177,66 @@ def test_controls_of_what_is_decided_come_ahead_of_later_looks(tmp_path: Path):
     assert (stage, {run.arm for run in runs}) == ("seeds up to look 8", {"ReLU", "SiLU"})
 
 
+def test_what_alternates_has_no_control_of_frozen_shapes(tmp_path: Path):
+    alternates = [{"class_path": "callbacks.AlternatingOptimization"}]
+    arms = {
+        "ReLU": {"model.activation": "torch.nn.ReLU"},
+        "FReLU": {"model.activation": "FReLU", "trainer.callbacks+": alternates},
+        "CosLU": {"model.activation": "CosLU", "model.match": True},
+    }
+    looks, controls = {"looks": [5]}, ["frozen", "retrained", "same_time"]
+    made = study(tmp_path, arms=arms, controls=controls, seeds=looks)
+    (tmp_path / "ratios.json").write_text(json.dumps({"CosLU/0": 2.0, "FReLU/0": 2.0}))
+    values = {"ReLU": 90.0, "FReLU": 80.0, "CosLU": 80.0}
+    made = answer(made, values, learned={"act.theta": [1.0]})
+    runs = {run.arm: run for run in made.next_runs()[1]}
+    same, frozen, retrained = (f"CosLU {control}" for control in ("same_time", *controls[:2]))
+    assert {arm for arm, *_ in made.controlled()} == {"FReLU same_time", same, frozen, retrained}
+    # a match and shapes that are given both say where a function starts
+    assert [runs[each].options["model.match"] for each in (frozen, retrained)] == [True, False]
+
+
+def test_ratios_of_another_device_are_not_used(tmp_path: Path):
+    made = study(tmp_path, controls=["same_time"], seeds={"looks": [5]})
+    (tmp_path / "ratios.json").write_text(json.dumps({"CosLU/0": 2.0}))
+    (tmp_path / "steps.json").write_text(json.dumps({"machine": {"gpu": None}}))
+    for gpu, known in ((None, {"CosLU/0": 2.0}), ("H100", {})):
+        made = answer(Study.read(tmp_path), APART, machine={"gpu": gpu})
+        assert made.ratios() == known
+        for file in tmp_path.glob("runs/*/results.json"):
+            file.unlink()
+
+
+def test_one_more_control_changes_no_verdict_of_another(tmp_path: Path):
+    made = study(tmp_path, controls=["frozen"], seeds={"looks": [5]})
+    made = answer(made, {"ReLU": 90.0, "SiLU": 80.0, "CosLU": 90.0}, learned={"act.theta": [1.0]})
+    made = answer(made, {"SiLU frozen": 80.0})
+    [alone] = made.control_verdicts()
+    assert alone.interval
+    assert alone.interval.level == pytest.approx(made.verdicts()[0].interval.level, rel=0.5)  # pyright: ignore
+    for seed in made.seeds:  # another arm is decided later
+        write(made, made.verdict_run("CosLU", 0, seed), result(70 + seed % 7 / 10, seed,
+                                                               learned={"act.theta": [1.0]}))  # fmt: skip
+    both = Study.read(tmp_path).control_verdicts()
+    assert [each.arm for each in both] == ["SiLU frozen", "CosLU frozen"]
+    assert both[0] == alone
+
+
+def test_a_setting_that_was_not_tried_holds_the_arm_back(tmp_path: Path):
+    tune = {"grid": {"model.optimizer.lr": [0.1, 0.2]}, "seeds": [1], "metric": "val/acc"}
+    made = study(tmp_path, tune=tune, seeds={"looks": [5]})
+    made = answer(made, APART)
+    lost = made.run("tune", "SiLU", 0, 1, 1)
+    write(made, lost, result(0, 1, "failed"))
+    made = Study.read(tmp_path)
+    assert {run.arm for run in made.next_runs()[1]} == {"ReLU", "CosLU"}
+    held = made.verdicts()[0]
+    assert held.sentence().startswith("SiLU: HELD BACK against ReLU: a run of the tuning failed;")
+    unknown = made.run("tune", "ReLU", 0, 1, 0)  # a budget in steps may end before a validation
+    write(made, unknown, {**result(90, 1), "epochs": [{"epoch": 0}]})
+    assert {each.kind for each in Study.read(tmp_path).verdicts()} == {Kind.HELD}
+
+
 def test_an_arm_may_have_spaces_in_its_name(tmp_path: Path):
     arms = {
         "ReLU": {"model.activation": "torch.nn.ReLU"},

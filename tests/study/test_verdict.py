@@ -192,7 +192,7 @@ def test_pairs_for_equivalence_follow_the_interval():
         (0.5, 26, 38, 32),
         (1.0, 97, 141, 119),
     ):
-        found = [pairs_needed(0, deviation, a, 0.3, equivalent=True) for a in (0.1, 0.025, 0.05)]
+        found = [pairs_needed(0, deviation, a, 0.3, "equivalent") for a in (0.1, 0.025, 0.05)]
         assert found == [tost, worst, own]
 
 

@@ -16,11 +16,14 @@ import pytest
 from callbacks import LastCheckpoint, checkpoints
 from study import claims, work
 from study.claims import beating, claim, is_mine, owner
+from study.copied import own_code
 from study.drive import _waited
 from study.local import DRIVER, LATE, STAYS, Launcher, gpus, visible_gpus
+from study.runs import write_about
+from study.spec import check, lock
 from study.work import RefusedError, crashed, ended, is_claimed, pending
 
-from .made import result
+from .made import result, small
 
 OWN = {"host": claims.here(), "pid": os.getpid(), "started": claims._started(os.getpid())}
 
@@ -187,6 +190,29 @@ def test_what_is_no_result_stops_the_study_and_loses_nothing(
     assert not is_claimed(run)
     assert work.work(run) == "ok"
     assert len(list(run.glob("attempt_*"))) == 1
+
+
+def test_a_control_that_is_not_accepted_fails_alone(run: Path, monkeypatch: pytest.MonkeyPatch):
+    spec = json.loads((run / "spec.json").read_text())
+    (run / "spec.json").write_text(json.dumps({**spec, "stage": "control"}))
+    monkeypatch.setattr(work, "train_run", trained(*[(2, None, "it does not fit")] * 2))
+    assert work.work(run) == "failed"
+    assert json.loads((run / "results.json").read_text())["message"] == "it does not fit"
+
+
+def test_an_own_module_that_changed_stops_the_study(run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(run.parent.parent))
+    (own := run.parent.parent / "my_new_lu.py").write_text("class MyLU: pass\n")
+    spec = check(small(arms={"ReLU": {"model.activation": "torch.nn.ReLU"},
+                             "Mine": {"model.activation": "my_new_lu.MyLU"}}))  # fmt: skip
+    lock(run.parent.parent, spec)
+    write_about(run.parent.parent, {"own": own_code(spec)})
+    own.write_text("class MyLU: changed = True\n")
+    monkeypatch.setattr(work, "train_run", trained((0, "ok", "")))
+    with pytest.raises(RefusedError, match="the module my_new_lu has changed since"):
+        work.work(run)
+    own.write_text("class MyLU: pass\n")
+    assert work.work(run) == "ok"
 
 
 @pytest.mark.parametrize("moved", [False, True])
