@@ -243,12 +243,13 @@ class Activation(Leaf):
         if "function" in vars(cls) and "expression" not in vars(cls):
             cls.expression, cls.formula = Activation.expression, None
         # torch.nn.utils.skip_init looks for `device` in the signature, where **channels hides it
-        *own, rest = inspect.signature(cls.__init__).parameters.values()
-        if rest.kind is rest.VAR_KEYWORD and rest.name in ("options", "channels"):
+        _, *own = inspect.signature(cls.__init__).parameters.values()
+        if own and own[-1].kind is own[-1].VAR_KEYWORD and own[-1].name in ("options", "channels"):
+            rest = own.pop()
             wanted = (Channels if rest.name == "channels" else Options).__annotations__
             known = inspect.signature(Activation.__init__).parameters
-            more = [known[k].replace(kind=rest.KEYWORD_ONLY) for k in known if k in wanted]
-            cls.__signature__ = inspect.Signature([*own[1:], *more])  # pyright: ignore
+            own += [known[k].replace(kind=rest.KEYWORD_ONLY) for k in known if k in wanted]
+        cls.__signature__ = inspect.Signature(own)  # pyright: ignore
 
     def expression(self) -> Expression | None:
         """The formula and what it is called with; None if it cannot be fused."""
@@ -373,6 +374,15 @@ def at_least(parameter: Tensor, bound: float) -> Tensor:
     """`parameter` clamped from below; its gradient is 1 everywhere, so that it can come back."""
     fixed = parameter.detach()
     return fixed.clamp(min=bound) + (parameter - fixed)
+
+
+def leaves_input(module: nn.Module) -> bool:
+    """Whether it is known that `module` does not change its input in place."""
+    return all(
+        isinstance(part, Activation)
+        or (type(part).__module__.startswith("torch.nn.") and not getattr(part, "inplace", False))
+        for part in module.modules()
+    )
 
 
 def precise(x: Tensor) -> Tensor:

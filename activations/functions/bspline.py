@@ -6,7 +6,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from activations.activation import Activation, Channels, finite, integer, rises
+from activations.activation import Activation, Channels, finite, integer, precise, rises
 from activations.fusion.kernel import Expression
 from activations.torch_private import is_exporting
 
@@ -67,6 +67,7 @@ def linear_spline(
     take: Take = look_up,
 ) -> Tensor:
     """Interpolate `values` (P, K + 1) linearly; outside, continue the first and the last piece."""
+    values = precise(values)
     rows, cells = values.shape[0], values.shape[1] - 1
     width = (high - low) / cells
     slopes = rises(values) / width

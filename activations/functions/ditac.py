@@ -258,7 +258,9 @@ class DiTAC(Activation):
         """`penalty_weight theta' Sigma^-1 theta`, summed over the channels."""
         if self.penalty_weight == 0:
             return None
-        theta = precise(self.theta)
+        theta = precise(
+            getattr(self.theta, "full_tensor", lambda: self.theta)()
+        )  # if it is sharded
         return self.penalty_weight * ((theta @ self.precision.to(theta)) * theta).sum()
 
     def table_and_ends(self) -> tuple[Tensor, Tensor]:

@@ -79,9 +79,9 @@ class DSReLU(Activation):
         """s(t), the slope of the positive side, at t = `progress`."""
         if not 0.0 <= progress <= 1.0:
             raise ValueError(f"progress must lie in [0, 1], got {progress!r}")
-        fraction = 1 / (1 + math.exp(-self.k * (progress - 0.5)))
+        fraction = _sigmoid(self.k * (progress - 0.5))
         if self.normalized:
-            first = 1 / (1 + math.exp(self.k / 2))
+            first = _sigmoid(-self.k / 2)
             fraction = (fraction - first) / (1 - 2 * first)
         return self.a + (self.b - self.a) * fraction
 
@@ -92,3 +92,7 @@ class DSReLU(Activation):
     def expression(self) -> Expression:
         """The formula with this module's parameters."""
         return Expression(dsrelu, (self.slope,), (self.negative_slope,))
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-max(x, -700.0)))

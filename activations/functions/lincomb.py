@@ -116,6 +116,9 @@ class LinComb(Activation):
             made = None if isinstance(member, nn.Module) or not callable(member) else member()
             if not isinstance(made, nn.Module):
                 raise TypeError(f"a member must be a factory such as torch.nn.ReLU, got {member!r}")
+            for part in made.modules():
+                if getattr(part, "inplace", False):
+                    part.inplace = False  # all members take the same input
             modules.append(made)
         self.members = nn.ModuleList(modules).to(**self._made_as)
         weights = [1 / len(modules)] * len(modules) if weights is None else weights

@@ -190,11 +190,13 @@ class _Fused(torch.autograd.Function):
         number = len(expression.values)
         again = torch.is_grad_enabled()  # create_graph=True
         if again or is_batched(grad) or expression.formula in _WHOLE:
-            expression = expression._replace(values=values[:number], tables=values[number:])
-            of = [each for each, need in zip((x, *values), needed, strict=True) if need]
             options = {"create_graph": again, "allow_unused": True}
             with torch.enable_grad():
+                # x may come from these values, by an earlier call: they are no part of that one
+                x, *values = (each.view_as(each) for each in (x, *values))
+                expression = expression._replace(values=values[:number], tables=values[number:])
                 y = plain(expression, x)
+            of = [each for each, need in zip((x, *values), needed, strict=True) if need]
             found = iter(torch.autograd.grad(y, of, grad, **options))
             return None, *(next(found) if need else None for need in needed)
         if x.stride() != ctx.strides:  # a hook of saved tensors has laid it out anew

@@ -53,7 +53,10 @@ def find_calls(
     """
     started = time.monotonic()
     examples = [example] if example else [Inputs.of(x) for x in _examples(model)]
-    examples = [inputs.of_two() for inputs in examples]
+    doubled = [inputs.of_two() for inputs in examples]
+    if example and doubled[0] is not example:  # also as it is: a state has its layers ahead
+        doubled.append(example)
+    examples = doubled
     attempts: list[tuple[dict[bool, Run], Exception | None, Inputs, bool]] = []
     said: set[str] = set()
     # without numbers first, which is quick; some networks compute with them as they run
@@ -209,16 +212,14 @@ def _runs(
         alive = threading.Timer(max(0, started + 5 - time.monotonic()), _log.warning, [doing])
         alive.daemon = True
         alive.start()
+        how = {"meta": meta, "training": training, "backward": backward and not runs, **options}
         try:
-            runs[training] = run(
-                model,
-                inputs,
-                kinds,
-                meta=meta,
-                training=training,
-                backward=backward and not runs,
-                **options,
-            )
+            try:
+                runs[training] = run(model, inputs, kinds, **how)
+            except RuntimeError as failure:
+                if "grad" not in str(failure):
+                    raise
+                runs[training] = run(model, inputs, kinds, gradients=True, **how)
         except Exception as failure:
             error = failure
         finally:
@@ -301,7 +302,7 @@ def _is_fixed_loop(calls: list[Call]) -> bool:
             passes.append([])
         passes[-1].append(call)
     functions = {repr(call.function) for call in calls}
-    own = all(len({call.layer for call in each}) == len(each) for each in passes)
+    own = all(len({call.before for call in each}) == len(each) for each in passes)
     return len({len(each) for each in passes}) == 1 and (own or len(functions) > 1)
 
 

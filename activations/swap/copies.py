@@ -68,7 +68,9 @@ def random_state_kept() -> Iterator[None]:
     python, numpy = random.getstate(), sys.modules.get("numpy")
     state = numpy.random.get_state() if numpy else None
     try:
-        with torch.random.fork_rng():
+        # a network on the CPU leaves CUDA alone, which processes cannot be forked with
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        with torch.random.fork_rng(devices):
             yield
     finally:
         random.setstate(python)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from activations.activation import Leaf
+from activations.activation import Leaf, leaves_input
 
 
 class Fade(Leaf):
@@ -31,6 +31,7 @@ class Fade(Leaf):
     def __init__(self, old: nn.Module, new: nn.Module) -> None:
         super().__init__()
         self.old, self.new = old, new
+        self._leaves = leaves_input(old)
         self.register_buffer("progress", torch.tensor(0.0))
 
     def set_progress(self, progress: float) -> None:
@@ -41,8 +42,11 @@ class Fade(Leaf):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the mixture."""
-        old, new = self.old(x), self.new(x)
-        return torch.lerp(old, new, self.progress.to(old.dtype))
+        old = self.old(x if self._leaves else x.clone())
+        new = self.new(x).to(old.dtype)
+        mixed = torch.lerp(old, new, self.progress.to(old.dtype))
+        mixed = torch.where(self.progress == 0, old, mixed)  # 0 times infinity is no number
+        return torch.where(self.progress == 1, new, mixed)
 
     def extra_repr(self) -> str:
         """The progress."""

@@ -18,8 +18,8 @@ class Inputs(NamedTuple):
     @classmethod
     def of(cls, example: Any) -> "Inputs":
         """A tuple holds several inputs, a dict holds them by name, all else is one input."""
-        if isinstance(example, dict):
-            return cls((), example)
+        if isinstance(example, Mapping):
+            return cls((), dict(example))
         return cls(tuple(example) if isinstance(example, tuple) else (example,), {})
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Inputs":

@@ -23,6 +23,7 @@ _ALONG_AN_AXIS = {"MultiheadAttention", "Softmax", "Softmax2d", "Softmin", "LogS
 # Classes that a network defines itself, such as QuickGELU or MemoryEfficientSwish.
 _NAMED = re.compile(r"(relu\d?|elu|silu|swish|mish|softplus|softsign|tanh|snake)(activation|me)?$")
 _GATE = re.compile(r"sigmoid|softmax|softmin|glu")
+_BOUND = re.compile(r"(tanh|softsign|softplus)$")
 _FUNCTIONS = ("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish",
               "hardswish", "hardtanh", "prelu", "rrelu", "softsign", "hardshrink", "softshrink",
               "tanhshrink", "threshold")  # fmt: skip
@@ -82,9 +83,12 @@ def _kind_as_a_whole(module: nn.Module, name: str) -> str | None:
     known_parts = all(isinstance(part, nn.Identity) or kind_of(part) for part in parts)
     if kind.__module__.startswith("torch.") or not known_parts:
         return None
-    options = {k: v for k, v in vars(module).items() if callable(v) or isinstance(v, int | str)}
+    plain_values = int | float | str | tuple | None
+    options = {k: v for k, v in vars(module).items() if callable(v) or isinstance(v, plain_values)}
     options.pop("training", None)
-    key = (*map(type, parts), repr(sorted(options.items())))
+    state = (*module.named_parameters(), *module.named_buffers())
+    sizes = [(name, value.shape) for name, value in state]
+    key = (*map(type, parts), repr(sorted(options.items())), repr(sizes))
     known = _known.setdefault(kind, {})
     if key not in known:
         known[key] = _kind_by_trial(module, name, named=not parts and bool(_NAMED.search(name)))
@@ -114,7 +118,7 @@ def is_activation(module: nn.Module) -> bool:
 
 def bounds(name: str) -> bool:
     """Whether the class or function is used to bound values, or to make them positive."""
-    return bool(_GATE.search(plain(name))) or plain(name) in ("tanh", "softplus")
+    return bool(_GATE.search(plain(name)) or _BOUND.search(plain(name)))
 
 
 def is_elementwise(module: nn.Module) -> bool:

@@ -28,6 +28,7 @@ from .place import place
 from .trace import Call
 
 _PARALLEL = ("torch.distributed.", "torch.nn.parallel.distributed", "deepspeed.")
+_INTRINSIC = "torch.ao.nn.intrinsic."
 _QUANTIZED = ("torch.ao.nn.quantized.modules.", "torch.ao.nn.intrinsic.quantized.")
 
 
@@ -154,7 +155,8 @@ def replace_activations(
         if why := _state_in_the_way(module):
             raise ValueError(f"{name or 'the network'} {why}")
     example = None if example_input is None else Inputs.of(example_input)
-    if example and not any(True for _ in tensors_in(example)):
+    own = hasattr(example_input, "__dict__")  # of another library, such as a graph
+    if example and not own and not any(True for _ in tensors_in(example)):
         raise TypeError(f"example_input must hold a tensor, got {type(example_input).__name__}")
     if match not in (True, False, "fade"):
         raise ValueError(f'match must be True, False or "fade", got {match!r}')
@@ -208,6 +210,10 @@ def _state_in_the_way(module: nn.Module) -> str:
             )
         if home.startswith(_QUANTIZED) and kind.__name__ != "FloatFunctional":
             return "is quantized: swap the activations before torch.ao.quantization.convert"
+        if home.startswith(_INTRINSIC) and "ReLU" in kind.__name__:
+            return (
+                "has a ReLU that quantization puts back: swap the activations before fuse_modules"
+            )
     values = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     if any(hasattr(value, "to_local") for value in values):
         return "has sharded parameters (DTensor): swap the activations before it is sharded"

@@ -31,9 +31,12 @@ _FORMS = {"view", "reshape", "expand", "unsqueeze", "squeeze", "transpose", "per
           "unbind"}  # fmt: skip
 _SUMS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 # attributes of a trial's tensors
-_OF_WEIGHTS, _OF_ELU, _PLUS_3 = "_supple_of_weights", "_supple_of_elu", "_supple_plus_3"
+_OF_WEIGHTS, _OF_ELU, _PLUS_3, _SIGMOID_OF = (
+    f"_supple_{name}" for name in ("of_weights", "of_elu", "plus_3", "sigmoid_of")
+)
 # linear attention maps to positive numbers by them, and divides by their sum
 _POSITIVE = re.compile(r"(kernel_func|kernel_fn|feature_map)\d*$")
+_PRODUCTS = {"mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply"}
 _LOOKS = {"__get__", "size", "dim", "numel", "stride", "is_contiguous"}  # they read no values
 Key = tuple[str, Any]
 
@@ -94,6 +97,7 @@ class Call:
     place: Location = field(repr=False)  # the expression that makes the call
     step: int = field(repr=False)  # how often that expression was evaluated before, in one frame
     layer: str = field(repr=False)  # the last linear or convolutional layer that ran before
+    before: tuple[str, str] = field(repr=False)  # it, and the last module with other parameters
     index: int = field(default=0, repr=False)  # among the calls with this key
     count: int = field(default=1, repr=False)  # number of calls with this key
     times: int = field(default=1, repr=False)  # evaluations in a forward pass that share it
@@ -128,12 +132,14 @@ def run(
     meta: bool,
     training: bool,
     backward: bool = False,
+    gradients: bool = False,
     watched: Collection[str] = (),
 ) -> "Run":
     """Run a copy of `model` on `inputs`; `model` and the random states stay as they are.
 
     With `meta` the copy has shapes and no numbers. `kinds` are names of further gates. `backward`
     adds a backward pass, for which inputs and outputs of the modules `watched` must not change.
+    `gradients` are for a network that takes some in its forward pass.
     """
     twin = copied(model, without_numbers if meta else Tensor.clone).train(training)
     seen: set[nn.Module] = set()
@@ -148,7 +154,7 @@ def run(
             seen.add(module)
     here = inputs.on("meta" if meta else device_of(model))
     watch = Run(twin, kinds, watched)
-    with random_state_kept(), torch.set_grad_enabled(backward):
+    with random_state_kept(), torch.set_grad_enabled(backward or gradients):
         if backward:  # what is frozen now may learn later
             for parameter in twin.parameters():
                 parameter.requires_grad_(parameter.is_floating_point())
@@ -206,6 +212,7 @@ class Run(TorchFunctionMode):
         self._frames: dict[Any, tuple[types.FrameType | None, int]] = {}
         # shapes of outputs, their channel axes, and the layers' names
         self._layers: list[tuple[torch.Size, int, str]] = []
+        self._other = ""  # the last module with parameters that is none of them
         self._version: int | None = None  # of the input of the activation that is running
         self._inside = 0  # how many activations and gates are running, one within the other
         # the part that a call has changed, by the id of its memory, which is kept alive
@@ -236,6 +243,8 @@ class Run(TorchFunctionMode):
             self._layers.append((out.shape, out.dim() - 1, name))
         elif isinstance(module, CONVOLUTIONS):
             self._layers.append((out.shape, 1, name))
+        elif not kind and next(module.parameters(recurse=False), None) is not None:
+            self._other = name
         self._inside -= bool(kind)
         number = len(self.calls) - 1 if kind and not self._inside else None
         self.flow.through((args, kwargs), out, number)
@@ -246,6 +255,8 @@ class Run(TorchFunctionMode):
             out = changed if out is args[0] else out
         if number is not None and isinstance(module, nn.ELU):
             setattr(out, _OF_ELU, number)
+        if number is not None and isinstance(module, nn.Sigmoid):
+            setattr(out, _SIGMOID_OF, args[0])
         return out
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -276,7 +287,8 @@ class Run(TorchFunctionMode):
             self.overwritten.update(key for x in used if (key := self._stale(x)))
         name = NAME_OF.get(func)
         if not name or self._inside:
-            if not self._inside and (written := _by_hand(called, args, kwargs)):
+            written = None if self._inside else _by_hand(called, args, kwargs)
+            if written:
                 self.by_hand.add((self._stack[-1] if self._stack else "", *written))
             return func(*args, **kwargs)
         x, rest = (args[0], args[1:]) if args else (kwargs["input"], ())
@@ -291,6 +303,8 @@ class Run(TorchFunctionMode):
             out = self._overwrite(x, key)
         if name == "elu":
             setattr(out, _OF_ELU, len(self.calls) - 1)
+        if name == "sigmoid":
+            setattr(out, _SIGMOID_OF, x)
         return out
 
     def backward(self, out: Any) -> None:
@@ -325,7 +339,8 @@ class Run(TorchFunctionMode):
             key=key,
             place=place,
             step=step,
-            layer=self._layers[-1][2] if self._layers else "",
+            layer=(layer := self._layers[-1][2] if self._layers else ""),
+            before=(layer, self._other),
             gate=gate,
             dtype=x.dtype,
             **details,
@@ -374,9 +389,13 @@ def _makes_gate(name: str, x: Any) -> bool:
 
 
 def _by_hand(called: str, args: Any, kwargs: dict[str, Any]) -> tuple[str, str] | None:
-    """What ReLU or GELU is written as, and the function that is known, if a call is one of them."""
+    """What an activation is written as, and the function that is known, if a call is one."""
     if called in ("erf", "erf_"):
         return "erf(x)", "F.gelu"
+    if called in _PRODUCTS and len(args) == 2:
+        one, other = args
+        if getattr(one, _SIGMOID_OF, args) is other or getattr(other, _SIGMOID_OF, args) is one:
+            return "x * sigmoid(x)", "F.silu"
     if called not in ("clamp", "clamp_", "clamp_min", "clamp_min_") or not args:
         return None
     least = kwargs.get("min", args[1] if len(args) > 1 else None)

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from .copies import copied, random_state_kept
 
 _ROWS = 48
+_MOST = 2**14  # channels that an activation has; the trial has 48 * 9 numbers for each
 
 
 class Whole(NamedTuple):
@@ -42,7 +43,9 @@ def try_whole(module: nn.Module, functions: Mapping[Any, str]) -> Whole | None:
     """
     values = [*module.parameters(), *module.buffers()]
     channels = max((value.numel() for value in values), default=1)
-    if any(value.numel() not in (1, max(value.shape, default=1)) for value in values):
+    if channels > _MOST or any(
+        value.numel() not in (1, max(value.shape, default=1)) for value in values
+    ):
         return None
     generator = torch.Generator().manual_seed(0)
 

@@ -27,6 +27,12 @@ def test_normalized_meets_both_ends():
     assert module.slope_at(1) == pytest.approx(0.5)
 
 
+def test_a_step_like_slope():
+    for normalized in (True, False):
+        module = DSReLU(a=3.0, b=0.5, k=5000.0, normalized=normalized)
+        assert [module.slope_at(t) for t in (0, 0.4, 0.5, 0.6, 1)] == [3, 3, 1.75, 0.5, 0.5]
+
+
 def test_progress_changes_the_buffer_in_place_and_is_stored():
     module = DSReLU()
     assert isinstance(module, Scheduled)

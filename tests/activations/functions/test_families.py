@@ -1,5 +1,7 @@
 """What single families promise beyond the tests of every row."""
 
+import copy
+import inspect
 import math
 from functools import partial
 from types import SimpleNamespace
@@ -424,3 +426,33 @@ def test_members_of_another_dtype():
     for dtype in (torch.half, torch.bfloat16, torch.double):
         x = torch.randn(2, 3, dtype=dtype)
         assert mixture.to(dtype)(x).dtype == dtype
+
+
+def test_members_of_a_mixture_leave_its_input():
+    mixture = A.LinComb([partial(nn.ReLU, inplace=True), nn.Hardtanh])
+    x = torch.linspace(-3, 3, 13)
+    kept = x.clone()
+    torch.testing.assert_close(mixture(x), (F.relu(x) + F.hardtanh(x)) / 2)
+    assert torch.equal(x, kept)
+
+
+def test_the_pieces_of_a_spline_are_computed_in_float32():
+    spline = A.BSpline().to(torch.bfloat16)
+    with torch.no_grad():
+        spline.values.add_(torch.randn(spline.values.shape, generator=torch.manual_seed(3)))
+    x = torch.linspace(-3, 3, 401).to(torch.bfloat16)
+    exact = copy.deepcopy(spline).double()(x.double())
+    torch.testing.assert_close(spline(x), exact.to(torch.bfloat16), rtol=2**-8, atol=1e-6)
+
+
+def test_a_subclass_has_the_arguments_of_its_own():
+    class Steep(A.CosLU):
+        def __init__(self, gain: float) -> None:
+            super().__init__(alpha=gain)
+
+    class Same(A.CosLU):
+        pass
+
+    assert list(inspect.signature(Steep).parameters) == ["gain"]
+    assert inspect.signature(Same) == inspect.signature(A.CosLU)
+    assert Steep(3.0).alpha.item() == 3

@@ -827,6 +827,29 @@ def test_second_derivatives_are_those_of_the_formula(
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("kind", [A.CosLU, A.AGLU, A.DiTAC, A.BSpline, A.FReLU])
+def test_gradients_of_gradients_where_a_function_is_used_twice(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(blocks, "BLOCK", 8)
+    module, x = kind().double(), torch.randn(40, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        for each in module.parameters():
+            each.add_(0.1 * torch.rand_like(each))
+    of = [x, *module.parameters()]
+    first, again = (
+        torch.autograd.grad(module(module(x)).square().sum(), of, create_graph=graph)
+        for graph in (False, True)
+    )
+    for one, other in zip(first, again, strict=True):
+        torch.testing.assert_close(one, other)
+    y = module(module(x)).view(4, -1).sum(1)
+    rows = [torch.autograd.grad(each, of, retain_graph=True) for each in y]
+    together = torch.autograd.grad(y, of, torch.eye(4).double(), is_grads_batched=True)
+    for number, whole in enumerate(together):
+        torch.testing.assert_close(whole, torch.stack([row[number] for row in rows]))
+
+
 def test_the_output_can_be_changed_in_place(counter: Counter):
     x = torch.randn(3, 4, requires_grad=True)
     y = A.CosLU()(x)

@@ -15,7 +15,7 @@ from torch.ao import quantization
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
-from activations import CosLU, replace_activations
+from activations import CosLU, DiTAC, penalty, replace_activations
 from activations.swap.copies import copied
 from activations.swap.kinds import kind_of
 
@@ -325,6 +325,19 @@ def test_a_sharded_network_can_be_printed_and_trained():
     assert "CosLU(num_parameters=8" in repr(model)
 
 
+@pytest.mark.usefixtures("one_process")
+def test_the_penalty_of_a_sharded_network():
+    model, x = network(), torch.randn(2, 3, 4, 4)
+    replace_activations(model, DiTAC, example_input=x)
+    expected = penalty(model)
+    fully_shard(model)
+    found = penalty(model)
+    (model(x).sum() + penalty(model)).backward()
+    assert isinstance(found, Tensor)
+    torch.testing.assert_close(found, expected)
+    assert model[1].theta.grad is not None
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # old, and lazy
 def test_quantized_and_lazy_networks_are_refused_and_observed_ones_swapped():
     quantized = nn.Sequential(quantization.QuantStub(), network(), quantization.DeQuantStub())
@@ -515,18 +528,62 @@ class Positive(nn.Module):
         return self.act(weights[0] * x + y + plain)
 
 
+class BiasGELU(nn.Module):
+    def __init__(self, bias: bool):
+        super().__init__()
+        self.bias = nn.Parameter(torch.ones(4)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x if self.bias is None else x + self.bias)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_a_class_is_depends_on_what_the_module_holds(first: bool):
+    one, other = BiasGELU(first), BiasGELU(not first)
+    model = nn.Sequential(nn.Linear(4, 4), one, nn.Linear(4, 4), other, nn.Linear(4, 1))
+    replace_activations(model, CosLU)
+    assert {name for name, _ in model.named_parameters() if name.endswith("bias")} == {
+        "0.bias", "2.bias", "4.bias", f"{1 if first else 3}.bias",
+    }  # fmt: skip
+
+
+def test_a_table_of_many_numbers_is_no_activation_that_is_tried():
+    module = BiasGELU(True)
+    module.bias = nn.Parameter(torch.ones(2**20))
+    assert kind_of(module) is None
+
+
+@pytest.mark.parametrize("last", [nn.Hardtanh(0, 1), nn.Softsign(), nn.Tanh()], ids=str)
+def test_a_bounded_output_stays(last: nn.Module):
+    report = replace_activations(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1), last),
+                                 CosLU)  # fmt: skip
+    assert [call.site for call in report] == ["1"]
+    [left] = report.left
+    assert (left.name, left.why) == ("3", "an output, no layer behind it")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_fused_relu_of_quantization_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU()).eval()
+    fused = quantization.fuse_modules(model, [["0", "1"]])
+    with pytest.raises(ValueError, match=r"^0 has a ReLU that quantization puts back: swap the"):
+        replace_activations(fused, CosLU)
+
+
 class WrittenOut(nn.Module):
     """A hard sigmoid in three ways, GELU by hand, and activations that look like the first."""
 
     def __init__(self):
         super().__init__()
         self.conv, self.cut, self.act = nn.Conv2d(3, 4, 1), nn.ReLU6(inplace=True), nn.ReLU6()
+        self.last = nn.Conv2d(4, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
         x = x * self.cut(x + 3) / 6 + F.relu6(3.0 + x) / 6
         x = x + F.hardtanh(x.add(3), 0.0, 6.0) + F.relu6(x + 2) + self.act(x) + F.relu(x + 3)
-        return 0.5 * x * (1 + torch.erf(x / 2**0.5))
+        x = x * torch.sigmoid(x) + x * torch.sigmoid(-x)
+        return self.last(0.5 * x * (1 + torch.erf(x / 2**0.5)))
 
 
 def test_a_hard_sigmoid_that_is_written_out_is_a_gate_and_gelu_is_told():
@@ -538,6 +595,9 @@ def test_a_hard_sigmoid_that_is_written_out_is_a_gate_and_gelu_is_told():
         ("erf(x)", "not known as an activation; F.gelu is"),
         ("hardtanh", "a gate"),
         ("relu6", "a gate"),
+        ("sigmoid", "a gate"),
+        ("sigmoid", "a gate"),
+        ("x * sigmoid(x)", "not known as an activation; F.silu is"),
     ]
 
 

@@ -160,6 +160,30 @@ def test_fade_is_the_old_one_then_the_new_one():
         fade.set_progress(1.5)
 
 
+class Overwriting(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mul_(torch.sigmoid(x))
+
+
+@pytest.mark.parametrize("old", [nn.ReLU(inplace=True), Overwriting()])
+def test_a_fade_from_what_works_in_place(old: nn.Module):
+    fade, x = Fade(old, CosLU()), torch.randn(50)
+    for progress, expected in ((0.0, old(x.clone())), (1.0, CosLU()(x))):
+        fade.set_progress(progress)
+        given = x.clone()
+        torch.testing.assert_close(fade(given), expected)
+        assert torch.equal(given, x)
+
+
+def test_the_ends_of_a_fade_are_the_functions_where_the_other_one_is_infinite():
+    fade = Fade(nn.ReLU(), ours.Polynomial()).half()
+    x = torch.tensor([1000.0, -2.0], dtype=torch.float16)
+    assert fade(x).tolist() == [1000, 0]
+    turned = Fade(ours.Polynomial().half(), nn.ReLU())
+    turned.set_progress(1.0)
+    assert turned(x).tolist() == [1000, 0]
+
+
 def test_gains_of_the_papers():
     gains = {
         nn.ReLU(): 1.41421, nn.SiLU(): 1.67653, CosLU(): 1.36327, ours.DELU(): 1.34431,

@@ -5,8 +5,10 @@ import itertools
 import math
 import pickle
 import threading
+from collections import UserDict
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -918,6 +920,77 @@ def test_several_inputs(build, example, sites: dict[str, int]):
     replace_activations(after, nn.Identity, example_input=example)
     args, kwargs = ((), example) if isinstance(example, dict) else (example, {})
     assert repr(after(*args, **kwargs)) != repr(before(*args, **kwargs))
+
+
+class Force(Net):
+    """The gradient of an energy, as networks for molecules give it."""
+
+    def forward(self, x):
+        x = x.requires_grad_()
+        return torch.autograd.grad(self.act(self.conv(x)).sum(), x, create_graph=True)[0]
+
+
+class Weighted(nn.Module):
+    """A layer of the network's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+class Passes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers, self.act = nn.ModuleList(Weighted() for _ in range(3)), nn.ReLU()
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = self.act(layer(x))
+        return x
+
+
+class State(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru, self.fc, self.act = nn.GRU(4, 4, batch_first=True), nn.Linear(4, 2), nn.ReLU()
+
+    def forward(self, x, state):
+        return self.fc(self.act(self.gru(x, state)[0]))
+
+
+class OfGraph(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.act = nn.Linear(4, 2), nn.ReLU()
+
+    def forward(self, graph):
+        return self.fc(self.act(self.fc.weight.new_ones(4) * graph.x))
+
+
+@pytest.mark.parametrize(
+    ("build", "example", "names"),
+    [
+        (Force, torch.randn(2, 3, 6, 5), ["act"]),
+        (Passes, torch.randn(5, 4), ["act.0", "act.1", "act.2"]),
+        (State, (torch.randn(1, 5, 4), torch.randn(1, 1, 4)), ["act"]),
+        (Encoder, (UserDict(ids=torch.ones(2, 5).long(), mask=torch.ones(2, 5)),), ["gelu"]),
+        (UNet, UserDict(t=torch.arange(2), x=torch.randn(2, 3, 8, 8)), ["silu", "act"]),
+        (OfGraph, SimpleNamespace(x=torch.randn(6, 4)), ["act"]),
+    ],
+    ids=["gradient", "own layers", "state", "tokens", "tokens by name", "graph"],
+)
+def test_networks_of_other_libraries(build, example, names: list[str]):
+    report = replace_activations(build(), CosLU, example_input=example)
+    assert [call.name for call in report] == names
+
+
+def test_a_network_on_the_cpu_leaves_cuda_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda *_: pytest.fail("CUDA is begun"))
+    replace_activations(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)), CosLU)
 
 
 class Detector(Net):
