@@ -124,7 +124,7 @@ def main(args: list[str]) -> None:
         if config.int8 or config.tabulate:
             data.prepare_data()
             data.setup("validate")
-            if not len(data.val_indices):
+            if not len(getattr(data, "val_indices", [0])):  # another data module has none
                 raise ValueError(
                     "--int8 and --tabulate need validation samples, and the data have none: give "
                     "--data.val_fraction above 0"
@@ -278,8 +278,15 @@ class Samples:
         data.setup("test" if part == "test" else "validate")
         if raw:
             unit = {"normalize": "none", "representation": "signal"}
-            known = {each.name for each in fields(data)}
-            plain = replace(data, **{n: v for n, v in unit.items() if n in known})
+            try:
+                known = {each.name for each in fields(data)}
+                plain = replace(data, **{n: v for n, v in unit.items() if n in known})
+            except TypeError:
+                raise ValueError(
+                    f"--include_preprocessing needs the data as they are read, which "
+                    f"{type(data).__name__}, no data class as those of this project are, does not "
+                    "give: export without it"
+                ) from None
             self.unread, _ = plain.load("test" if part == "test" else "train")
 
     def __iter__(self) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]]:

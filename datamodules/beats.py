@@ -191,15 +191,26 @@ def spectrogram(beats: Tensor) -> Tensor:
     """Log power of beats (N, C, L) as images (N, C, 32, 32), each with mean 0 and deviation 1.
 
     Frequency goes from 0 at the bottom to half the sampling rate at the top, time from left to
-    right.
+    right. Beats have 32 samples or more; if that makes more than 32 frames, they are averaged.
     """
     hop = max(1, beats.shape[-1] // 31)
     window = torch.hann_window(62, device=beats.device)
     flat = beats.flatten(0, 1)
     power = torch.stft(flat, 62, hop, window=window, return_complex=True).abs().square()
-    image = (power[..., :32] + 1e-3).log().flip(1).unflatten(0, beats.shape[:2])
+    image = (columns(power) + 1e-3).log().flip(1).unflatten(0, beats.shape[:2])
     deviation, mean = torch.std_mean(image, dim=(2, 3), keepdim=True)
     return (image - mean) / deviation.clamp(min=1e-6)
+
+
+def columns(power: Tensor) -> Tensor:
+    """The frames of a spectrogram, in the last axis, as 32 columns: means of those that overlap."""
+    frames, column = power.shape[-1], np.arange(32)
+    if frames == len(column):
+        return power
+    first, last = column * frames // 32, -(-(column + 1) * frames // 32)
+    frame = np.arange(frames)[:, None]
+    shares = ((first <= frame) & (frame < last)) / (last - first)
+    return power @ torch.from_numpy(shares).to(power)
 
 
 def read_rows(file: Path) -> np.ndarray:

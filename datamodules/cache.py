@@ -15,6 +15,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 Create = Callable[[str, tuple[int, ...], Any], np.ndarray]
+# to be raised with every change of what a file becomes (`read_image`, `cut`, `read_rows`, ...):
+# what earlier code has prepared is then not used any more
+FORM = 2
 
 
 def home(cache_dir: str | Path | None) -> Path:
@@ -52,7 +55,7 @@ def prepare(
     from filelock import FileLock
 
     folder = home(cache_dir)
-    digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(repr((FORM, key)).encode()).hexdigest()[:16]
     whole = folder / f"{name}-{digest}"
     if found := _open(whole):
         return found
@@ -67,7 +70,7 @@ def prepare(
         if found := _open(whole):  # another process has built them meanwhile
             return found
         if whole.exists():
-            rank_zero_info(f"building {str(whole)!r} again, as it is damaged or of another version")
+            rank_zero_info(f"building {str(whole)!r} again, as it is damaged")
             shutil.rmtree(whole)
         unfinished = whole.with_suffix(".part")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -104,6 +107,8 @@ def prepare(
 
 def _reserve(file: Path, start: int, size: int) -> None:
     """Occupy the disk for a file: the first write to a page that finds no room kills a process."""
+    if not size:
+        return
     with file.open("r+b") as out:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(out.fileno(), start, size)

@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
+
 from .images import opened
 from .pool import PARTS
 from .samples import Samples, Source
@@ -31,8 +33,9 @@ class HuggingFace(Samples):
         label: column of the classes; null takes the one with names of classes, or one that is
             called label, labels, class, target or fine_label.
         train: name of the training part in the set; null finds it.
-        val: name of the validation part.
-        test: name of the test part.
+        val: name of the validation part; null finds it, none is for a set without one.
+        test: name of the test part, in the same way. One without labels, which are -1 there, is
+            left out if it was not named.
 
     Raises:
         ImportError: the package `datasets` is not installed.
@@ -54,9 +57,16 @@ class HuggingFace(Samples):
         parts = self._parts(found)
         image, label = self._columns(found[parts["train"]].features)
         kind = found[parts["train"]].features[label]
+        for part, name in list(parts.items()):
+            if getattr(self, part) is None and set(found[name].unique(label)) in ({-1}, {None}):
+                rank_zero_info(f"{self.path}: {name} is left out, since it has no labels")
+                del parts[part]
         names, number = getattr(kind, "names", None), None
         if names is None and "string" in str(kind.dtype):
-            names = sorted({name for part in parts.values() for name in found[part].unique(label)})
+            known = {name for part in parts.values() for name in found[part].unique(label)}
+            if None in known:
+                raise ValueError(f"{self.path!r} has samples without a label in {label!r}")
+            names = sorted(known)
             number = {name: place for place, name in enumerate(names)}
         plain = import_module("datasets").Image(decode=False)  # we decode: fewer formats
         samples = {
@@ -95,10 +105,11 @@ class HuggingFace(Samples):
 
     def _parts(self, found: Mapping[str, Any]) -> dict[str, str]:
         """The names of the parts of the set, by ours."""
-        parts = {}
+        parts, given = {}, {getattr(self, part) for part in PARTS}
         for part, known in PARTS.items():
-            name = getattr(self, part) or next((each for each in known if each in found), None)
-            if name is None and part != "train":
+            free = (each for each in known if each in found and each not in given)
+            name = getattr(self, part) or next(free, None)
+            if name in (None, "none") and part != "train":
                 continue
             if name not in found:
                 raise ValueError(

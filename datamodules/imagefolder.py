@@ -111,7 +111,7 @@ class ImageFolder(Pool):
             sizes = [size for _, size, _ in status]
             create("first", (len(files),), np.int64)[:] = first_copies(files, sizes)
             if fits:
-                Images(files, side).decode_into(create("images", shape, np.uint8))
+                Images(files, side).decode_into(create("images", shape, np.uint8), self.workers)
 
         key = (place, status, side if fits else None)
         arrays = prepare(self.cache_dir, type(self).__name__, key, build)

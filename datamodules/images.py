@@ -4,6 +4,7 @@ import io
 import math
 import os
 import re
+import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import repeat
@@ -28,6 +29,8 @@ DEEP = ("I", "F")  # how PIL's modes of more than 8 bits start
 WHOLE = (1, 255, 4095, 65535)  # what is white in floats, and in 8, 12 and 16 bits
 
 ORIENTATION = 0x0112  # a number of EXIF
+# what PIL raises for a damaged file
+DAMAGED = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, struct.error)
 # what these suffixes stand for: PIL knows others by their content, some of which are programs
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP", "TIFF", "GIF")
 # PIL reads this header byte by byte, and all comments between plain numbers again and again
@@ -142,7 +145,7 @@ def read_image(
 
     try:
         with opened(Path(file).read_bytes()) as image:
-            turned = image.getexif().get(ORIENTATION, 1) >= 5  # it lies on its side
+            turned = _orientation(image) >= 5  # it lies on its side
             width, height = image.size[::-1] if turned else image.size
             box = (place or middle)(width, height)
             if resize:  # a large JPEG is decoded at about the wanted size
@@ -158,7 +161,7 @@ def read_image(
             pixels.load()
     except UnsuitedError as error:
         raise ValueError(f"{str(file)!r} cannot be shown in 8 bits: {error}") from error
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except (*DAMAGED, Image.DecompressionBombError) as error:
         raise damaged(file, error, "replace or delete it") from error
     # of 16 bits in each colour PIL keeps the upper 8
     if re.search("16|65535", decoded) and 0 < max(high for _, high in pixels.getextrema()) <= 16:  # pyright: ignore
@@ -190,13 +193,22 @@ def rgb(image: "Image") -> "Image":
     """An image of any mode in RGB, as :func:`read_image` reads it."""
     from PIL import Image, ImageOps
 
-    if image.getexif().get(ORIENTATION, 1) != 1:
+    if _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith(DEEP):  # convert("RGB") would clip at 255
         image = Image.fromarray(_in_eight_bits(np.asarray(image)))
     if "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _orientation(image: "Image") -> int:
+    """How a camera was held, from 1 to 8; 1, as it is, where that is not noted or damaged."""
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # of damaged notes beside whole pixels
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 class UnsuitedError(ValueError):
@@ -234,7 +246,7 @@ def header(file: str | Path) -> Header | None:
     try:
         with opened(Path(file).read_bytes()) as image:
             return Header(image.mode.startswith(DEEP), min(image.size))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (*DAMAGED, Image.DecompressionBombError):
         return None
 
 
@@ -303,11 +315,14 @@ class Images:
         read = [read_image(name, self.side, place=place, **how) for name, place in each]
         return torch.from_numpy(np.stack(read))
 
-    def decode_into(self, array: np.ndarray, *, resize: bool = True) -> None:
-        """Decode all images into `array`, (M, 3, side, side), by all cores."""
+    def decode_into(
+        self, array: np.ndarray, workers: int | None = None, *, resize: bool = True
+    ) -> None:
+        """Decode all images into `array`, (M, 3, side, side), by all cores or so many workers."""
         first = 0
         parts = torch.arange(len(self)).split(64)
-        for images in prepared(partial(self.read, resize=resize), parts, cores()):
+        count = cores() if workers is None else workers
+        for images in prepared(partial(self.read, resize=resize), parts, count):
             array[first : first + len(images)] = images.numpy()
             first += len(images)
 

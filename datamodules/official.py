@@ -65,7 +65,7 @@ class Official(ImageDataModule):
         def build(create: Create) -> None:
             if labels:
                 pixels = np.empty((len(files), 3, self.image_size, self.image_size), np.uint8)
-                Images(files, self.image_size).decode_into(pixels, resize=False)
+                Images(files, self.image_size).decode_into(pixels, self.workers, resize=False)
                 images, targets = pixels[:, : self.in_channels], np.array(labels)
             else:
                 images, targets = self._official(split)

@@ -170,7 +170,8 @@ class Preparation:
             sample: an image: its file, an image of PIL, an array (H, W) or (H, W, C), or a tensor
                 (C, H, W); uint8 or floats in [0, 1], and only uint8 is resized. Or a signal: a
                 WFDB record, or the numbers (L,), in millivolt, from which beats are cut; (C, L) for
-                a network of several leads. A signal as long as a beat is one.
+                a network of several leads. A signal as long as a beat is one,
+                whose baseline has been subtracted if `baseline` is true.
             rate: samples per second of a signal.
             peaks: R peaks of a signal, in samples; by default XQRS, wfdb's detector, finds them.
 

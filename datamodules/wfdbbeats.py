@@ -2,8 +2,9 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from itertools import combinations
 from math import inf
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -108,6 +109,11 @@ class WFDBBeats(ImageDataModule):
                 "window must be two times >= 0 that together hold 8 samples and at most 600 "
                 f"seconds, got {self.window}"
             )
+        if self.representation == "spectrogram" and round(sum(self.window) * rate) < 32:
+            raise ValueError(
+                f"a spectrogram needs beats of 32 samples or more, and {sum(self.window):g} s at "
+                f"{rate:g} a second are {round(sum(self.window) * rate)}: make the window longer"
+            )
         lead = (self.lead,) if isinstance(self.lead, str) else tuple(self.lead)
         if not all(lead) or not lead:
             raise ValueError(f"lead must name a signal, such as MLII, got {self.lead!r}")
@@ -133,7 +139,8 @@ class WFDBBeats(ImageDataModule):
     def description(self) -> dict[str, Any]:
         """What a trained network must know; how beats are cut."""
         known = super().description | {"representation": self.representation}
-        del known["step"]
+        if type(self).transform_batch is WFDBBeats.transform_batch:  # as `representation` says
+            del known["step"]
         known.pop("resize", None)
         cut, lead = self.cut, list(self.cut.lead)
         return known | {
@@ -192,10 +199,23 @@ class WFDBBeats(ImageDataModule):
             val = self._some(rest, self.val_records, self.val_fraction, "val_records")
         if split == "val" and not val:
             return torch.arange(0)
-        chosen = {"train": rest.keys() - val, "val": val, "test": test}[split]
+        parts = {"train": rest.keys() - val, "val": val, "test": test}
+        self._check_patients(known, parts)
+        chosen = parts[split]
         if chosen:
             rank_zero_info(f"{type(self).__name__} {split}: {', '.join(sorted(chosen))}")
         return self.beats_of(chosen)
+
+    def _check_patients(self, known: dict[str, str], parts: Mapping[str, Iterable[str]]) -> None:
+        """Refuse a patient with records in two splits, which a list of records may make."""
+        homes = {name: part for part, names in parts.items() for name in names}
+        for name, other in combinations(sorted(homes), 2):
+            if known[name] == known[other] and homes[name] != homes[other]:
+                raise ValueError(
+                    f"{name} ({homes[name]}) and {other} ({homes[other]}) are records of one "
+                    "patient, whom a network would know from the other split: name both with "
+                    "test_records or val_records, or neither"
+                )
 
     def _some(
         self, patients: dict[str, str], given: Names | None, part: float, option: str
@@ -286,6 +306,12 @@ class WFDBBeats(ImageDataModule):
             if not columns:
                 raise ValueError(
                     f"no record in {str(self.folder)!r} has {self._wanted}: {some(without)}"
+                )
+            if not any(map(len, columns["signals"])):
+                raise ValueError(
+                    f"no record in {str(self.folder)!r} has an annotated beat whose window lies "
+                    f"inside it ({len(about)} records, {sum(map(len, columns['symbols']))} beats): "
+                    "annotations of the rhythm alone (.atr) name no beats"
                 )
             columns["about"] = [np.frombuffer(json.dumps(about).encode(), np.uint8)]
             for name, parts in columns.items():

@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from activations import fold
-from datamodules.beats import FLAT
+from datamodules.beats import FLAT, columns
 from datamodules.preprocess import Preparation
 
 from .side import class_scores, side_of
@@ -42,7 +42,8 @@ class Raw(nn.Module):
         data: the description of the data set, as checkpoints store it.
 
     Raises:
-        ValueError: the description names code of a data module that no file can hold.
+        ValueError: the description names code of a data module that no file can hold, or beats that
+            are scaled by the rhythm of their record.
     """
 
     shift: Tensor
@@ -55,6 +56,11 @@ class Raw(nn.Module):
             raise ValueError(
                 f"include_preprocessing: the batches of {own.name} are changed by {own.step}, "
                 "which no file can hold: export without it"
+            )
+        if own.cycles:
+            raise ValueError(
+                f"include_preprocessing: a beat of {own.name} is scaled over {own.cycles:g} RR "
+                "intervals of its record, which no beat alone tells: export without it"
             )
         self.network = network
         # heart beats may become images, but are signals
@@ -107,8 +113,8 @@ def spectrogram(beats: Tensor) -> Tensor:
     padded = F.pad(beats, (size // 2, size // 2), mode="reflect")
     kernels = kernels[:, None].to(beats).repeat(leads, 1, 1)
     parts = F.conv1d(padded, kernels, stride=hop, groups=leads)
-    power = parts.square().unflatten(1, (leads, 2, -1)).sum(2)
-    image = (power[..., :32] + 1e-3).log().flip(2)
+    power = columns(parts.square().unflatten(1, (leads, 2, -1)).sum(2))
+    image = (power + 1e-3).log().flip(2)
     mean = image.mean((2, 3), keepdim=True)
     centred = image - mean
     count = image.shape[2] * image.shape[3]

@@ -62,9 +62,10 @@ def _run(checkpoint: Path) -> dict[str, Any] | None:
     folder = checkpoint.absolute().parent.parent
     try:
         found = json.loads((folder / "results.json").read_text())
-        which = "best" if checkpoint.stem.startswith("best") else "last"
         best, epochs = found["best"] or {}, found["epochs"]
-        own = best["epoch"] if which == "best" and best else len(epochs) - 1
+        own = torch.load(checkpoint, weights_only=True, mmap=True)["epoch"]
+        last = own == epochs[-1]["epoch"] and not checkpoint.stem.startswith("best")
+        which = "last" if last else "best" if own == best.get("epoch") else f"epoch {own + 1}"
         metrics = next((each for each in epochs if each["epoch"] == own), {})
         kept = {n: v for n, v in metrics.items() if n.startswith("val/")}
         machine = found["machine"]
@@ -80,7 +81,7 @@ def _run(checkpoint: Path) -> dict[str, Any] | None:
             "processor": machine.get("gpu") or machine.get("processor"),
             "metrics": kept | found["test"].get(which, {}),
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
@@ -198,7 +199,7 @@ def _data(about: Mapping[str, Any]) -> str:
         if columns := RHYTHM.get(data.get("rr", False)):
             rows["Columns of the side input"] = ", ".join(columns)
     if about.get("include_preprocessing"):
-        raw = "heart beats in millivolt" if "normalize" in data else "images in uint8"
+        raw = "heart beats in millivolt" if "representation" in data else "images in uint8"
         rows["Input of the files"] = f"{raw}, not normalised"
     if tables := about.get("tables"):
         rows["Functions in the files"] = (
@@ -229,10 +230,12 @@ def _learned(learned: Mapping[str, Any]) -> str:
 def _training(run: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
     if not run:
         return "The folder of the run was not at hand: its budget and its metrics are not known."
+    kind = run["checkpoint"]
+    epoch = kind if kind.startswith("epoch ") else f"{kind} epoch"
     budget = (
         f"{run['epochs']} epochs of {run['train_samples']} samples, {run['parameters']} "
         f"parameters, {run['seconds']:.0f} s on {_plain(run['processor'])}; seed {run['seed']}, "
-        f"commit {_plain(run['commit'])}. These are the weights of its {run['checkpoint']} epoch."
+        f"commit {_plain(run['commit'])}. These are the weights of its {epoch}."
     )
     known = {name: f"{value:.4f}" for name, value in metrics.items() if value is not None}
     rows = [[f"`{name}`", value] for name, value in known.items() if not name.startswith("test_")]

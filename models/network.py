@@ -110,7 +110,8 @@ class Network(nn.Module):
         Args:
             sample: an image: its file, an image of PIL, an array (H, W) or (H, W, C), or a tensor
                 (C, H, W); uint8 or floats in [0, 1], and only uint8 is resized. Or a signal: a WFDB
-                record, or its numbers (L,) in millivolt; one as long as a beat is a beat.
+                record, or its numbers (L,) in millivolt; one as long as a beat is a beat,
+                whose baseline has been subtracted if the network was trained without it.
             rate: samples per second of a signal.
             peaks: R peaks of a signal, in samples; by default XQRS, wfdb's detector, finds them.
 

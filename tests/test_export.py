@@ -19,8 +19,8 @@ from torch import Tensor, nn
 import train
 from activations import ACONC, CosLU, DiTAC, DSReLU, Rational, Swish
 from datamodules import MITBIH, Digits
-from export import data_of
-from models import Classifier, load, read_weights
+from export import Samples, data_of
+from models import Classifier, hub, load, read_weights
 from models.deployed import Raw, deployed
 from models.export import FILES, compare, tolerance, write
 from models.hub import push
@@ -364,6 +364,44 @@ def test_raw_beats_become_what_the_data_module_gives(
     made, (beats, _) = Raw(nn.Identity(), data.description), plain.load("test")
     images, _, index = next(iter(data.test_dataloader()))
     torch.testing.assert_close(made(beats[index]), images, rtol=1e-4, atol=1e-4)
+
+
+def test_beats_that_their_record_scales_have_no_raw_form(records: Path):
+    data = MITBIH(str(records), protocol="kaggle_rebuilt")
+    with pytest.raises(
+        ValueError, match=r"a beat of MITBIH is scaled over 1.2 RR intervals of its"
+    ):
+        Raw(nn.Identity(), data.description)
+
+
+def test_metrics_are_those_of_the_checkpoints_epoch(tmp_path: Path):
+    epochs = [{"epoch": k, "val/acc": k / 10} for k in range(4)]
+    tests = {"best": {"test/acc": 0.5}, "last": {"test/acc": 0.6}}
+    results = {"epochs": epochs, "best": epochs[2], "test": tests, "machine": {}, "fit_s": 1.0,
+               "seed": 0, "commit": "x", "train_samples": 9, "parameters": 8}  # fmt: skip
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    (tmp_path / "checkpoints").mkdir()
+    for name, epoch, which, test in (
+        ("best", 2, "best", 0.5), ("best-v1", 1, "epoch 2", None), ("last", 3, "last", 0.6),
+        ("epoch=2", 2, "best", 0.5),
+    ):  # fmt: skip
+        file = tmp_path / f"checkpoints/{name}.ckpt"
+        torch.save({"epoch": epoch}, file)
+        found = hub._run(file)
+        assert found
+        assert found["checkpoint"] == which
+        assert found["metrics"]["val/acc"] == epoch / 10
+        assert found["metrics"].get("test/acc") == test
+        assert f"the weights of its {which.removesuffix(' epoch')}" in hub._training(found, {})
+
+
+def test_data_of_another_kind_have_no_raw_form():
+    class Own(Digits):
+        def __init__(self) -> None:
+            super().__init__(image_size=8)
+
+    with pytest.raises(ValueError, match="needs the data as they are read, which Own, no data"):
+        Samples(Own(), {}, raw=True)
 
 
 def test_raw_images_become_what_the_data_module_gives():

@@ -117,8 +117,8 @@ class LinComb(Activation):
             if not isinstance(made, nn.Module):
                 raise TypeError(f"a member must be a factory such as torch.nn.ReLU, got {member!r}")
             for part in made.modules():
-                if getattr(part, "inplace", False):
-                    part.inplace = False  # all members take the same input
+                if hasattr(part, "inplace"):
+                    setattr(part, "inplace", False)  # noqa: B010 - all take the same input
             modules.append(made)
         self.members = nn.ModuleList(modules).to(**self._made_as)
         weights = [1 / len(modules)] * len(modules) if weights is None else weights

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import CIFAR10
+from datamodules import CIFAR10, cache
 from datamodules.cache import Create, prepare
 from tests.data import write_tree
 
@@ -34,7 +34,7 @@ def expected(value: int = 7) -> torch.Tensor:
     return torch.arange(150.0).view(50, 3) + value
 
 
-def test_built_once_and_keyed(tmp_path: Path):
+def test_built_once_and_keyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     log = tmp_path / "log"
     for _ in range(3):
         found = prepare(tmp_path / "c", "set", ("key", 1), builder(log))
@@ -43,6 +43,14 @@ def test_built_once_and_keyed(tmp_path: Path):
     other = prepare(tmp_path / "c", "set", ("key", 2), builder(log, 8))
     assert torch.equal(other["numbers"], expected(8))
     assert log.read_text().count("built") == 2
+    monkeypatch.setattr(cache, "FORM", cache.FORM + 1)  # other code makes other arrays of the files
+    newer = prepare(tmp_path / "c", "set", ("key", 2), builder(log, 9))
+    assert torch.equal(newer["numbers"], expected(9))
+
+
+def test_an_array_may_be_empty(tmp_path: Path):
+    found = prepare(tmp_path, "set", 1, lambda create: create("none", (0, 3), np.float32).fill(0))
+    assert found["none"].shape == (0, 3)
 
 
 @pytest.mark.parametrize("damage", range(24))

@@ -90,6 +90,31 @@ def test_a_folder_of_parquet_files(tmp_path: Path):
 @needs_datasets
 @pytest.mark.usefixtures("_own_home")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_test_part_without_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    from datasets import Dataset, load_dataset  # pyright: ignore
+
+    root = tmp_path / "insects"
+    write(root, {"train": range(18), "validation": range(18, 24), "test": range(24, 30)})
+    whole = load_dataset(str(root))
+    hidden = [{**row, "species": -1} for row in rows(range(24, 30))]
+    whole["test"] = Dataset.from_list(hidden, features=whole["train"].features)
+    whole.save_to_disk(tmp_path / "hidden")
+    with caplog.at_level("INFO"):
+        data = read(tmp_path / "hidden")
+    assert "test is left out, since it has no labels" in caplog.text
+    assert data.test_indices.tolist() == [*range(18, 24)]  # the only part besides training
+    named = read(tmp_path / "hidden", test="validation")
+    assert named.test_indices.tolist() == [*range(18, 24)]
+    assert len(named.train_indices) + len(named.val_indices) == 18
+    without = read(root, test="none")
+    assert without.test_indices.tolist() == [*range(18, 24)]
+    with pytest.raises(ValueError, match="has the label -1, which is no class"):
+        read(tmp_path / "hidden", test="test")
+
+
+@needs_datasets
+@pytest.mark.usefixtures("_own_home")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_other_forms(tmp_path: Path):
     """Several columns of classes; `save_to_disk`; Parquet of another program, with names."""
     import datasets  # pyright: ignore

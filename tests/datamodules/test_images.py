@@ -164,6 +164,26 @@ def test_bits_palettes_cmyk_and_rotation(tmp_path: Path):
     assert np.abs(turned - grey_ramp().T).max() < 12
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12",  # it ends too early
+        b"Exif\0\0no TIFF at all",
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0abc\0\0\0\0\0",  # a text
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x09\0\0\0\0\0\0\0",  # 9
+    ],
+    ids=["short", "none", "text", "nine"],
+)
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_notes_beside_whole_pixels(tmp_path: Path, suffix: str, exif: bytes):
+    wide = np.repeat(grey_ramp(), 2, axis=1)
+    Image.fromarray(wide).save(tmp_path / f"x.{suffix}", exif=exif, quality=100)
+    Image.fromarray(wide).save(tmp_path / f"plain.{suffix}", quality=100)
+    found, plain = (read_image(tmp_path / f"{name}.{suffix}", 16) for name in ("x", "plain"))
+    np.testing.assert_array_equal(found, plain)
+
+
 def test_sizes_that_only_the_header_declares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """None of them is decoded: the memory of this process does not grow."""
     file, before = tmp_path / "x.ppm", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

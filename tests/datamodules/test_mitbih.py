@@ -14,6 +14,7 @@ from datamodules import MITBIH
 from datamodules.beats import AAMI, SYMBOLS, Window, cut, read_beats, spectrogram
 from datamodules.mitbih import DS1, DS2, PACED, VALIDATION
 from datamodules.records import known_sums
+from models.deployed import spectrogram as deployed_spectrogram
 from tests.data import part_of, write_kaggle, write_records
 
 CLASS = {symbol: name for name, symbols in AAMI.items() for symbol in symbols}
@@ -348,6 +349,18 @@ def test_spectrogram_shows_frequency_and_time():
     click[..., 130] = 1
     assert spectrogram(click)[0, 0].mean(0).argmax() == pytest.approx(130 / 6, abs=1)
     assert spectrogram(torch.zeros(1, 1, 187)).isfinite().all()
+
+
+@pytest.mark.parametrize("length", [32, 61, 88, 260, 500])
+def test_a_spectrogram_shows_the_whole_of_a_beat_of_any_length(length: int):
+    click = torch.zeros(length // 8, 1, length)
+    places = torch.arange(length // 8) * 8 + 4
+    click[torch.arange(len(places)), 0, places] = 1
+    images = spectrogram(click)
+    assert images.shape[1:] == (1, 32, 32)
+    found = images[:, 0].mean(1).argmax(1)
+    assert (found - places * 32 / length).abs().max() < 3
+    torch.testing.assert_close(deployed_spectrogram(click), images, rtol=1e-3, atol=1e-3)
 
 
 def test_balance(records: Any):

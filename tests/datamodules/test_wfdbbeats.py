@@ -45,11 +45,40 @@ def test_incarts_form(folder: tuple[Path, Any], caplog: pytest.LogCaptureFixture
     assert [len(each) for each in of.values()] == [6, 2, 2]
     pairs = {frozenset({f"I{n:02}", f"I{n + 1:02}"}) for n in range(1, 10, 2)}  # of one patient
     assert all(pair <= part or not pair & part for pair in pairs for part in of.values())
-    named = WFDBBeats(str(root), test_records=["I03"], val_records=["I01", "I02"])
+    named = WFDBBeats(str(root), test_records=["I03", "I04"], val_records=["I01", "I02"])
     named.setup("fit")
     named.setup("test")
-    assert {named.describe(int(i))["record"] for i in named.test_indices} == {"I03"}
+    assert {named.describe(int(i))["record"] for i in named.test_indices} == {"I03", "I04"}
     assert {named.describe(int(i))["record"] for i in named.val_indices} == {"I01", "I02"}
+
+
+@pytest.mark.parametrize(
+    "options", [{"test_records": ["I03"]}, {"val_records": ["I03"], "test_records": ["I01", "I02"]}]
+)
+def test_a_list_of_records_does_not_divide_a_patient(folder: tuple[Path, Any], options: Any):
+    data = WFDBBeats(str(folder[0]), **options)
+    with pytest.raises(ValueError, match=r"I03 \(\w+\) and I04 \(\w+\) are records of one patient"):
+        data.setup("fit")
+
+
+def test_records_without_beats_are_told(folder: tuple[Path, Any], tmp_path: Path):
+    import wfdb
+
+    for suffix in ("hea", "dat"):
+        shutil.copy(folder[0] / f"I01.{suffix}", tmp_path)
+    wfdb.wrann("I01", "atr", np.array([300]), ["+"], aux_note=["(AFIB"], write_dir=str(tmp_path))
+    told = r"no record in .* has an annotated beat whose window lies inside it \(1 records, 0 beats"
+    with pytest.raises(ValueError, match=told):
+        WFDBBeats(str(tmp_path)).setup("fit")
+
+
+def test_a_step_of_a_subclass_is_in_the_description(folder: tuple[Path, Any]):
+    class Squared(WFDBBeats):
+        def transform_batch(self, images):
+            return super().transform_batch(images).square()
+
+    assert "Squared.transform_batch" in Squared(str(folder[0])).description["step"]
+    assert "step" not in WFDBBeats(str(folder[0])).description
 
 
 def test_without_validation(folder: tuple[Path, Any]):
@@ -111,6 +140,10 @@ def test_what_is_wrong_is_named(folder: tuple[Path, Any], tmp_path: Path):
     wrong: dict[str, dict[str, Any]] = {
         "rate must be a number: the rates of the records may differ": {"rate": None},
         "test_fraction must lie between 0 and 1": {"test_fraction": 1.5},
+        "a spectrogram needs beats of 32 samples or more, and 0.2 s at 125 a second are 25": {
+            "representation": "spectrogram",
+            "window": (0.1, 0.1),
+        },
         "no record in .* has a lead V9: I01 has I and II": {"lead": "V9"},
         "test_records I99 are not among the records I01, I02": {"test_records": ["I99"]},
     }
