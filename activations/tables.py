@@ -7,7 +7,7 @@ becomes a table with linear interpolation, as fine as the tolerance asks for.
 import copy
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ Outputs = list[tuple[Tensor | None, Tensor | None, bytes]]  # the labels, and a 
 Batch = tuple[Inputs, Tensor | None]
 
 _CELLS = [2**k for k in range(4, 15)]
+_MOST = 2**23  # numbers of a table: 32 MB
 # of the inputs of a call, from which the deviation of the outputs is taken: with 400 batches and 50
 # activations they take 320 MB
 _SAMPLES = 2_000
@@ -311,6 +312,10 @@ def _fit(name: str, site: _Site, tolerance: float) -> tuple[Tabulated, Table] | 
     width = high - low or 1.0
     found = ""
     for cells in _CELLS:
+        if cells * site.channels > _MOST:
+            return (
+                f"{found or 'needs a table'}, and {cells} are too many for {site.channels} channels"
+            )
         knots = _knots(low - width / 2, high + width / 2, cells)
         values = function(knots[:, None].expand(-1, site.channels)).T
         table = Tabulated(
@@ -322,8 +327,13 @@ def _fit(name: str, site: _Site, tolerance: float) -> tuple[Tabulated, Table] | 
         )
         compare = _Site(table).function(torch.float32)  # as it will run
         ranges = (low, high), (low - width, low), (high, high + width)
-        inputs = (_between(*each, 8 * cells, site.channels).float() for each in ranges)
-        errors = [(compare(x) - function(x.double())).abs().max() / deviation for x in inputs]
+        errors = [
+            torch.stack([
+                (compare(x) - function(x.double())).abs().max()
+                for x in _between(*each, 8 * cells, site.channels)
+            ]).max() / deviation
+            for each in ranges
+        ]  # fmt: skip
         error, beyond = errors[0].item(), torch.stack(errors[1:]).max().item()  # max keeps NaN
         if error <= tolerance:
             return table, Table(name, was, low, high, cells, error, beyond)
@@ -340,9 +350,11 @@ def _knots(low: float, high: float, cells: int) -> Tensor:
     return width * torch.arange(-below, cells - below + 1, dtype=torch.float64)
 
 
-def _between(low: float, high: float, count: int, channels: int) -> Tensor:
-    x = torch.linspace(low, high, count + 1, dtype=torch.float64)
-    return x[:, None].expand(-1, channels)
+def _between(low: float, high: float, count: int, channels: int) -> Iterator[Tensor]:
+    """Inputs (*, channels) in float32, some at a time."""
+    x = torch.linspace(low, high, count + 1, dtype=torch.float64).float()
+    for part in x.split(max(1, 2**20 // channels)):
+        yield part[:, None].expand(-1, channels)
 
 
 def _place(model: nn.Module, old: nn.Module, new: Tabulated) -> None:
@@ -360,7 +372,7 @@ def _place(model: nn.Module, old: nn.Module, new: Tabulated) -> None:
 def _batches(inputs: Any, model: nn.Module) -> Iterable[Batch]:
     """Batches of inputs, and their labels where a loader gives them; can be gone through twice."""
     device = next(itertools.chain(model.parameters(), model.buffers()), torch.empty(0)).device
-    one = isinstance(inputs, Tensor | tuple | dict)
+    one = isinstance(inputs, Tensor | tuple | Mapping)
     many = [inputs] if one else inputs if not isinstance(inputs, Iterator) else list(inputs)
 
     class Batches:

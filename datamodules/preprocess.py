@@ -197,6 +197,12 @@ class Preparation:
                     "a beat alone has no rhythm, which this network takes beside it (rr): give the "
                     "record, or the whole signal with its rate"
                 )
+            if self.cycles and not (signal.min() >= 0 and signal.max() <= 1):
+                raise ValueError(
+                    f"a beat of {self.name} is scaled over {self.cycles:g} RR intervals of its "
+                    "record, which no beat alone tells: give the record, the whole signal with its "
+                    "rate, or a beat that is scaled to [0, 1] as in Kaggle's files"
+                )
             beat = normalised(signal[None], self.normalize).astype(np.float32)
             return self.finish(torch.from_numpy(beat))
         if self.lead is None:

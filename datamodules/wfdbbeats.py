@@ -4,7 +4,6 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from itertools import combinations
 from math import inf
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -209,8 +208,10 @@ class WFDBBeats(ImageDataModule):
     def _check_patients(self, known: dict[str, str], parts: Mapping[str, Iterable[str]]) -> None:
         """Refuse a patient with records in two splits, which a list of records may make."""
         homes = {name: part for part, names in parts.items() for name in names}
-        for name, other in combinations(sorted(homes), 2):
-            if known[name] == known[other] and homes[name] != homes[other]:
+        first = dict[str, str]()
+        for other in sorted(homes):
+            name = first.setdefault(known[other], other)
+            if homes[name] != homes[other]:
                 raise ValueError(
                     f"{name} ({homes[name]}) and {other} ({homes[other]}) are records of one "
                     "patient, whom a network would know from the other split: name both with "

@@ -17,7 +17,7 @@ from .copied import FOLDER
 from .local import STOPPED
 from .runs import RUN
 from .spec import SpecError
-from .work import CLAIM, LOG, REFUSED, TOLD, RefusedError, crashed, pending
+from .work import CLAIM, LOG, REFUSED, TOLD, RefusedError, check_own, crashed, pending
 
 POLL = 2.0  # seconds
 # not `-m study.work`: by the name of that module Lightning would start more processes of a run
@@ -60,6 +60,7 @@ def run_on(address: str, folder: Path, threads: int) -> int:
             while left := pending(folder):
                 for run in left:
                     if run not in claims and claim(run / CLAIM):
+                        check_own(folder)
                         claims[run] = held.enter_context(ExitStack())
                         claims[run].enter_context(beating(run / CLAIM))
                         tasks[task.remote(run.name, read_files(run))] = run

@@ -134,7 +134,8 @@ def _drive(options: Any, folder: Path, end: float) -> int:
         study = Study.read(folder, read_packed(folder))
         stage, runs = study.next_runs()
         known_arms = {f"{arm}/{cell}" for cell in study.cells for arm in study.spec["arms"]}
-        if not runs and not measured and known_arms - study.ratios().keys():
+        lacking = known_arms - study.ratios().keys() and not study.measured_elsewhere()
+        if not runs and not measured and lacking:
             measured = _measure(folder, options.threads)
             continue
         if not runs:

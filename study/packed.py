@@ -53,8 +53,9 @@ def pack(folder: Path, target: Path | None = None) -> str:
             continue  # no run of this study
         arm, cell = (about.get(key, found)[name] for name in ("arm", "cell"))
         content = {name: found[name] for name in _FIELDS if name in found}
-        machine = (found.get("machine") or {}).get("processor", found.get("processor"))
-        content = _short({**content, "arm": arm, "cell": cell, "processor": machine})
+        machine = found.get("machine") or found
+        place = {name: machine[name] for name in ("processor", "gpu") if name in machine}
+        content = _short({**content, "arm": arm, "cell": cell, **place})
         content["learned"] = _short(found.get("learned", {}), 9)
         # exact: by them a setting is chosen, and equal means must stay equal
         exact = {"test": found["test"], "epochs": [*content["epochs"][:-1], *found["epochs"][-1:]]}

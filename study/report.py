@@ -378,9 +378,9 @@ def _draw_cost(study: Study, label: str) -> Block | None:
         if arms:
             cells[", ".join(study.place(cell))] = arms
     if not cells:
-        return paragraph(
-            f"The cost of the arms is not measured yet: python -m study cost {study.folder}"
-        )
+        where = study.measured_elsewhere()
+        told = f"was {where}; measure it there" if where else "is not measured yet"
+        return paragraph(f"The cost of the arms {told}: python -m study cost {study.folder}")
     path, up = study.folder / "figures/cost.png", "Up" if study.rules.higher_is_better else "Down"
     figures.draw_cost(path, cells, spec["baseline"], label)
     return picture(study.folder, "figures/cost.png", (

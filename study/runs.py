@@ -142,12 +142,15 @@ class Study:
         return math.nan if value is None else scale * value
 
     def last(self, run: Run, metric: str) -> float:
-        """The last value of a validation metric of a run that has ended well; NaN without."""
+        """The last value of a validation metric of a run that has ended well; NaN without.
+
+        Of an epoch that was not validated there is none; None is a value that was not finite.
+        """
         found = self.results.get(run.id)
         if not found or found["status"] != "ok":
             return math.nan
-        values = [each[metric] for each in found["epochs"] if each.get(metric) is not None]
-        return values[-1] if values else math.nan
+        values = [each[metric] for each in found["epochs"] if metric in each]
+        return math.nan if not values or values[-1] is None else values[-1]
 
     def status(self, run: Run) -> str:
         """Of a run: ok, diverged, failed or missing."""
@@ -224,7 +227,7 @@ class Study:
         return best, means
 
     def untuned(self, arm: str, cell: int) -> bool:
-        """Whether a run of an arm's tuning failed or has no value: a setting was not tried."""
+        """Whether a run of an arm's tuning failed or was not validated: a setting not tried."""
         tune = self.spec["tune"]
         if not tune:
             return False
@@ -233,10 +236,11 @@ class Study:
             for setting in range(len(self.settings))
             for seed in tune["seeds"]
         ]
+        ended = (found for run in runs if (found := self.results.get(run.id)))
         return any(
-            self.status(run) == "failed"
-            or (self.status(run) == "ok" and math.isnan(self.last(run, tune["metric"])))
-            for run in runs
+            found["status"] == "failed"
+            or (found["status"] == "ok" and not any(tune["metric"] in e for e in found["epochs"]))
+            for found in ended
         )
 
     def verdict_run(self, arm: str, cell: int, seed: int) -> Run:
@@ -341,15 +345,21 @@ class Study:
 
         None of another device than that of the runs: a CPU's are not those of a GPU.
         """
-        file, about = self.folder / "ratios.json", self.folder / "steps.json"
-        if not file.is_file():
+        file = self.folder / "ratios.json"
+        if not file.is_file() or self.measured_elsewhere():
             return {}
-        if about.is_file():
-            measured = json.loads(about.read_text())["machine"]["gpu"]
-            known = (found["machine"] for found in self.results.values() if found.get("machine"))
-            if any(machine.get("gpu") != measured for machine in itertools.islice(known, 1)):
-                return {}
         return json.loads(file.read_text())
+
+    def measured_elsewhere(self) -> str:
+        """On which device the ratios were measured and the runs made, if these differ."""
+        about = self.folder / "steps.json"
+        if not about.is_file():
+            return ""
+        mine = json.loads(about.read_text())["machine"]["gpu"]
+        machines = (found.get("machine") or found for found in self.results.values())
+        known = next((machine["gpu"] for machine in machines if "gpu" in machine), mine)
+        told = [each or "a CPU" for each in (mine, known)]
+        return f"measured on {told[0]}, while the runs are of {told[1]}" if known != mine else ""
 
     def control_verdicts(self) -> list[Verdict]:
         """Each control against the baseline, with the same seeds as the arm's verdict.

@@ -68,7 +68,7 @@ def work(folder: Path) -> str:
 
 def _attempts(folder: Path) -> str:
     spec = json.loads((folder / RUN).read_text())
-    _check_own(folder.parent.parent)
+    check_own(folder.parent.parent)
     found, message, attempt = None, "", folder
     for number in range(1, ATTEMPTS + 1):
         attempt = folder / f"attempt_{number}"
@@ -77,9 +77,7 @@ def _attempts(folder: Path) -> str:
             exit_code, message = train_run(folder, attempt, spec)
             if exit_code in (130, 143):
                 return "stopped"
-            # a control that train.py does not accept holds back its own verdict alone
-            refused = exit_code == 2 and spec.get("stage") != "control"
-            if refused or (exit_code and FULL in message):
+            if exit_code == 2 or (exit_code and FULL in message):
                 (attempt / FILE).unlink(missing_ok=True)
                 raise RefusedError(
                     f"{spec['arm']}, seed {spec['seed']} (runs/{folder.name}): {message}"
@@ -97,8 +95,8 @@ def _attempts(folder: Path) -> str:
     return str(found)
 
 
-def _check_own(study: Path) -> None:
-    """Refuse a run if a module of the user has changed since the study was locked."""
+def check_own(study: Path) -> None:
+    """Raise RefusedError if a module of the user has changed since the study was locked."""
     known = read_about(study).get("own")
     if not known:
         return

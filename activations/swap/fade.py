@@ -31,7 +31,7 @@ class Fade(Leaf):
     def __init__(self, old: nn.Module, new: nn.Module) -> None:
         super().__init__()
         self.old, self.new = old, new
-        self._leaves = leaves_input(old)
+        self._leaves = leaves_input(old), leaves_input(new)
         self.register_buffer("progress", torch.tensor(0.0))
 
     def set_progress(self, progress: float) -> None:
@@ -42,8 +42,11 @@ class Fade(Leaf):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the mixture."""
-        old = self.old(x if self._leaves else x.clone())
-        new = self.new(x).to(old.dtype)
+        old, new = (
+            part(x if leaves else x.clone())
+            for part, leaves in zip((self.old, self.new), self._leaves, strict=True)
+        )
+        new = new.to(old.dtype)
         mixed = torch.lerp(old, new, self.progress.to(old.dtype))
         mixed = torch.where(self.progress == 0, old, mixed)  # 0 times infinity is no number
         return torch.where(self.progress == 1, new, mixed)

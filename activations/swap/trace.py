@@ -97,7 +97,7 @@ class Call:
     place: Location = field(repr=False)  # the expression that makes the call
     step: int = field(repr=False)  # how often that expression was evaluated before, in one frame
     layer: str = field(repr=False)  # the last linear or convolutional layer that ran before
-    before: tuple[str, str] = field(repr=False)  # it, and the last module with other parameters
+    before: tuple[str, str] = field(repr=False)  # it, and a module with parameters behind it
     index: int = field(default=0, repr=False)  # among the calls with this key
     count: int = field(default=1, repr=False)  # number of calls with this key
     times: int = field(default=1, repr=False)  # evaluations in a forward pass that share it
@@ -212,7 +212,7 @@ class Run(TorchFunctionMode):
         self._frames: dict[Any, tuple[types.FrameType | None, int]] = {}
         # shapes of outputs, their channel axes, and the layers' names
         self._layers: list[tuple[torch.Size, int, str]] = []
-        self._other = ""  # the last module with parameters that is none of them
+        self._other = ""  # a module with parameters that has run since the last of them
         self._version: int | None = None  # of the input of the activation that is running
         self._inside = 0  # how many activations and gates are running, one within the other
         # the part that a call has changed, by the id of its memory, which is kept alive
@@ -241,8 +241,10 @@ class Run(TorchFunctionMode):
         name, kind = self._stack.pop(), self._kinds[module]
         if isinstance(module, nn.Linear):
             self._layers.append((out.shape, out.dim() - 1, name))
+            self._other = ""
         elif isinstance(module, CONVOLUTIONS):
             self._layers.append((out.shape, 1, name))
+            self._other = ""
         elif not kind and next(module.parameters(recurse=False), None) is not None:
             self._other = name
         self._inside -= bool(kind)
@@ -256,7 +258,7 @@ class Run(TorchFunctionMode):
         if number is not None and isinstance(module, nn.ELU):
             setattr(out, _OF_ELU, number)
         if number is not None and isinstance(module, nn.Sigmoid):
-            setattr(out, _SIGMOID_OF, args[0])
+            setattr(out, _SIGMOID_OF, (*args, *kwargs.values())[0])
         return out
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import warnings
+from collections import UserDict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import activations as A
-from activations import replace_activations, tabulate
+from activations import replace_activations, tables, tabulate
 from activations.tables import Tabulated
 from tests.cases import CASES, Case
 
@@ -137,6 +138,28 @@ def test_layout_dtype_and_any_number():
     assert y.isnan().tolist() == [True, False, False, False, False, False]
     assert y[4] / 1e30 == pytest.approx(1, abs=0.1)
     assert abs(y[3]) < 1e29
+
+
+def test_a_table_for_many_channels_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tables, "_MOST", 2**10)
+    network = nn.Sequential(nn.Linear(3, 16), A.ReLUN(0.7, num_parameters=16), nn.Linear(16, 2))
+    report = tabulate(network, torch.randn(50, 3), 1e-5)
+    [left] = report.left
+    assert left.why.endswith(
+        "with 64 cells, above the tolerance, and 128 are too many for 16 channels"
+    )
+
+
+def test_what_a_tokenizer_gives_is_one_batch():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.act = nn.Linear(3, 4), A.Swish()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.fc(x))
+
+    assert len(tabulate(Named(), UserDict(x=torch.randn(9, 3)), 1e-2).tables) == 1
 
 
 def test_what_is_left_is_named():

@@ -143,6 +143,12 @@ def test_beats(tmp_path: Path):
                 signal = read.p_signal.T
             peaks = [sample for sample, _ in written[record]]
             assert torch.equal(prepare(signal, rate=360, peaks=peaks), batch)
+    scaled = torch.rand(187, dtype=torch.float64)  # of the last form, as in Kaggle's files
+    assert prepared_by(data)(scaled).shape == (1, 1, 187)
+    with pytest.raises(
+        ValueError, match=r"a beat of MITBIH is scaled over 1.2 RR intervals of its"
+    ):
+        prepared_by(data)(scaled - 0.5)
 
 
 def test_rows_of_kaggle(tmp_path: Path):

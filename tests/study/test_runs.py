@@ -200,9 +200,10 @@ def test_ratios_of_another_device_are_not_used(tmp_path: Path):
     made = study(tmp_path, controls=["same_time"], seeds={"looks": [5]})
     (tmp_path / "ratios.json").write_text(json.dumps({"CosLU/0": 2.0}))
     (tmp_path / "steps.json").write_text(json.dumps({"machine": {"gpu": None}}))
-    for gpu, known in ((None, {"CosLU/0": 2.0}), ("H100", {})):
+    elsewhere = "measured on a CPU, while the runs are of H100"
+    for gpu, known, told in ((None, {"CosLU/0": 2.0}, ""), ("H100", {}, elsewhere)):
         made = answer(Study.read(tmp_path), APART, machine={"gpu": gpu})
-        assert made.ratios() == known
+        assert (made.ratios(), made.measured_elsewhere()) == (known, told)
         for file in tmp_path.glob("runs/*/results.json"):
             file.unlink()
 
@@ -232,6 +233,12 @@ def test_a_setting_that_was_not_tried_holds_the_arm_back(tmp_path: Path):
     assert {run.arm for run in made.next_runs()[1]} == {"ReLU", "CosLU"}
     held = made.verdicts()[0]
     assert held.sentence().startswith("SiLU: HELD BACK against ReLU: a run of the tuning failed;")
+    worst = made.run("tune", "CosLU", 0, 1, 1)  # the last loss is not finite: never chosen
+    write(made, worst, {**result(90, 1), "epochs": [{"val/acc": 0.99}, {"val/acc": None}]})
+    made = Study.read(tmp_path)
+    assert np.isnan(made.tuned("CosLU", 0)[1][1])
+    assert made.tuned("CosLU", 0)[0] == 0
+    assert made.verdicts()[1].kind is Kind.TOO_FEW
     unknown = made.run("tune", "ReLU", 0, 1, 0)  # a budget in steps may end before a validation
     write(made, unknown, {**result(90, 1), "epochs": [{"epoch": 0}]})
     assert {each.kind for each in Study.read(tmp_path).verdicts()} == {Kind.HELD}

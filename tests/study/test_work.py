@@ -192,14 +192,6 @@ def test_what_is_no_result_stops_the_study_and_loses_nothing(
     assert len(list(run.glob("attempt_*"))) == 1
 
 
-def test_a_control_that_is_not_accepted_fails_alone(run: Path, monkeypatch: pytest.MonkeyPatch):
-    spec = json.loads((run / "spec.json").read_text())
-    (run / "spec.json").write_text(json.dumps({**spec, "stage": "control"}))
-    monkeypatch.setattr(work, "train_run", trained(*[(2, None, "it does not fit")] * 2))
-    assert work.work(run) == "failed"
-    assert json.loads((run / "results.json").read_text())["message"] == "it does not fit"
-
-
 def test_an_own_module_that_changed_stops_the_study(run: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(run.parent.parent))
     (own := run.parent.parent / "my_new_lu.py").write_text("class MyLU: pass\n")

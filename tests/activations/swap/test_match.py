@@ -175,6 +175,14 @@ def test_a_fade_from_what_works_in_place(old: nn.Module):
         assert torch.equal(given, x)
 
 
+def test_a_fade_to_what_works_in_place():
+    fade, x = Fade(nn.Hardswish(), nn.ReLU(inplace=True)), torch.randn(9, requires_grad=True)
+    fade.set_progress(0.5)
+    y = fade(x * 1)
+    torch.testing.assert_close(y, (nn.functional.hardswish(x) + x.relu()) / 2)
+    y.sum().backward()
+
+
 def test_the_ends_of_a_fade_are_the_functions_where_the_other_one_is_infinite():
     fade = Fade(nn.ReLU(), ours.Polynomial()).half()
     x = torch.tensor([1000.0, -2.0], dtype=torch.float16)

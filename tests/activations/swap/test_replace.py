@@ -952,6 +952,29 @@ class Passes(nn.Module):
         return x
 
 
+class Recurrent(nn.Module):
+    """The same layer in each pass, with another module that learns behind the activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.act, self.norm = nn.Linear(4, 4), nn.ReLU(), nn.LayerNorm(4)
+
+    def forward(self, x):
+        y = x[:, 0]
+        for step in range(x.shape[1]):
+            y = self.norm(self.act(self.fc(y + x[:, step])))
+        return y
+
+
+class ByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.gate, self.act = nn.Linear(4, 4), nn.Sigmoid(), nn.ReLU()
+
+    def forward(self, x):
+        return self.fc(self.gate(input=self.fc(x)) * self.act(x))
+
+
 class State(nn.Module):
     def __init__(self):
         super().__init__()
@@ -975,12 +998,14 @@ class OfGraph(nn.Module):
     [
         (Force, torch.randn(2, 3, 6, 5), ["act"]),
         (Passes, torch.randn(5, 4), ["act.0", "act.1", "act.2"]),
+        (Recurrent, torch.randn(3, 2, 4), ["act"]),
+        (ByKeyword, torch.randn(3, 4), ["act"]),
         (State, (torch.randn(1, 5, 4), torch.randn(1, 1, 4)), ["act"]),
         (Encoder, (UserDict(ids=torch.ones(2, 5).long(), mask=torch.ones(2, 5)),), ["gelu"]),
         (UNet, UserDict(t=torch.arange(2), x=torch.randn(2, 3, 8, 8)), ["silu", "act"]),
         (OfGraph, SimpleNamespace(x=torch.randn(6, 4)), ["act"]),
     ],
-    ids=["gradient", "own layers", "state", "tokens", "tokens by name", "graph"],
+    ids=["gradient", "own layers", "recurrent", "keyword", "state", "tokens", "by name", "graph"],
 )
 def test_networks_of_other_libraries(build, example, names: list[str]):
     report = replace_activations(build(), CosLU, example_input=example)
