@@ -21,11 +21,12 @@ from typing import Any, ClassVar, Literal, cast
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import BackboneFinetuning
+from lightning.pytorch.callbacks import BackboneFinetuning, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import distributed
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from activations.files import check_writable, is_full, naming, replacing, system_error
 from callbacks import (
@@ -42,8 +43,9 @@ from callbacks import (
     run_results,
     run_summary,
 )
-from callbacks.lightning_private import callbacks_of, spawns
+from callbacks.lightning_private import callbacks_of, forget_averages, spawns
 from callbacks.machine import keep_memory
+from callbacks.record import run_folder
 from datamodules import *  # noqa: F403 - so that its classes have short names
 from models import Classifier, DivergedError
 from models.checkpoints import check_complete, check_fits, check_given, read_checkpoint
@@ -64,6 +66,8 @@ MISTAKES = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, Impor
 MISTAKES += (MisconfigurationException,)
 # Lightning 2.6 calls what torch deprecates, and advertises litlogger; users can change neither.
 warnings.filterwarnings("ignore", message=".*LeafSpec")
+# of a test: the weights in the checkpoint are the averaged ones
+warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback, but loading")
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
     lambda record: "litlogger" not in record.getMessage()
 )
@@ -72,25 +76,40 @@ logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
 class SaveConfig(SaveConfigCallback):
     """Writes config.yaml into the folder of a training run."""
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write nothing yet: until its first epoch a run may be refused, and leaves no folder."""
+    written = False
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it, if there is a logger: only then the run has a folder."""
-        if not trainer.loggers or not (folder := trainer.log_dir):
-            return
-        file, self.config = Path(folder) / "config.yaml", self.config.clone()
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a folder that holds another run, before anything of it is touched.
+
+        Nothing is written yet: until its first batch a run may be refused, and leaves no folder.
+        """
+        folder = run_folder(trainer) if trainer.loggers and stage == "fit" else None
         here = Path(self.config.get("ckpt_path") or "").resolve()
-        if here.is_relative_to(file.parent.resolve()):  # the run goes on in its folder
-            self.config.ckpt_path = None
-        elif trainer.strategy.broadcast(file.exists()):
+        if folder is None or here.is_relative_to(folder.resolve()):
+            return
+        if trainer.strategy.broadcast((folder / "config.yaml").exists()):
             raise ValueError(
                 f"{folder} holds another run: resume it with --ckpt_path "
                 f"{folder}/checkpoints/last.ckpt, or choose another version or name of the logger"
             )
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Write it, if there is a logger: only then the run has a folder."""
+        folder = run_folder(trainer) if trainer.loggers and not self.written else None
+        self.written = True
+        if folder is None:
+            return
+        file, self.config = folder / "config.yaml", self.config.clone()
+        here = Path(self.config.get("ckpt_path") or "").resolve()
+        if here.is_relative_to(folder.resolve()):  # the run goes on in its folder
+            self.config.ckpt_path = None
         self.overwrite = True
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
         with replacing(file) if trainer.is_global_zero else nullcontext(file) as unfinished:
-            self.config_filename = unfinished.name
+            self.config_filename = str(unfinished.absolute())
             super().setup(trainer, pl_module, "fit")
 
 
@@ -279,6 +298,7 @@ class CLI(LightningCLI):
                 check_writable(Path(folder))
         if self.subcommand == "fit":
             self.model.try_optimizer()
+            self._check_averages_and_norms()
         if self.checkpoint:
             path = self.config[str(self.subcommand)].ckpt_path
             check_fits(self.model, self.checkpoint, str(path))
@@ -295,6 +315,22 @@ class CLI(LightningCLI):
             raise ValueError(
                 f"--trainer.devices {asked}: no GPU is in use here, and the CPU has {cores} cores; "
                 f"ask for at most {cores}"
+            )
+
+    def _check_averages_and_norms(self) -> None:
+        """Refuse what Lightning would do without a word: lose averages, or drop activations."""
+        config = self.config[str(self.subcommand)]
+        if callbacks_of(self.trainer, WeightAveraging) and config.checkpoint.save_weights_only:
+            raise ValueError(
+                "--checkpoint.save_weights_only would store the weights of the training, not the "
+                "averaged ones by which the checkpoint is chosen: leave it out"
+            )
+        modules = self.model.backbone.named_modules()
+        norms = [name for name, m in modules if isinstance(m, _BatchNorm) and any(m.children())]
+        if norms and config.trainer.sync_batchnorm and self.trainer.world_size > 1:
+            raise ValueError(
+                f"--trainer.sync_batchnorm would drop the activations that are part of {norms[0]} "
+                f"and {len(norms) - 1} other normalisations: leave it out"
             )
 
     def _compare_data(self, known: dict[str, Any]) -> None:
@@ -330,6 +366,7 @@ class CLI(LightningCLI):
         trainer, asked = self.trainer, self.config[str(self.subcommand)].test_after_fit
         finished = finish(trainer, self.model)
         results = callbacks_of(trainer, Results)
+        forget_averages(trainer)
         chosen = {False: [], True: ["best"], "both": ["last", "best"]}.get(asked, [asked])
         if "best" in chosen and not best_path(trainer) and callbacks_of(trainer, BestCheckpoint):
             rank_zero_warn(

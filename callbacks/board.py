@@ -65,8 +65,8 @@ def show_choices(
     optimizer = trainer.optimizers[0] if trainer.optimizers else None
     group = optimizer.param_groups[0] if optimizer else {}
     data = getattr(trainer, "datamodule", None)
-    # set by the command line alone
-    arguments = dict(getattr(known.get("activation"), "init_args", None) or {})
+    spec = known.get("activation")
+    arguments = dict(spec.get("init_args") or {}) if isinstance(spec, Mapping) else {}
     # TensorBoard shows the first five names in alphabetical order, the others on request
     found = {
         "activation": ", ".join(dict.fromkeys(type(m).__name__ for m in sites.values())),

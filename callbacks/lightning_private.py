@@ -31,6 +31,15 @@ def averaged_models(trainer: Trainer) -> Iterator[AveragedModel]:
         yield from found
 
 
+def forget_averages(trainer: Trainer) -> None:
+    """Let a test of a checkpoint take its averaged weights, by which it was chosen.
+
+    A callback that averages would put back those of the training, which the file holds, too.
+    """
+    for callback in callbacks_of(trainer, WeightAveraging):
+        callback._average_model = None
+
+
 def count_by_epochs(trainer: Trainer) -> None:
     """Let a resumed run go on behind a whole epoch; with `max_steps` Lightning would end it twice.
 

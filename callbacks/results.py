@@ -67,6 +67,7 @@ class Results(Callback):
         self._images, self._training = 0, [0.0, 0.0]  # seconds, since when
         self._trained = 0  # samples of an epoch
         self._validated = False  # in this epoch
+        self._begun = False  # whether a batch has been trained
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run adds to; also of an epoch that it goes on with."""
@@ -95,14 +96,10 @@ class Results(Callback):
         self._validated = epoch.get("validated", False)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the run's folder; it has no results until this run ends."""
+        """Find the run's folder."""
         folder = run_folder(trainer)
         self._folder = folder if trainer.loggers and trainer.is_global_zero else None
-        self.tests, self._samples, self.report = {}, {}, ""
-        if self._folder:
-            old = [self._folder / FILE, self._folder / TEST, *self._folder.glob("test_*.csv")]
-            for file in old:
-                file.unlink(missing_ok=True)
+        self.tests, self._samples, self.report, self._begun = {}, {}, "", False
         self._clock, self._processor = time.perf_counter(), time.process_time()
         self._about = {
             "start": now(),
@@ -122,6 +119,18 @@ class Results(Callback):
         """Start the clock of the epoch."""
         self._images, self._training = 0, [0.0, time.perf_counter()]
         self._validated = False
+
+    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        """From now on the folder has no results until this run ends; before, it may be refused."""
+        if not self._begun:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._begun = True
+        if self._folder:
+            old = [self._folder / FILE, self._folder / TEST, *self._folder.glob("test_*.csv")]
+            for file in old:
+                file.unlink(missing_ok=True)
 
     def on_train_batch_end(
         self,
@@ -166,6 +175,8 @@ class Results(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the learned values, and stop the clock."""
+        if not self._begun:  # a resumed run that was at its end
+            self._begin()
         learned = learned_values(getattr(pl_module, "backbone", pl_module))
         self.learned = {name: value.tolist() for name, value in learned.items()}
         self._spent, self._clock = self._time(), 0.0
@@ -220,12 +231,12 @@ class Results(Callback):
         """Keep what the data report on a test, and write its tables."""
         make = getattr(getattr(trainer, "datamodule", None), "test_report", lambda *_: None)
         report = make(found["label"], found["probability"].argmax(1), found.get("group"))
-        folder = trainer.log_dir  # all processes must ask for it
+        folder = run_folder(trainer) if trainer.loggers else None  # all processes must ask for it
         self.report = report.text if report else ""
-        if not (report and folder and trainer.loggers and trainer.is_global_zero):
+        if not (report and folder and trainer.is_global_zero):
             return
         which = f"_{self.testing}" if len(self._samples) > 1 else ""  # as in test.npz
-        files = {Path(folder) / f"test_{name}{which}.csv": t for name, t in report.tables.items()}
+        files = {folder / f"test_{name}{which}.csv": t for name, t in report.tables.items()}
         for file, table in files.items():
             with replacing(file) as unfinished:
                 table.to_csv(unfinished, float_format="%.6f")
@@ -233,7 +244,7 @@ class Results(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: Any) -> None:
         """Write what ended the run; nothing if a signal did."""
-        if isinstance(exception, Exception) and self._folder:
+        if isinstance(exception, Exception) and self._folder and self._begun:
             if self._clock:
                 self.on_fit_end(trainer, pl_module)
             diverged = isinstance(exception, ArithmeticError)
@@ -288,7 +299,7 @@ class Results(Callback):
     def _best(self, trainer: Trainer) -> dict[str, Any] | None:
         """The epoch whose validation was best, and its value."""
         for callback in callbacks_of(trainer, BestCheckpoint):
-            known = [each for each in self.epochs if callback.monitor in each]
+            known = [e for e in self.epochs if math.isfinite(e.get(callback.monitor, math.nan))]
             if known:
                 choose = max if callback.mode == "max" else min
                 best = choose(known, key=lambda each: each[callback.monitor])

@@ -13,6 +13,7 @@ from torch import Tensor
 from .checkpoints import best_path
 from .lightning_private import callbacks_of
 from .monitor import ActivationMonitor
+from .record import run_folder
 from .results import Results
 
 _NAMES = {"acc": "accuracy", "acc_majority": "always the commonest class", "f1": "macro-F1",
@@ -46,8 +47,8 @@ def run_summary(trainer: Trainer, results: list[str]) -> str:
     reports = [each.report for each in callbacks_of(trainer, Results) if each.report]
     lines += ["", *results, *(reports or _classes(trainer.callback_metrics))]
     paths: dict[str, object] = {}
-    if trainer.loggers and trainer.log_dir:
-        paths["run"] = folder = Path(trainer.log_dir)
+    if trainer.loggers and (folder := run_folder(trainer)):
+        paths["run"] = folder
         if best := best_path(trainer):
             paths["checkpoint"] = os.path.relpath(best)
         python = Path(sys.executable)

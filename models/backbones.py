@@ -133,7 +133,8 @@ def _from_library(
             options = {"num_classes": classes, "in_chans": channels, **kwargs}
             return timm.create_model(model, pretrained, **options)
         if pretrained:
-            state = models.get_model_weights(model)["DEFAULT"].get_state_dict(check_hash=True)
+            # its own constructor loads them: names in the files may be those of another version
+            state = models.get_model(model, weights="DEFAULT").state_dict()
     except Exception as error:
         if not pretrained or isinstance(error, TypeError):
             raise
@@ -142,7 +143,8 @@ def _from_library(
             "without internet access give a file, --model.checkpoint_path"
         ) from error
     if model in ("googlenet", "inception_v3"):  # without auxiliary outputs
-        kwargs = {"aux_logits": False, "init_weights": not pretrained, **kwargs}
+        inputs = {"transform_input": pretrained and channels == 3}  # as with its weights
+        kwargs = {"aux_logits": False, "init_weights": not pretrained, **inputs, **kwargs}
     network = models.get_model(model, num_classes=classes, **kwargs)
     if channels != 3:
         first = next(n for n, m in network.named_modules() if isinstance(m, nn.Conv2d))

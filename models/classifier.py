@@ -9,7 +9,12 @@ from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import BaseFinetuning, BatchSizeFinder, ModelPruning
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    BatchSizeFinder,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.cli import ReduceLROnPlateau as MonitoringPlateau
 from lightning.pytorch.utilities import rank_zero_info
@@ -347,6 +352,16 @@ class Classifier(LightningModule):
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(known := getattr(data, "description", None), dict):
             self.hparams["data"] = json.loads(json.dumps(known))  # a checkpoint holds data only
+        for each in getattr(self.trainer, "callbacks", ()):
+            one_rate = isinstance(each, StochasticWeightAveraging) and isinstance(
+                getattr(each, "_swa_lrs", None), float
+            )
+            if one_rate and self.activation_lr_scale != 1:
+                names = [group["name"] for group in self.trainer.optimizers[0].param_groups]
+                raise ValueError(
+                    "StochasticWeightAveraging gives all groups one rate, without "
+                    f"activation_lr_scale: give swa_lrs {len(names)} rates, of {', '.join(names)}"
+                )
         if remarks := self.swapped.remarks():
             more = f"; {len(remarks) - 2} more of this kind" if remarks[2:] else ""
             first = f"swapped {len(self.swapped)} activation calls{more}"
@@ -385,7 +400,7 @@ class Classifier(LightningModule):
                     "--model.checkpoint_path, or go on with as many steps"
                 )
         weights = getattr(self.trainer.datamodule, "class_weights", None)  # pyright: ignore[reportAttributeAccessIssue]
-        self._balance = None if weights is None else weights.to(self.device)
+        self._balance = None if weights is None else weights.to(self.device, self.dtype)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """The training loss of one batch, plus the penalties of the activations."""

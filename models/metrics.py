@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
@@ -116,7 +116,8 @@ class Macro(Metric):
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
         """Take a batch: scores (N, C) and labels (N,)."""
-        self.measure.update(scores, labels)
+        # torchmetrics would take scores that all lie in [0, 1] as probabilities
+        self.measure.update(scores.softmax(1) if self.compares else scores, labels)
         self.samples += labels.bincount(minlength=len(self.samples))
         found = labels[scores.argmax(1) == labels]
         self.hits += found.bincount(minlength=len(self.samples))
@@ -254,7 +255,11 @@ def log_classes(module: LightningModule, matrix: Tensor) -> None:
         known = {f"test_{measure}/{name}": value for name, value in found if value >= 0}
         module.log_dict(known, sync_dist=True)  # pyright: ignore[reportArgumentType]
     folder = trainer.log_dir  # all processes must ask for it
-    if folder and module.loggers and trainer.is_global_zero:
+    first = module.loggers[0] if module.loggers else None
+    if folder and first and not isinstance(first, TensorBoardLogger | CSVLogger):
+        folder = Path(folder, str(first.name), str(first.version))  # that of all runs
+        folder.mkdir(parents=True, exist_ok=True)
+    if folder and first and trainer.is_global_zero:
         figure = draw_confusion(Path(folder) / "confusion.png", matrix.cpu(), names)
         for logger in module.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -75,9 +75,7 @@ def load_weights(
     first, last = (weights[0], weights[-1].rpartition(".")[0]) if weights else ("", "")
     first = next((name for name in weights if own[name].dim() == 4), first)  # not a position
     if first and own[first].shape[1] != state[first].shape[1]:
-        from timm.models import adapt_input_conv
-
-        state[first] = adapt_input_conv(own[first].shape[1], state[first])
+        state[first] = _of_channels(state[first], own[first].shape[1])
     wrong = [n for n, value in state.items() if n in own and value.shape != own[n].shape]
     layers = [name.rpartition(".")[0] for name in wrong]
     heads = [each for each in dict.fromkeys(layers) if each != "side.out"]
@@ -94,7 +92,9 @@ def load_weights(
         state |= {name: own[name] for name in wrong}
         wrong = []
     problems = [f"{n}: {tuple(state[n].shape)}, the network {tuple(own[n].shape)}" for n in wrong]
-    problems += [f"{n}: missing" for n in own if n not in state and not n.startswith(fresh)]
+    old = "num_batches_tracked"  # which torch has counted since version 0.4.1
+    missing = [n for n in own if n not in state and not n.endswith(old)]
+    problems += [f"{n}: missing" for n in missing if not n.startswith(fresh)]
     problems += [f"{n}: the network has no such part" for n in state if n not in own]
     if problems:
         more = f"; and {len(problems) - 6} more" if problems[6:] else ""
@@ -103,6 +103,18 @@ def load_weights(
             f"{source} does not fit {type(network).__name__}: {'; '.join(problems[:6])}{more}{hint}"
         )
     network.load_state_dict(own | state)
+
+
+def _of_channels(weight: Tensor, channels: int) -> Tensor:
+    """A first convolution's weight for other input channels, as in timm, for any number of them.
+
+    One channel gets the sum of all; else the known ones take turns, times known / channels.
+    """
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    known = weight.shape[1]
+    order = torch.arange(channels) % known
+    return weight[:, order] * (known / channels)
 
 
 def load_shapes(network: nn.Module, path: str | Path) -> None:

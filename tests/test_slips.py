@@ -160,6 +160,8 @@ RUN_LINES = [
     ("RUN --schedule.start 2", "the schedule needs 0 <= start < end <= 1"),
     ("RUN --monitor.every_n_steps 0", "every_n_steps must be >= 1, got 0"),
     ("RUN --seed_everything -1", "-1"),
+    ("fit --data Digits --model.backbone timm/test_efficientnet --trainer.accelerator cpu --trainer.devices 2 "
+     "--trainer.sync_batchnorm true", "sync_batchnorm would drop the activations that are part of bn1 and"),
     ("RUN --ckpt_path=", "--ckpt_path is empty"),
     ("RUN --ckpt_path last", "--ckpt_path last: name the file of the run that shall go on"),
     ("RUN --trainer.strategy ddp_spawn", "such as ddp"),

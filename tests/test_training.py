@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
     ModelPruning,
+    StochasticWeightAveraging,
     WeightAveraging,
 )
 from lightning.pytorch.plugins import TorchSyncBatchNorm
@@ -25,6 +26,7 @@ from activations import (
 )
 from callbacks import ActivationMonitor, ActivationSchedule, AlternatingOptimization
 from models import Classifier
+from models.metrics import classification_metrics
 from tests.data import Tiny
 from tests.trainings import Small, by_hand, classifier, is_shape, is_weight, same, trainer
 
@@ -122,6 +124,36 @@ def test_synchronised_normalisation_keeps_schedule_and_groups():
     assert shape_parameters(converted).keys() == before.keys()
     assert weights == [id(p) for group in parameter_groups(converted) for p in group["params"]]
     assert set_progress(converted, 1.0) == 1
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
+def test_balanced_losses_in_every_precision(tmp_path: Path, precision: Any, loss: Any):
+    data, run = Tiny(balance="loss"), trainer(tmp_path, precision=precision, max_epochs=1)
+    run.fit(classifier(CosLU, loss=loss), datamodule=data)
+    assert run.callback_metrics["train/loss"].isfinite()
+
+
+def test_areas_do_not_depend_on_the_range_of_a_batch():
+    from sklearn.metrics import roc_auc_score
+
+    torch.manual_seed(0)
+    batches = [torch.rand(20, 3), 4 * torch.randn(20, 3)]  # the first could be probabilities
+    labels = [torch.arange(20) % 3, (torch.arange(20) + 1) % 3]
+    metrics = classification_metrics(3)
+    for scores, label in zip(batches, labels, strict=True):
+        metrics.update(scores, label)
+    scores, label = torch.cat(batches).softmax(1).double(), torch.cat(labels)
+    scores /= scores.sum(1, keepdim=True)
+    expected = roc_auc_score(label.numpy(), scores.numpy(), multi_class="ovr", average="macro")
+    assert metrics.compute()["auroc"].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_averaging_by_swa_needs_the_rate_of_each_group(tmp_path: Path):
+    model = classifier(CosLU, activation_lr_scale=0.1)
+    run = trainer(tmp_path, StochasticWeightAveraging(0.05), max_epochs=2)
+    with pytest.raises(ValueError, match=r"give swa_lrs \d rates, of .*activations"):
+        run.fit(model, datamodule=Tiny())
 
 
 class Mean(WeightAveraging):

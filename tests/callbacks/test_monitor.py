@@ -122,7 +122,10 @@ def test_one_chart_a_parameter_and_one_row_a_run(tmp_path: Path):
 
     logger = TensorBoardLogger(tmp_path, "board", default_hp_metric=False)
     run = trainer(tmp_path, ActivationMonitor(8, figure=False), logger=logger, max_epochs=1)
-    run.fit(classifier(partial(CosLU, alpha=0.7)), datamodule=Tiny())
+    model = classifier(CosLU)
+    # as the command line stores it
+    model.hparams["activation"] = {"class_path": "activations.CosLU", "init_args": {"alpha": 0.7}}
+    run.fit(model, datamodule=Tiny())
     found = board(logger)
     layout = messages.Layout()
     layout.ParseFromString(found.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
@@ -138,7 +141,7 @@ def test_one_chart_a_parameter_and_one_row_a_run(tmp_path: Path):
     content = found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     start = hparams.HParamsPluginData.FromString(content).session_start_info
     chosen = {k: v.string_value or v.number_value for k, v in start.hparams.items()}
-    assert chosen["activation"] == "CosLU"
+    assert (chosen["activation"], chosen["activation.alpha"]) == ("CosLU", 0.7)
     assert chosen["backbone"] == "resnet8"
     assert chosen["data"] == "Tiny"
     assert chosen["share"] == "site"

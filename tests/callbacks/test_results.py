@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from sklearn.metrics import f1_score
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -69,8 +70,13 @@ def test_results_agree_with_the_files_of_the_run(
     (RUN / "results.json").write_text("{}")
     (RUN / "test_aami.csv").write_text("of the run before")
     seen: list[bool] = []
-    monkeypatch.setattr(Results, "on_train_epoch_start",
-                        lambda self, *args: seen.append((RUN / "results.json").exists()))  # fmt: skip
+    usual = Results.on_train_epoch_end
+
+    def looked(self: Results, *args: Any) -> None:
+        seen.append((RUN / "results.json").exists())
+        usual(self, *args)
+
+    monkeypatch.setattr(Results, "on_train_epoch_end", looked)
     words = ["fit", "-c", f"{RUN}/config.yaml", "--ckpt_path", f"{RUN}/checkpoints/last.ckpt",
              "--trainer.max_epochs=3", "--test_after_fit=false"]  # fmt: skip
     train.main(words)
@@ -89,6 +95,86 @@ def test_results_agree_with_the_files_of_the_run(
     assert not (RUN / "test_aami.csv").exists()
     row = pd.DataFrame(read_results("runs")).iloc[0]
     assert (row["data"], row["activation"], row["max_epochs"]) == ("Digits", "CosLU", 3)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_a_run_that_is_refused_leaves_the_results_of_the_other_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    monkeypatch.chdir(tmp_path)
+    words = [*LINE.split(), "--trainer.max_epochs=1", "--trainer.logger.version=version_0"]
+    train.main([*words, "--test_after_fit=last"])
+    kept = {file: file.read_bytes() for file in RUN.iterdir() if file.is_file()}
+    assert {"results.json", "test.npz", "activations.csv"} <= {file.name for file in kept}
+    again = f"--ckpt_path={RUN}/checkpoints/last.ckpt"
+    for more, told in (
+        ([], "version_0 holds another run: resume it with --ckpt_path"),
+        ([again, "--trainer.max_epochs=2", "--trainer.callbacks+=callbacks.HeadFirst",
+          "--trainer.callbacks+=callbacks.AlternatingOptimization"], "leave one out"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit):
+            train.main([*words, *more])
+        assert told in capsys.readouterr().err
+        assert {file: file.read_bytes() for file in kept} == kept
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory", "ignore:You're using the WeightAver")
+def test_the_best_checkpoint_of_an_average_is_tested_with_the_average(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    monkeypatch.chdir(tmp_path)
+    average = "--trainer.callbacks+=EMAWeightAveraging"
+    words = [*LINE.split(), "--trainer.max_epochs=1", average, "--trainer.callbacks.decay=0.5"]
+    train.main([*words, "--test_after_fit=both"])
+    samples = np.load(RUN / "test.npz")  # after one epoch the best weights are the last ones
+    np.testing.assert_allclose(samples["probability_best"], samples["probability"], atol=1e-6)
+    with pytest.raises(SystemExit):
+        train.main([*words, "--checkpoint.save_weights_only=true"])
+    assert "not the averaged ones by which the checkpoint is chosen" in capsys.readouterr().err
+
+
+class Elsewhere(Logger):
+    """Its folder is that of all runs, as Weights & Biases' is."""
+
+    save_dir = "runs"
+    name = "x"
+
+    def __init__(self, version: str) -> None:
+        self._version = version
+
+    @property
+    def version(self) -> str:
+        return self._version
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_runs_of_another_logger_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    line = LINE.replace("--trainer.logger.save_dir runs --trainer.logger.name x", "").split()
+    kind = "--trainer.logger=tests.callbacks.test_results.Elsewhere"
+    for version in ("a", "b"):
+        words = [*line, "--trainer.max_epochs=1", kind, f"--trainer.logger.version={version}"]
+        train.main([*words, "--test_after_fit=last", "--seed_everything=3"])
+    for folder in (Path("runs/x/a"), Path("runs/x/b")):
+        assert read(folder)["seed"] == read(folder)["config"]["seed_everything"] == 3
+        assert (folder / "confusion.png").is_file()
+    assert {each.name for each in Path("runs").iterdir()} == {"x"}
+
+
+def test_the_best_epoch_is_none_without_a_number(tmp_path: Path):
+    best, results = BestCheckpoint(), Results()
+    run = trainer(tmp_path, best, results, enable_checkpointing=True)
+    best.monitor, best.mode = "val/acc", "max"
+    results.epochs = [{"epoch": k, "val/acc": v} for k, v in enumerate([math.nan, 0.5, 0.7, 0.6])]
+    assert results._best(run) == {"epoch": 2, "val/acc": 0.7}
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")

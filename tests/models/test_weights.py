@@ -90,6 +90,28 @@ def test_what_a_network_of_other_sizes_takes_over():
     torch.testing.assert_close(network.conv.weight, trained.conv.weight.sum(1, keepdim=True))
 
 
+def test_weights_of_old_files_and_of_other_leads():
+    trained, network = (torchvision.models.resnet18(num_classes=3) for _ in range(2))
+    old = {n: v for n, v in trained.state_dict().items() if not n.endswith("batches_tracked")}
+    load_weights(network, old, source="a file")
+    assert torch.equal(network.layer1[0].bn1.weight, trained.layer1[0].bn1.weight)
+    one, two = (build_backbone("resnet8", 3, in_channels=n, dims=1) for n in (1, 2))
+    load_weights(two, one.state_dict(), source="a file")
+    torch.testing.assert_close(two.conv1.weight, one.conv1.weight.expand(-1, 2, -1) / 2)
+    load_weights(one, two.state_dict(), source="a file")
+    torch.testing.assert_close(one.conv1.weight, two.conv1.weight.sum(1, keepdim=True))
+
+
+def test_pretrained_inception_takes_inputs_as_its_weights_do(monkeypatch):
+    trained = torchvision.models.googlenet(init_weights=False)
+    weights = torchvision.models.GoogLeNet_Weights
+    monkeypatch.setattr(weights, "get_state_dict", lambda self, **options: trained.state_dict())
+    with pytest.warns(UserWarning, match="has 1000 classes, the data 5"):
+        network: Any = build_backbone("torchvision/googlenet", 5, image_size=64, pretrained=True)
+    assert network.transform_input
+    assert torch.equal(network.conv1.conv.weight, trained.conv1.conv.weight)
+
+
 def test_pretrained_torchvision_weights(monkeypatch):
     trained = torchvision.models.resnet18()
     weights = torchvision.models.ResNet18_Weights
