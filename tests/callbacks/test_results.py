@@ -136,11 +136,16 @@ def test_the_best_checkpoint_of_an_average_is_tested_with_the_average(
 class Elsewhere(Logger):
     """Its folder is that of all runs, as Weights & Biases' is."""
 
-    save_dir = "runs"
-    name = "x"
-
     def __init__(self, version: str) -> None:
         self._version = version
+
+    @property
+    def save_dir(self) -> str:
+        return "runs"
+
+    @property
+    def name(self) -> str:
+        return "x"
 
     @property
     def version(self) -> str:

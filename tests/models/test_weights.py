@@ -91,11 +91,13 @@ def test_what_a_network_of_other_sizes_takes_over():
 
 
 def test_weights_of_old_files_and_of_other_leads():
-    trained, network = (torchvision.models.resnet18(num_classes=3) for _ in range(2))
+    trained: Any = torchvision.models.resnet18(num_classes=3)
+    network: Any = torchvision.models.resnet18(num_classes=3)
     old = {n: v for n, v in trained.state_dict().items() if not n.endswith("batches_tracked")}
     load_weights(network, old, source="a file")
     assert torch.equal(network.layer1[0].bn1.weight, trained.layer1[0].bn1.weight)
-    one, two = (build_backbone("resnet8", 3, in_channels=n, dims=1) for n in (1, 2))
+    one: Any = build_backbone("resnet8", 3, in_channels=1, dims=1)
+    two: Any = build_backbone("resnet8", 3, in_channels=2, dims=1)
     load_weights(two, one.state_dict(), source="a file")
     torch.testing.assert_close(two.conv1.weight, one.conv1.weight.expand(-1, 2, -1) / 2)
     load_weights(one, two.state_dict(), source="a file")
@@ -103,7 +105,7 @@ def test_weights_of_old_files_and_of_other_leads():
 
 
 def test_pretrained_inception_takes_inputs_as_its_weights_do(monkeypatch):
-    trained = torchvision.models.googlenet(init_weights=False)
+    trained: Any = torchvision.models.googlenet(init_weights=False)
     weights = torchvision.models.GoogLeNet_Weights
     monkeypatch.setattr(weights, "get_state_dict", lambda self, **options: trained.state_dict())
     with pytest.warns(UserWarning, match="has 1000 classes, the data 5"):

@@ -952,7 +952,7 @@ class Passes(nn.Module):
         return x
 
 
-class Recurrent(nn.Module):
+class SameLayer(nn.Module):
     """The same layer in each pass, with another module that learns behind the activation."""
 
     def __init__(self):
@@ -998,7 +998,7 @@ class OfGraph(nn.Module):
     [
         (Force, torch.randn(2, 3, 6, 5), ["act"]),
         (Passes, torch.randn(5, 4), ["act.0", "act.1", "act.2"]),
-        (Recurrent, torch.randn(3, 2, 4), ["act"]),
+        (SameLayer, torch.randn(3, 2, 4), ["act"]),
         (ByKeyword, torch.randn(3, 4), ["act"]),
         (State, (torch.randn(1, 5, 4), torch.randn(1, 1, 4)), ["act"]),
         (Encoder, (UserDict(ids=torch.ones(2, 5).long(), mask=torch.ones(2, 5)),), ["gelu"]),
