@@ -55,7 +55,8 @@ def macro_f1(
     predicted = predictions(outputs)
     chosen = np.unique(labels) if classes is None else np.array(classes)
     true, told = labels[:, None] == chosen, predicted[:, None] == chosen
-    hits, true, told = (weights @ each for each in (true & told, true, told))
+    counted = np.concatenate([true & told, true, told], 1).astype(float)
+    hits, true, told = np.split(weights @ counted, 3, axis=1)  # the weights are read once
     with np.errstate(invalid="ignore"):
         return np.where(true > 0, 2 * hits / (true + told), 0).sum(1) / (true > 0).sum(1)
 
@@ -193,15 +194,10 @@ def new_images(
         raise ValueError(f"{len(truth)} images in {count} groups cannot be resampled")
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), replicates)
     drawn = np.concatenate([np.ones((1, count), np.int64), drawn])  # first the test set itself
-    values = np.empty((n, len(drawn)))
-    size = max(1, 4_000_000 // len(truth))  # replicates at once, for 32 MB
-    for start in range(0, len(drawn), size):
-        part = slice(start, start + size)
-        weights = drawn[part][:, member].astype(float)
-        for s, (old, new) in enumerate(zip(baseline, arm, strict=True)):
-            values[s, part] = [1, -1] @ np.stack(
-                [metric(truth, np.asarray(each), weights) for each in (new, old)]
-            )
+    values = np.stack([
+        _values(metric, truth, new, member, drawn) - _values(metric, truth, old, member, drawn)
+        for old, new in zip(baseline, arm, strict=True)
+    ])  # fmt: skip
     seen, again = scale * values[:, 0], scale * values[:, 1:]
     again = again[:, np.isfinite(again).all(0)]  # AUROC has no value without one of the classes
     covariance = np.cov(again) * count / (count - 1)
@@ -223,3 +219,19 @@ def new_images(
         float(by_seeds**0.5),
         float(by_images**0.5),
     )
+
+
+def _values(
+    metric: Metric, truth: NDArray[np.int64], outputs: ArrayLike, member: Any, drawn: Any
+) -> Array:
+    """The metric of a run for each of the drawn test sets (B, groups)."""
+    outputs, counts = np.asarray(outputs), np.ones(len(truth))
+    if outputs.ndim == 1:  # what is equal within a group counts together: thousands of heart beats
+        size = int(max(truth.max(), outputs.max())) + 1
+        key = (member * size + truth) * size + outputs.astype(np.int64)
+        _, first, counts = np.unique(key, return_index=True, return_counts=True)
+        member, truth, outputs = member[first], truth[first], outputs[first]
+    most = max(1, 4_000_000 // len(truth))  # replicates at once, for 32 MB
+    parts = (drawn[start : start + most] for start in range(0, len(drawn), most))
+    weights = (part[:, member] * counts.astype(float) for part in parts)
+    return np.concatenate([metric(truth, outputs, each) for each in weights])

@@ -42,6 +42,13 @@ def new_image_lines(study: Study) -> list[str]:
 
 def on_new_images(study: Study, arm: str, cell: int, verdict: Verdict) -> NewImages | None:
     """The estimate from the predictions of the seeds that the verdict rests on, if it is known."""
+    key = arm, cell, verdict.interval
+    if key not in study.estimates:  # it takes a second
+        study.estimates[key] = _estimate(study, arm, cell, verdict)
+    return study.estimates[key]
+
+
+def _estimate(study: Study, arm: str, cell: int, verdict: Verdict) -> NewImages | None:
     metric = study.spec["metric"]["name"].removeprefix("test/")
     if verdict.interval is None or metric not in METRICS:
         return None

@@ -73,11 +73,13 @@ class Study:
         folder: of the study.
         lock: content of its lock.
         results: id of a run -> its results, of those that have ended.
+        estimates: what :func:`study.lines.on_new_images` has computed.
     """
 
     folder: Path
     lock: dict[str, Any]
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    estimates: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     _tuned: dict[tuple[str, int], tuple[int, list[float]]] = field(default_factory=dict, init=False)
 
     @classmethod
