@@ -151,13 +151,14 @@ def test_macro_averages_leave_absent_classes_out():
     from sklearn.metrics import f1_score, roc_auc_score
 
     generator = torch.Generator().manual_seed(0)
-    scores = torch.rand(90, 5, generator=generator).softmax(1)
+    scores = torch.rand(90, 5, generator=generator)
+    probabilities = scores.softmax(1)
     labels = torch.tensor([0, 1, 3])[torch.randint(0, 3, (90,), generator=generator)]
     metrics: MetricCollection = classification_metrics(5)
     for part in range(0, 90, 30):
         metrics.update(scores[part : part + 30], labels[part : part + 30])
     found = metrics.compute()
-    each = [roc_auc_score(labels == c, scores[:, c]) for c in (0, 1, 3)]
+    each = [roc_auc_score(labels == c, probabilities[:, c]) for c in (0, 1, 3)]
     assert found["auroc"] == pytest.approx(sum(each) / 3)
     f1 = f1_score(labels, scores.argmax(1), labels=[0, 1, 3], average="macro")
     assert found["f1"] == pytest.approx(f1)

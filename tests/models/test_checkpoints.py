@@ -339,7 +339,7 @@ KINDS = {
     "truncated": "cannot be read",
     "flipped": "cannot be read .*checksum",
     "noise": "cannot be read",
-    "folder": "no file",
+    "folder": "holds no checkpoint",
     "code": "names the code '.*exec', which was not run",
     "bare": "is no checkpoint of this program.*--model.checkpoint_path",
     "foreign": "of another program",
