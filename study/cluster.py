@@ -58,9 +58,9 @@ def run_on(address: str, folder: Path, threads: int) -> int:
         with ExitStack() as held:
             claims: dict[Path, ExitStack] = {}
             while left := pending(folder):
+                check_own(folder)
                 for run in left:
                     if run not in claims and claim(run / CLAIM):
-                        check_own(folder)
                         claims[run] = held.enter_context(ExitStack())
                         claims[run].enter_context(beating(run / CLAIM))
                         tasks[task.remote(run.name, read_files(run))] = run

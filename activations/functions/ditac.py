@@ -258,9 +258,8 @@ class DiTAC(Activation):
         """`penalty_weight theta' Sigma^-1 theta`, summed over the channels."""
         if self.penalty_weight == 0:
             return None
-        theta = precise(
-            getattr(self.theta, "full_tensor", lambda: self.theta)()
-        )  # if it is sharded
+        whole = getattr(self.theta, "full_tensor", None)  # of what is sharded
+        theta = precise(whole() if whole else self.theta)
         return self.penalty_weight * ((theta @ self.precision.to(theta)) * theta).sum()
 
     def table_and_ends(self) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ class Inputs(NamedTuple):
 
     @classmethod
     def of(cls, example: Any) -> "Inputs":
-        """A tuple holds several inputs, a dict holds them by name, all else is one input."""
+        """A tuple holds several inputs, a mapping holds them by name, all else is one input."""
         if isinstance(example, Mapping):
             return cls((), dict(example))
         return cls(tuple(example) if isinstance(example, tuple) else (example,), {})
