@@ -93,29 +93,32 @@ class _Whole(nn.Module):
 def _compare(dtype: str, options: Namespace) -> DataFrame:
     torch.manual_seed(0)
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    x, grad = (
-        torch.randn(options.shape, device=options.device).to(DTYPES[dtype], memory_format=layout)
-        for _ in range(2)
-    )
-    x.requires_grad_()
-    modules = build(options)
-    for module in modules.values():
-        module.to(options.device)
-        of = module.of if isinstance(module, _Whole) else module
-        if not isinstance(of, Activation) or any(of.children()):
-            module.to(DTYPES[dtype])  # torch's own, convolutions, linear layers
-        _pass(module, x, grad)  # compiles, and fills the caches
+    with locked(options.lock, alone=False):
+        x, grad = (
+            torch.randn(options.shape, device=options.device).to(
+                DTYPES[dtype], memory_format=layout
+            )
+            for _ in range(2)
+        )
+        x.requires_grad_()
+        modules = build(options)
+        for module in modules.values():
+            module.to(options.device)
+            of = module.of if isinstance(module, _Whole) else module
+            if not isinstance(of, Activation) or any(of.children()):
+                module.to(DTYPES[dtype])  # torch's own, convolutions, linear layers
+            _pass(module, x, grad)  # compiles, and fills the caches
+        kept = [saved_bytes(partial(each, x), each.parameters()) for each in modules.values()]
     runs: dict[Any, Any] = {key: partial(_pass, module, x, grad) for key, module in modules.items()}
     copy, moved = ("copy", ""), torch.empty_like(x)
     runs[copy] = partial(_copy, x.detach(), moved)
     references = {"silu": lambda _: ("nn.SiLU", "torch"), "relu": lambda _: ("nn.ReLU", "torch")}
-    with locked(options.lock):
+    with locked(options.lock, alone=True):
         times = in_turns(runs, options.rounds)
     copied = times["forward"][copy].median()
     times = {name: DataFrame(each[list(modules)]) for name, each in times.items()}
     table = summarize(times, references, "ms")
     table["of_copy_percent"] = 100 * 2.5 * 1e3 * copied / table["both_ms"]
-    kept = [saved_bytes(partial(each, x), each.parameters()) for each in modules.values()]
     table["saved_to_input"] = Series(kept, table.index) / x.untyped_storage().nbytes()
     table.insert(0, "dtype", dtype)
     return table.rename_axis(["function", "mode"]).reset_index()

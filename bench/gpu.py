@@ -38,19 +38,22 @@ from .report import at_least, write
 
 # parts of activations.py: the name, and options that differ from its own
 SIZES: dict[str, dict[str, Any]] = {
-    "large": {"shape": [128, 256, 56, 56], "dtypes": ["float32", "bfloat16", "float16"]},
+    "large": {"shape": [128, 256, 56, 56], "dtypes": ["bfloat16", "float32", "float16"]},
     "small": {"modes": ["activations"], "dtypes": ["float32", "bfloat16"]},
-    "channel": {"shape": [128, 256, 56, 56], "modes": ["activations"], "per_channel": True},
+    "channel": {
+        "shape": [128, 256, 56, 56], "modes": ["activations"], "per_channel": True,
+        "dtypes": ["bfloat16", "float32"],
+    },
     "channels_last": {
         "shape": [128, 256, 56, 56], "modes": ["activations"], "per_channel": True,
         "channels_last": True, "dtypes": ["bfloat16"],
     },
 }  # fmt: skip
 STEPS: list[dict[str, Any]] = [
-    {"networks": ["resnet20"], "modes": ["model"], "activations": ["CosLU"]},
-    {"networks": ["resnet50"], "batch_size": 64},
     {"networks": ["resnet20"]},
+    {"networks": ["resnet50"], "batch_size": 64, "rounds": 12},
     {"networks": ["resnet34-1d"]},
+    {"networks": ["resnet20"], "modes": ["model"], "activations": ["CosLU"]},
 ]
 FIT = ["fit", "--data", "Digits", "--model.backbone", "resnet8", "--model.activation", "CosLU",
        "--trainer.enable_progress_bar", "false", "--trainer.devices", "1"]  # fmt: skip
@@ -62,6 +65,8 @@ TRAININGS = {
     "bfloat16, model compiled": ["--trainer.precision", "bf16-mixed", "--model.compile", "model"],
     "DDP, SyncBatchNorm": ["--trainer.strategy", "ddp", "--trainer.sync_batchnorm", "true"],
 }
+# of the time; what a part leaves, the next ones have
+SHARES = {"tests": 7, "activations": 5, "step": 3, "trainings": 2, "loader": 1}
 SLOW = ("BSpline", "DiTAC", "Rational")  # not a few operations for each element
 
 
@@ -88,12 +93,15 @@ def measure(options: Namespace) -> DataFrame:
         if options.wheels:
             install(options.wheels, Path(folder, "site"))
         options.lock = str(Path(folder, "lock"))
-        found = {}
-        for name in options.parts:
-            start = time.monotonic()
+        found, parts, last = {}, [*options.parts], options.end
+        while parts:
+            start, name = time.monotonic(), parts[0]
+            share = SHARES[name] / sum(SHARES[each] for each in parts)
+            options.end = start + share * (last - start)
             for row in PARTS[name](options):
                 found[row["wanted"]] = row
             print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
+            parts = parts[1:]
     return DataFrame(list(found.values()))
 
 
@@ -159,7 +167,12 @@ def side_by_side(
 def functions(options: Namespace) -> Iterator[dict[str, Any]]:
     """Each activation, at each of SIZES."""
     names = ["CosLU", "Rational"] if options.quick else list(KINDS)
-    runs = {name: partial(_function, name, options) for name in names}
+    sizes = ((size, dtype) for size, words in SIZES.items() for dtype in words["dtypes"])
+    runs = {
+        f"{name}, {size}, {dtype}": partial(_function, name, size, dtype, options)
+        for size, dtype in sizes
+        for name in names
+    }
     table: Any = side_by_side(options, "activations", runs)
     if table.empty:
         return
@@ -168,6 +181,8 @@ def functions(options: Namespace) -> Iterator[dict[str, Any]]:
         rows = own[own["dtype"] == dtype]
         slow = rows["function"].isin(SLOW)
         few = rows[~slow & ~rows["function"].isin(("LSLU", "FReLU", "DynamicReLU"))]
+        if few.empty:  # the time was over
+            continue
         for what, chosen, bar in (("elementwise", few, 1.10), (", ".join(SLOW), rows[slow], 1.5)):
             if len(chosen):
                 worst = chosen.loc[chosen["both_to_silu"].idxmax()]
@@ -192,16 +207,15 @@ def _options(module: Any, words: dict[str, Any]) -> Namespace:
     return Namespace(**{**vars(parser.parse_args([])), **words})
 
 
-def _function(name: str, options: Namespace) -> DataFrame:
-    tables = []
-    for size, words in SIZES.items():
-        words = {**words, "only": [name], "device": options.device, "lock": options.lock}
-        words |= {"shape": [4, 8, 8, 8], "rounds": 2} if options.quick else {}
-        tables.append(activations.measure(_options(activations, words)))
-        tables[-1].insert(0, "size", size)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    return pd.concat(tables)
+def _function(name: str, size: str, dtype: str, options: Namespace) -> DataFrame:
+    words = {**SIZES[size], "only": [name], "dtypes": [dtype]}
+    words |= {"device": options.device, "lock": options.lock}
+    words |= {"shape": [4, 8, 8, 8], "rounds": 2} if options.quick else {}
+    table = activations.measure(_options(activations, words))
+    table.insert(0, "size", size)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return table
 
 
 def steps(options: Namespace) -> Iterator[dict[str, Any]]:
@@ -228,8 +242,8 @@ def steps(options: Namespace) -> Iterator[dict[str, Any]]:
 
 
 def _steps(words: dict[str, Any], options: Namespace) -> DataFrame:
-    words = {**words, "device": options.device, "lock": options.lock}
-    words |= {"rounds": 2 if options.quick else 30}
+    words = {"rounds": 30, **words, "device": options.device, "lock": options.lock}
+    words |= {"rounds": 2} if options.quick else {}
     return step.measure(_options(step, words))
 
 

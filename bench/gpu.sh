@@ -13,7 +13,7 @@ if command -v nvidia-cuda-mps-control >/dev/null; then
   export CUDA_MPS_LOG_DIRECTORY=$CUDA_MPS_PIPE_DIRECTORY
   trap 'echo quit | nvidia-cuda-mps-control || true' EXIT
   nvidia-cuda-mps-control -d || true
-  if timeout 60 "$python" -c 'import torch; print(torch.ones(9, device="cuda").sum())'; then
+  if timeout 40 "$python" -c 'import torch; print(torch.ones(9, device="cuda").sum())'; then
     echo 'several runs at once share the GPU by MPS'
   else
     echo 'no MPS: runs take turns on the GPU'
@@ -23,7 +23,8 @@ if command -v nvidia-cuda-mps-control >/dev/null; then
   fi
 fi
 
-"$python" -m study run "$spec" --dir "studies/$name" --set "data.root=$data" \
+# what has not ended by then is stopped, and would go on from its checkpoint
+timeout "${minutes}m" "$python" -m study run "$spec" --dir "studies/$name" --set "data.root=$data" \
   --jobs "$jobs" --minutes "$minutes" 2>&1 | tee "$out/$name.log" || true
 "$python" -m study pack "studies/$name"
 tar czf "$out/$name.tgz" -C results/studies "$name"

@@ -5,11 +5,10 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from filelock import FileLock
 from pandas import DataFrame
 from torch import Tensor
 
@@ -66,9 +65,23 @@ def summarize(
     return DataFrame(columns)
 
 
-def locked(file: str | None) -> AbstractContextManager[Any]:
-    """Held by one process at a time, if `file` is given."""
-    return FileLock(file) if file else nullcontext()
+@contextmanager
+def locked(file: str | None, *, alone: bool) -> Iterator[None]:
+    """Hold a lock of all processes that name this file, if one is given.
+
+    One holds it `alone`, with nobody else; the others hold it together, and wait meanwhile.
+    """
+    if not file:
+        yield
+        return
+    import fcntl  # not on Windows
+
+    with open(f"{file}.gate", "a") as gate, open(file, "a") as lock:
+        fcntl.flock(gate, fcntl.LOCK_EX)  # who wants it alone lets nobody else in
+        fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        if not alone:
+            fcntl.flock(gate, fcntl.LOCK_UN)
+        yield
 
 
 def saved_bytes(forward: Callable[[], Any], own: Iterable[Tensor] = ()) -> int:

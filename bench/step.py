@@ -135,27 +135,28 @@ def start_compiler(device: str) -> float:
 
 
 def _compare(network: str, dtype: str, once: float, options: Namespace) -> DataFrame:
-    steps, first, saved, peak = {}, {}, {}, {}
+    steps, first, memory, peak = {}, {}, {}, {}
     for function in dict.fromkeys([*RIVALS, *options.activations]):
         modes = options.modes
         if not isinstance(factory(function)(), Activation):  # only ours can be fused
             modes = ["off", *({"model"} & {*modes})]
         for mode in modes:
             key = function, mode
-            _, steps[key], saved[key] = training(function, mode, dtype, network, options)
-            first[key] = steps[key]()["wall"] + (0.0 if mode == "off" else once)
-            steps[key]()
-            if options.device == "cuda":
-                before = torch.cuda.memory_allocated()
-                torch.cuda.reset_peak_memory_stats()
+            with locked(options.lock, alone=False):
+                _, steps[key], count = training(function, mode, dtype, network, options)
+                first[key] = steps[key]()["wall"] + (0.0 if mode == "off" else once)
                 steps[key]()
-                peak[key] = (torch.cuda.max_memory_allocated() - before) / 1e6
-            steps[key]()
-    with locked(options.lock):
+                if options.device == "cuda":
+                    before = torch.cuda.memory_allocated()
+                    torch.cuda.reset_peak_memory_stats()
+                    steps[key]()
+                    peak[key] = (torch.cuda.max_memory_allocated() - before) / 1e6
+                steps[key]()
+                memory[key] = count() / 1e6
+    with locked(options.lock, alone=True):
         times = in_turns(steps, options.rounds)
     times = {"step": times.pop("wall"), **times}
     table = summarize(times, {"relu": like("ReLU"), "silu": like("SiLU")}, "ms")
-    memory = {key: count() / 1e6 for key, count in saved.items()}
     table["saved_mb"] = Series(memory)
     for column, of in (("silu", like("SiLU")), ("relu_in_place", like("ReLU in place"))):
         table[f"saved_to_{column}"] = [memory[key] / memory[of(key)] for key in steps]

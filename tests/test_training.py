@@ -108,6 +108,7 @@ def test_float16_on_a_gpu(tmp_path: Path, norm: float | None):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream")  # DDP of torch 2.11
 def test_synchronised_normalisation_on_a_gpu(tmp_path: Path):
     model = fit(tmp_path, accelerator="gpu", strategy="ddp", sync_batchnorm=True)
     plain = fit(tmp_path, accelerator="gpu")

@@ -710,7 +710,8 @@ def test_on_a_gpu(tmp_path: Path):
     monitor = ActivationMonitor(1, histograms=True)
     run = Trainer(accelerator="gpu", devices=1, default_root_dir=tmp_path, max_epochs=1,
                   callbacks=[monitor], logger=CSVLogger(tmp_path), enable_checkpointing=False,
-                  enable_progress_bar=False, precision="bf16-mixed")  # fmt: skip
+                  enable_progress_bar=False, precision="bf16-mixed",
+                  log_every_n_steps=4)  # fmt: skip
     run.fit(classifier(CosLU), datamodule=Tiny())
     assert monitor.last["act1"]["alpha"].device.type == "cpu"
     assert (next(tmp_path.rglob("activations.png"))).stat().st_size > 10_000
