@@ -15,7 +15,8 @@ from typing import Any
 
 from activations.files import naming
 
-from .runs import read_runs
+from .budget import STAGE
+from .runs import read_prepared, read_runs
 from .status import START
 from .work import LOG, REFUSED, RefusedError, crashed, is_claimed, pending, work
 
@@ -83,8 +84,9 @@ class Launcher:
         study: its folder.
         jobs: how many at a time.
         only: the one run to do.
-        minutes: no run is started that would end later, if it took as long as the longest so far
-            (before one has ended here, nothing is known); those that have begun go on.
+        minutes: no run is started that would end later, if it took as long as the longest so far,
+            or twice that with twice the budget (before one has ended here, nothing is known);
+            those that have begun go on.
     """
 
     def __init__(
@@ -92,8 +94,11 @@ class Launcher:
     ) -> None:
         self.study, self.jobs, self.only = study, jobs, only
         self.end = time.monotonic() + 60 * minutes
-        took = [result.get("fit_s") or 0.0 for result in read_runs(study).values()]
-        self.longest = max(took, default=0.0) + START
+        about = read_prepared(study)
+        self.double = {study / "runs" / k for k in about if about[k].get("stage") == STAGE}
+        results = {study / "runs" / key: result for key, result in read_runs(study).items()}
+        took = [(result.get("fit_s") or 0.0) / self._times(k) for k, result in results.items()]
+        self.longest = max(took, default=0.0) + START  # of the usual budget
         way = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self.context: Any = multiprocessing.get_context(way)
         if way == "forkserver":
@@ -127,7 +132,9 @@ class Launcher:
                 self.stop(signal.SIGTERM)  # it was killed; a new one starts its own launcher
             left = [] if self.stopping else pending(self.study)
             left = [run for run in left if self.only in (None, run)]
-            late = bool(left) and time.monotonic() + self.longest > self.end
+            rest = self.end - time.monotonic()
+            soon = [run for run in left if self._times(run) * self.longest <= rest]
+            late = bool(left) and not soon
             if not self.children and (late or not left):
                 if self.refused:
                     raise RefusedError(self.refused)
@@ -137,13 +144,16 @@ class Launcher:
                 return LATE if late else 128 + self.stopping if self.stopping else 0
             mine = {run for _, run, *_ in self.children.values()}
             free = [slot for slot in range(self.jobs) if slot not in self.children]
-            waiting = (run for run in left if run not in mine and not is_claimed(run))
-            for slot, run in zip([] if late else free, waiting, strict=False):
+            waiting = (run for run in soon if run not in mine and not is_claimed(run))
+            for slot, run in zip(free, waiting, strict=False):
                 self._start(slot, run, visible_gpus(slot, self.jobs, known) if known else [])
             if self.children:
                 wait([process.sentinel for process, *_ in self.children.values()], POLL)
             else:  # others work on the last runs
                 time.sleep(POLL)
+
+    def _times(self, run: Path) -> int:
+        return 2 if run in self.double else 1
 
     def _start(self, slot: int, run: Path, devices: list[str]) -> None:
         answer, told = self.context.Pipe(duplex=False)
@@ -160,7 +170,7 @@ class Launcher:
             if process.exitcode is None:
                 continue
             del self.children[slot]
-            self.longest = max(self.longest, time.monotonic() - begin)
+            self.longest = max(self.longest, (time.monotonic() - begin) / self._times(run))
             if process.exitcode == REFUSED and not self.stopping:
                 with suppress(EOFError):
                     self.refused = answer.recv()

@@ -21,6 +21,7 @@ from study.drive import _waited
 from study.local import DRIVER, LATE, STAYS, Launcher, gpus, visible_gpus
 from study.runs import write_about
 from study.spec import check, lock
+from study.status import START
 from study.work import RefusedError, crashed, ended, is_claimed, pending
 
 from .made import result, small
@@ -292,6 +293,8 @@ def test_no_run_is_started_that_would_end_too_late(tmp_path: Path, run: Path):
     (other / "test.npz").write_bytes(b"PK\5\6" + bytes(18))  # an empty zip file
     assert Launcher(tmp_path, 2, minutes=5).run() == LATE
     assert not (run / "log").exists()
+    (other / "spec.json").write_text(json.dumps({"number": 0, "stage": "budget"}))
+    assert Launcher(tmp_path, 2).longest == 200 + START  # the 400 s were of twice the budget
     (run / "results.json").write_text("{}")
     assert Launcher(tmp_path, 2, minutes=0).run() == 0
 
