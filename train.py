@@ -297,7 +297,7 @@ class CLI(LightningCLI):
             for folder in folders or [self.trainer.default_root_dir]:
                 check_writable(Path(folder))
         if self.subcommand == "fit":
-            self.model.try_optimizer()
+            self.model.try_optimizer(self.trainer.strategy.root_device)
             self._check_averages_and_norms()
         if self.checkpoint:
             path = self.config[str(self.subcommand)].ckpt_path

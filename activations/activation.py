@@ -267,7 +267,8 @@ class Activation(Leaf):
     def _written(self, expression: Expression, x: Tensor) -> Tensor:
         formula, values, constants, tables = expression
         shaped = [
-            self.terms(value, x) if value.dim() == 2 else self.shaped(value, x) for value in values
+            self.terms(value, x) if value.dim() == 2 else self.shaped(value, x)
+            for value in map(precise, values)
         ]
         axis = {"channel_dim": self.channel_dim} if tables else {}
         return formula(x, *shaped, *tables, *constants, **axis)

@@ -344,15 +344,15 @@ def _fit(name: str, site: _Site, tolerance: float) -> tuple[Tabulated, Table] | 
 def _knots(low: float, high: float, cells: int) -> Tensor:
     """Equidistant knots over the range; 0, where many functions have a kink, is one of them."""
     if not low < 0 < high:
-        return torch.linspace(low, high, cells + 1, dtype=torch.float64)
+        return torch.linspace(low, high, cells + 1, dtype=torch.float64, device="cpu")
     below = min(max(round(-cells * low / (high - low)), 1), cells - 1)
     width = max(-low / below, high / (cells - below))
-    return width * torch.arange(-below, cells - below + 1, dtype=torch.float64)
+    return width * torch.arange(-below, cells - below + 1, dtype=torch.float64, device="cpu")
 
 
 def _between(low: float, high: float, count: int, channels: int) -> Iterator[Tensor]:
     """Inputs (*, channels) in float32, some at a time."""
-    x = torch.linspace(low, high, count + 1, dtype=torch.float64).float()
+    x = torch.linspace(low, high, count + 1, dtype=torch.float64, device="cpu").float()
     for part in x.split(max(1, 2**20 // channels)):
         yield part[:, None].expand(-1, channels)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
@@ -57,6 +58,7 @@ class AlternatingOptimization(Callback):
         self.every, self.unit = every, unit
         self._members: list[list[nn.Parameter]] = []
         self._counters: list[tuple[dict[str, Any], Any]] = []
+        self._shares = torch.tensor([0.0, 1.0])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find each group's parameters."""
@@ -68,6 +70,8 @@ class AlternatingOptimization(Callback):
                 "together: use unit: epoch"
             )
         self._members = members(pl_module, self.groups)
+        # numbers would be copied to a GPU in each step, which waits
+        self._shares = self._shares.to(pl_module.device)
         planned = trainer.max_epochs if self.unit == "epoch" else trainer.estimated_stepping_batches
         for index, group in enumerate(self.groups):
             if 0 < (planned or 0) <= index * self.every:
@@ -91,7 +95,8 @@ class AlternatingOptimization(Callback):
         for index, group in enumerate(self._members):
             for parameter in group if index != learning else ():
                 parameter.grad = None
-            name, share = f"alternating/{_name(self.groups[index])}", float(index == learning)
+            name = f"alternating/{_name(self.groups[index])}"
+            share = self._shares[int(index == learning)]
             pl_module.log(name, share, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         # LAMB counts the steps of an optimizer group, with or without gradients
         self._counters += [

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     EarlyStopping,
@@ -266,7 +267,8 @@ class LastCheckpoint(ModelCheckpoint):
             for name, states in self._resume.get("metrics", {}).items():
                 metric = pl_module.get_submodule(name)
                 for key, value in states.items() if trainer.is_global_zero else ():
-                    setattr(metric, key, value)
+                    # a checkpoint is read to the CPU
+                    setattr(metric, key, move_data_to_device(value, pl_module.device))
             torch.set_rng_state(self._resume["random"]["cpu"])
             if "cuda" in self._resume["random"] and pl_module.device.type == "cuda":
                 torch.cuda.set_rng_state(self._resume["random"]["cuda"], pl_module.device)

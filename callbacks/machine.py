@@ -19,14 +19,15 @@ ROOT = Path(__file__).resolve().parents[1]
 CODE = ("activations", "callbacks", "datamodules", "models", "options.py", "train.py")
 
 
-def machine() -> dict[str, Any]:
-    """Processor, cores, load, GPU, versions and commit of this run."""
+def machine(device: str = "cuda") -> dict[str, Any]:
+    """Processor, cores, load, GPU if the run used it, versions and commit of this run."""
+    used = device == "cuda"
     return {
         "date": now(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if used and torch.cuda.is_available() else None,
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,

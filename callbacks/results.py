@@ -180,7 +180,7 @@ class Results(Callback):
         learned = learned_values(getattr(pl_module, "backbone", pl_module))
         self.learned = {name: value.tolist() for name, value in learned.items()}
         self._spent, self._clock = self._time(), 0.0
-        self._about["machine"] = machine()
+        self._about["machine"] = machine(pl_module.device.type)
         self._about["compiled"] = getattr(pl_module, "compiled", None)
         self._about["peak_memory_mb"] = _peak_memory()
         if pl_module.device.type == "cuda":

@@ -150,8 +150,7 @@ def compare(reference: Path, test: Path, start: float = 0) -> np.ndarray:
 
     header = read_header(reference.with_suffix(""), {})
     notes, others = (
-        read_notes(file.with_suffix(""), {}, header.sig_len, file.suffix)
-        for file in (reference, test)
+        read_notes(file.with_suffix(""), {}, header, file.suffix) for file in (reference, test)
     )
     (at, true), (there, called) = _beats(*notes), _beats(*others)
     partner = np.full(len(at), -1)

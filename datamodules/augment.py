@@ -64,8 +64,13 @@ class Augmentation:
 
     def shift(self, images: Tensor, chosen: Tensor) -> Tensor:
         """Crop a window of the padded images, and mirror half of them."""
-        top, left, mirrored, *_ = (each.to(images.device) for each in self._draw(chosen))
-        if self.padding and self.smallest is None:
+        crops = self.padding and self.smallest is None
+        if not (crops or self.flip):
+            return images
+        drawn = torch.stack(self._draw(chosen)[:3])
+        drawn = drawn.pin_memory() if images.is_cuda else drawn  # so that the host does not wait
+        top, left, mirrored = drawn.to(images.device, non_blocking=images.is_cuda)
+        if crops:
             images = crop(images, self.padding, top, left)
         if self.flip:
             images = torch.where(mirrored.bool().view(-1, 1, 1, 1), images.flip(3), images)

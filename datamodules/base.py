@@ -218,11 +218,15 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @property
     def class_weights(self) -> Tensor | None:
-        """With `balance: loss`, the weight of each class; its mean over the samples is 1."""
+        """With `balance: loss`, the weight of each class; its mean over the samples is 1.
+
+        A class without samples has 1: smoothed labels and BCE count it, too.
+        """
         if self.balance != "loss" or self._train is None:
             return None
         counts = self._train[1][self.train_indices].bincount(minlength=self.num_classes)
-        return counts.sum() / ((counts > 0).sum() * counts.clamp(min=1))
+        weights = counts.sum() / ((counts > 0).sum() * counts.clamp(min=1))
+        return torch.where(counts > 0, weights, 1.0)
 
     @property
     def side_statistics(self) -> tuple[Tensor, Tensor] | None:
@@ -296,6 +300,10 @@ class ImageDataModule(LightningDataModule, ABC):
             if self.trainer is not None:  # else Lightning warns of a loader without batches
                 self.trainer.limit_val_batches = 0
             return indices
+        if self.num_classes < 2:
+            raise ValueError(
+                f"{name}: there is one class, {self.class_names[0]!r}; give two or more"
+            )
         if not present:
             raise ValueError(f"{name}: the split is empty: add samples or choose another split")
         low, high = min(present), max(present)
@@ -304,6 +312,9 @@ class ImageDataModule(LightningDataModule, ABC):
         if min(counts) < high and len(counts) <= 15:
             named = zip(self.class_names, counts, strict=True)
             classes = ", ".join(f"{name} {count}" for name, count in named)
+        elif len(present) < len(counts):
+            named = zip(self.class_names, counts, strict=True)
+            classes += f", none in {some([name for name, count in named if not count])}"
         rank_zero_info(f"{name}: {len(indices)} ({classes})")
         return indices
 

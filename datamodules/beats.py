@@ -13,6 +13,7 @@ from .images import damaged
 from .records import baseline_of, leads_of, named, patient_of, positions, read_notes, read_record
 
 FLAT = 1e-3  # millivolt; one step of the converter is 5e-3, so a lead with less is not connected
+GAP = 0.5  # beats of which a larger part is missing are dropped
 SYMBOLS = "NLRejAaJSVEF/fQ"  # the annotations that AAMI EC57 counts as beats
 AAMI = {"N": "NLRej", "S": "AaJS", "V": "VE", "F": "F", "Q": "/fQ"}
 Normalize = Literal["zscore", "minmax", "none"]
@@ -50,10 +51,11 @@ class Beats(NamedTuple):
     """The annotated beats of one record.
 
     Attributes:
-        signals: (K, C, samples), float32, of the K beats whose window lies inside the record.
+        signals: (K, C, samples), float32, of the K beats whose window lies inside the record, and
+            of which the record has at least half.
         symbols: (M,), positions in `SYMBOLS`.
         peaks: (M,), the R peaks in samples of the record.
-        inside: (M,), whether the window lies inside the record.
+        inside: (M,), whether a beat is one of these.
         lead: the names of the leads.
         rate: samples per second of the record.
         patient: whose record it is.
@@ -84,16 +86,27 @@ def read_beats(
         ValueError: a file is damaged.
     """
     record = read_record(path, sums, rate)
-    peaks, symbols = read_notes(path, sums, record.sig_len)
+    peaks, symbols = read_notes(path, sums, record)
     chosen = positions(record.sig_name, window.lead, window.leads)
     if not chosen:
         return record.sig_name
     beat = np.array([symbol in SYMBOLS for symbol in symbols], dtype=bool)
     kinds = np.array([SYMBOLS.index(s) for s in symbols if s in SYMBOLS], dtype=np.int64)
-    signal, _ = leads_of(record, chosen, path)
+    signal, missing = leads_of(record, chosen, path)
     signals, inside = cut(signal, peaks[beat], window, record.fs)
+    seen = _missing(missing, peaks[beat], window, record.fs) <= GAP
+    signals, inside = signals[seen[inside]], inside & seen
     told = named(record, chosen), record.fs, patient_of(record)
     return Beats(signals, kinds, peaks[beat], inside, *told)
+
+
+def _missing(gaps: np.ndarray, peaks: np.ndarray, window: Window, rate: float) -> np.ndarray:
+    """The share (M,) of each window's samples that a record (C, L) lacks."""
+    before = np.concatenate([[0.0], gaps.mean(0).cumsum()])
+    length = max(1, round(window.samples / window.rate * rate))
+    first = peaks - round(window.before * rate)
+    ends = np.clip([first, first + length], 0, gaps.shape[1])
+    return (before[ends[1]] - before[ends[0]]) / length
 
 
 def cut(

@@ -1,13 +1,18 @@
 """Any data set class of samples (image, label), such as those of torchvision."""
 
+import hashlib
+import inspect
 import os
+import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from .samples import Samples, Source
@@ -53,7 +58,7 @@ class FromDataset(Samples):
                 f"{kind.__name__} cannot be split, as its samples have no numbers: name a class "
                 "with __len__ and __getitem__"
             )
-        known = signature(kind).parameters
+        known = inspect.signature(kind).parameters
         name = next((name for name in CHOICES if name in known), None)
         usual = {part: {name: value} for part, value in CHOICES[name].items()} if name else {}
         own = {"train": self.train, "val": self.val, "test": self.test}
@@ -68,9 +73,10 @@ class FromDataset(Samples):
         plain = [each for each in made_of[2:] if not callable(each)]
         arguments = [getattr(make, "keywords", {}), *given.values()]
         values = [*plain, *(value for each in arguments for value in each.values())]
-        code = getattr(sys.modules[kind.__module__], "__file__", None)
-        files = [self.stamp(Path(v)) for v in (code, *values) if isinstance(v, str | os.PathLike)]
-        key = (kind.__module__, kind.__qualname__, plain, given, arguments, files)
+        files = [self.stamp(Path(v)) for v in values if isinstance(v, str | os.PathLike)]
+        file = getattr(sys.modules[kind.__module__], "__file__", None)
+        code = self.stamp(Path(file)) if file else _source(kind)
+        key = (kind.__module__, kind.__qualname__, told([plain, given, arguments]), files, code)
         return Source(kind.__name__, parts, names["train"], key)
 
     def _made(self, make: Any, kind: type, arguments: dict[str, Any]) -> Any:
@@ -83,6 +89,36 @@ class FromDataset(Samples):
                 "the arguments of a part with --data.train, --data.val and --data.test, those of "
                 "all with --data.dataset.NAME VALUE"
             ) from error
+
+
+def told(value: Any) -> Any:
+    """What a value is, for the key of a cache; its `repr` may leave out numbers, or show a place.
+
+    What cannot be told is another thing each time.
+    """
+    if isinstance(value, Tensor):
+        half = value.dtype == torch.bfloat16  # NumPy has no such type
+        return str(value.dtype), told((value.float() if half else value).numpy(force=True))
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).hexdigest()
+    if isinstance(value, dict):
+        return [(repr(name), told(each)) for name, each in value.items()]
+    if isinstance(value, list | tuple):
+        return [told(each) for each in value]
+    if value is None or isinstance(value, str | bytes | int | float | complex | os.PathLike):
+        return repr(value)
+    try:
+        return hashlib.sha256(pickle.dumps(value)).hexdigest()
+    except Exception:  # of any code
+        return os.urandom(16)
+
+
+def _source(kind: type) -> Any:
+    """The code of a class without a file, such as one of a notebook."""
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        return os.urandom(16)
 
 
 def named(classes: Any) -> list[str] | None:

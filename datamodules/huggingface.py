@@ -117,6 +117,11 @@ class HuggingFace(Samples):
                     f"name one with --data.{part}"
                 )
             parts[part] = name
+        if other := sorted({*found} - {*parts.values()}):
+            rank_zero_info(
+                f"{self.path}: the parts {', '.join(other)} are left out; name others with "
+                "--data.val and --data.test"
+            )
         return parts
 
     def _columns(self, features: Mapping[str, Any]) -> tuple[str, str]:

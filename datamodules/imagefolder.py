@@ -140,6 +140,10 @@ class ImageFolder(Pool):
 
     def _folders(self) -> dict[str, Path]:
         """The folders of the splits; `root` alone for a pool, of which a class may be `train`."""
+        return self._splits
+
+    @cached_property
+    def _splits(self) -> dict[str, Path]:
         found = [name for name in class_folders(self.folder) if class_folders(self.folder / name)]
         same = {part: [n for n in found if n.lower() in known] for part, known in PARTS.items()}
         if not same["train"]:
@@ -149,7 +153,13 @@ class ImageFolder(Pool):
                 f"{str(self.folder)!r} holds {', '.join(several)}, which mean the same split: "
                 "move one of them out"
             )
-        return {part: self.folder / names[0] for part, names in same.items() if names}
+        splits = {part: names[0] for part, names in same.items() if names}
+        if other := sorted({*found} - {*splits.values()}):
+            rank_zero_info(
+                f"{type(self).__name__}: {some(other)} in {str(self.folder)!r} are left out, as "
+                f"they are no splits, beside {some(list(splits.values()))}"
+            )
+        return {part: self.folder / name for part, name in splits.items()}
 
 
 @dataclass(eq=False, repr=False)

@@ -92,7 +92,11 @@ def read_lines(file: Path) -> list[tuple[str, str]]:
             "their paths start from --data.root"
         )
     try:
-        rows = [line.rsplit(maxsplit=1) for line in file.read_text().splitlines() if line.strip()]
+        rows = [
+            line.rsplit(maxsplit=1)
+            for line in file.read_text(encoding="utf-8-sig").splitlines()
+            if line.strip()
+        ]
     except ValueError as error:
         raise damaged(file, error, "give a text file") from error
     for number, row in enumerate(rows, 1):

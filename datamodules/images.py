@@ -145,6 +145,9 @@ def read_image(
 
     try:
         with opened(Path(file).read_bytes()) as image:
+            decoded = _encoding(image)
+            if image.format != "JPEG":  # which is decoded at about the wanted size
+                _check_pixels(image)
             turned = _orientation(image) >= 5  # it lies on its side
             width, height = image.size[::-1] if turned else image.size
             box = (place or middle)(width, height)
@@ -153,10 +156,7 @@ def read_image(
                 image.draft("RGB", tuple(max(1, round(each / ratio)) for each in image.size))  # pyright: ignore
             elif image.size != (side, side):
                 raise ValueError(f"it has {width} x {height} pixels, not {side} x {side}")
-            if math.prod(image.size) > (Image.MAX_IMAGE_PIXELS or math.inf):  # PIL allows twice
-                raise ValueError(f"{image.width} x {image.height} pixels are too many")
-            # of 16 bits in each colour PIL keeps the upper 8
-            decoded = str([tile[3] for tile in getattr(image, "tile", [])])  # from which numbers
+            _check_pixels(image)
             pixels = rgb(image)
             pixels.load()
     except UnsuitedError as error:
@@ -164,7 +164,8 @@ def read_image(
     except (*DAMAGED, Image.DecompressionBombError) as error:
         raise damaged(file, error, "replace or delete it") from error
     # of 16 bits in each colour PIL keeps the upper 8
-    if re.search("16|65535", decoded) and 0 < max(high for _, high in pixels.getextrema()) <= 16:  # pyright: ignore
+    highest = max(high for _, high in pixels.getextrema())  # pyright: ignore
+    if re.search(r";16|\b65535\b", decoded) and 0 < highest <= 16:
         raise ValueError(
             f"{str(file)!r} has colours of 12 bits or fewer in 16 bits, which are nearly black in "
             "8 bits: convert it to 8 bits"
@@ -200,6 +201,18 @@ def rgb(image: "Image") -> "Image":
     if "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _encoding(image: "Image") -> str:
+    """From which numbers an image is decoded; to be asked ahead of anything that decodes it."""
+    return str([tile[3] for tile in getattr(image, "tile", [])])
+
+
+def _check_pixels(image: "Image") -> None:
+    from PIL import Image
+
+    if math.prod(image.size) > (Image.MAX_IMAGE_PIXELS or math.inf):  # PIL allows twice
+        raise ValueError(f"{image.width} x {image.height} pixels are too many")
 
 
 def _orientation(image: "Image") -> int:

@@ -172,7 +172,7 @@ class ImageLoader:
         pixels = prepared(source, batches, self.workers, pinned=pinned)
         for batch, keys in enumerate(batches, start=first):
             chosen = keys % len(self.labels)
-            images = next(pixels).to(self.device, non_blocking=True)
+            images = next(pixels).to(self.device, non_blocking=pinned)
             if augmentation and not augmentation.transforms:  # else the source has shifted them
                 images = augmentation.shift(images, keys)
             images = (images.float() - self.shift) * self.scale

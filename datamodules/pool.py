@@ -14,7 +14,11 @@ from .images import Images
 from .options import check_part, check_range
 
 # names of the parts of a set, as its author may have called them
-PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
+PARTS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
 NUMBER = {"train": 0, "val": 1, "test": 2}
 LEFT_OUT = -1
 

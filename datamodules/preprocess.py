@@ -291,7 +291,7 @@ class Preparation:
                 f"a sample of shape {shape} does not fit: this network takes {self.shape}, one "
                 "sample at a time" + ("; only uint8 is resized" if self.dims == 2 else "")
             )
-        if not pixels and self._is_unit and (numbers.min() < 0 or numbers.max() > 1):
+        if not pixels and self._is_unit and not (numbers.min() >= 0 and numbers.max() <= 1):
             raise ValueError(
                 f"an image of floats must lie in [0, 1], got {numbers.min():.3g} to "
                 f"{numbers.max():.3g}: divide it, or give uint8"

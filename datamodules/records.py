@@ -15,6 +15,11 @@ SUFFIXES = (".hea", ".dat", ".atr")
 # annotations that MIT-BIH lacks, as those that EC57 counts alike: a supraventricular escape beat as
 # an atrial one, a bundle branch block as normal, R-on-T as PVC, and an unclassified beat as unknown
 ALIKE = {"n": "e", "B": "N", "r": "V", "?": "Q"}
+# "patient 12", "Patient ID: x12"; not "patient: 63 years"
+PATIENT = (
+    r"\b(?:patient|subject)\b\W*(?:(?:id|no|nr|number)\b\W*)?"
+    r"(?!\d+\W*(?:years?|y/?o)\b)(\w*\d[\w-]*)"
+)
 MILLIVOLT = {"mV": 1, "uV": 1e-3, "V": 1e3}
 _damaged = partial(damaged, remedy="replace it by a whole copy")
 
@@ -62,12 +67,13 @@ def read_own(path: Path, lead: Sequence[str], leads: int, beats: str) -> Own:
             f"{' or '.join(lead)}{other}, by which the network was trained: give the numbers of "
             "another lead to network.preprocess (docs/deploy.md), or train with --data.lead"
         )
-    signal, missing = leads_of(record, chosen, path)
+    signal, gaps = leads_of(record, chosen, path)
+    missing = int(gaps.sum())
     lead_names = named(record, chosen)
     if not path.with_suffix(".atr").is_file():
         peaks = detect(signal[0], record.fs)
         return Own(signal, record.fs, peaks, None, missing, lead_names)
-    peaks, symbols = read_notes(path, {}, record.sig_len)
+    peaks, symbols = read_notes(path, {}, record)
     beat = np.array([symbol in beats for symbol in symbols], dtype=bool)
     kept = [symbol for symbol in symbols if symbol in beats]
     return Own(signal, record.fs, peaks[beat], kept, missing, lead_names)
@@ -96,30 +102,30 @@ def named(record: Any, chosen: Sequence[int]) -> str:
 
 def patient_of(record: Any) -> str:
     """The patient: the number that the comments of a header give, as INCART's do, or the record."""
-    found = re.search(r"\bpatient\W*(\d+)", " ".join(record.comments or []), re.IGNORECASE)
+    found = re.search(PATIENT, " ".join(record.comments or []), re.IGNORECASE)
     return f"patient {found[1]}" if found else record.record_name
 
 
-def leads_of(record: Any, chosen: Sequence[int], path: Path) -> tuple[np.ndarray, int]:
-    """Signals of a record (C, L) in millivolt, and how many of their samples are missing.
+def leads_of(record: Any, chosen: Sequence[int], path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Signals of a record (C, L) in millivolt, and which of their samples are missing (C, L).
 
     Raises:
         ValueError: a signal has another unit, or no sample.
     """
-    signals, missing = record.dac()[:, list(chosen)].T.copy(), 0
-    for signal, lead in zip(signals, chosen, strict=True):
+    signals = record.dac()[:, list(chosen)].T.copy()
+    missing = ~np.isfinite(signals)
+    for signal, gaps, lead in zip(signals, missing, chosen, strict=True):
         name, unit = record.sig_name[lead], record.units[lead]
         if unit not in MILLIVOLT:
             raise ValueError(f"record {str(path)!r} has {name} in {unit!r}, not in mV, uV or V")
         if MILLIVOLT[unit] != 1:
             signal *= MILLIVOLT[unit]
-        known = np.isfinite(signal)
+        known = ~gaps
         if not known.any():
             raise ValueError(f"record {str(path)!r} has no sample of {name}")
         if not known.all():
             every = np.arange(len(signal))
             signal[:] = np.interp(every, every[known], signal[known])
-        missing += int((~known).sum())
     return signals, missing
 
 
@@ -194,9 +200,11 @@ def read_record(path: Path, sums: dict[str, str], rate: float | None = None) -> 
 
 
 def read_notes(
-    path: Path, sums: dict[str, str], length: int, suffix: str = ".atr"
+    path: Path, sums: dict[str, str], header: Any, suffix: str = ".atr"
 ) -> tuple[np.ndarray, list[str]]:
     """The samples and the symbols of a record's annotations, with those of `ALIKE` replaced.
+
+    A file may count time in other units than the samples of its record, `header`.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -207,8 +215,10 @@ def read_notes(
     notes = _read(path, suffix, sums, lambda: wfdb.rdann(str(path), suffix[1:]))
     names = map(str, notes.symbol)  # an unknown code is a NaN
     peaks, symbols = np.asarray(notes.sample), [ALIKE.get(each, each) for each in names]
+    if notes.fs and notes.fs != header.fs:
+        peaks = np.round(peaks * (header.fs / notes.fs)).astype(np.int64)
     whole = path.with_suffix(suffix).read_bytes().endswith(b"\0\0")
-    if not whole or (len(peaks) and (peaks.min() < 0 or peaks.max() >= length)):
+    if not whole or (len(peaks) and (peaks.min() < 0 or peaks.max() >= header.sig_len)):
         raise _damaged(path.with_suffix(suffix), "cut off, or with times outside of the record")
     return peaks, symbols
 

@@ -282,6 +282,7 @@ class WFDBBeats(ImageDataModule):
     def _headers(self, *, annotated: bool) -> list[str]:
         """The records of the folder that have annotations, or those that have none."""
         files = sorted(self.folder.glob("*.hea"))
+        files = [each for each in files if not each.name.startswith(".")]  # a Mac's copies
         return [each.stem for each in files if each.with_suffix(".atr").is_file() == annotated]
 
     def _files(self, record: str) -> list[Path]:
@@ -346,6 +347,7 @@ class WFDBBeats(ImageDataModule):
         known = [each[0] for each in self._about]
         last = "they are the last ones of their records"
         why = last if self.cut.cycles else "their window leaves the record"
+        why += ", or the record lacks most of it"
         for part, records in self.parts.items():
             number = [n for n, record in enumerate(known) if record in records]
             ours = torch.isin(annotated["records"], torch.tensor(number, dtype=torch.long))

@@ -430,7 +430,8 @@ class Classifier(LightningModule):
         """Stop a run that has diverged: it learns nothing any more."""
         # with Trainer(barebones=True) nothing is logged
         loss = self.trainer.callback_metrics.get("train/loss", torch.tensor(0.0)).item()
-        if not math.isfinite(loss):
+        # one process alone would leave the others waiting
+        if self.trainer.strategy.reduce_boolean_decision(not math.isfinite(loss), all=False):
             raise DivergedError(
                 f"the training loss is {loss} at the end of epoch {self.current_epoch}: the run "
                 "has diverged. Lower the learning rate (--model.optimizer.lr) or the bound of the "
@@ -515,14 +516,17 @@ class Classifier(LightningModule):
         monitor = getattr(scheduler, "monitor", "val/loss")  # of Lightning's ReduceLROnPlateau
         return [optimizer], [{"scheduler": scheduler, "interval": interval, "monitor": monitor}]
 
-    def try_optimizer(self) -> None:
+    def try_optimizer(self, device: torch.device | str = "cpu") -> None:
         """Make the optimizer and the scheduler for small tensors, and take one step of each.
+
+        Args:
+            device: of the training; some optimizers work on a GPU alone.
 
         Raises:
             ValueError: one refuses its arguments, or needs what this training does not give, such
                 as a closure (LBFGS) or sparse gradients (SparseAdam).
         """
-        network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), CosLU())
+        network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), CosLU()).to(device)
         tried = "optimizer"
         try:
             optimizer = self._optimizer(network)

@@ -63,7 +63,7 @@ def _run(checkpoint: Path) -> dict[str, Any] | None:
     try:
         found = json.loads((folder / "results.json").read_text())
         best, epochs = found["best"] or {}, found["epochs"]
-        own = torch.load(checkpoint, weights_only=True, mmap=True)["epoch"]
+        own = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["epoch"]
         last = own == epochs[-1]["epoch"] and not checkpoint.stem.startswith("best")
         which = "last" if last else "best" if own == best.get("epoch") else f"epoch {own + 1}"
         metrics = next((each for each in epochs if each["epoch"] == own), {})

@@ -37,9 +37,10 @@ def measure(study: Study, seconds: float = SECONDS) -> list[dict[str, Any]]:
     """
     found, cells = [], study.cells
     for cell in cells:
-        begin, steps, sizes = time.perf_counter(), {}, {}
+        begin, steps, sizes, device = time.perf_counter(), {}, {}, ""
         for arm in study.spec["arms"]:
             made = built(study.run("verdict", arm, cell, study.seeds[0], 0))
+            device = made.trainer.strategy.root_device.type
             steps[arm], sizes[arm] = _step(made), length(made)
             for _ in range(WARM):
                 steps[arm]()
@@ -49,25 +50,30 @@ def measure(study: Study, seconds: float = SECONDS) -> list[dict[str, Any]]:
         left = seconds / len(cells) - (time.perf_counter() - begin)
         rounds = round(left / (time.perf_counter() - start))
         times = in_turns(steps, min(max(rounds, LEAST), MOST))
-        table = times["processor" if alone() else "wall"]
+        table = times["processor" if alone(device) else "wall"]
         for arm in steps:
             ratio = table[arm] / table[study.spec["baseline"]]
             found.append({
                 "arm": arm, "cell": cell, "step_ms": 1e3 * statistics.median(table[arm]),
                 "ratio": statistics.median(ratio), "low": ratio.quantile(0.25),
-                "high": ratio.quantile(0.75), "rounds": len(table), **sizes[arm],
+                "high": ratio.quantile(0.75), "rounds": len(table), "device": device,
+                **sizes[arm],
             })  # fmt: skip
     return found
 
 
-def alone() -> bool:
+def alone(device: str) -> bool:
     """Whether the processor's time tells, which other processes disturb less than the wall's."""
-    return not torch.cuda.is_available() and torch.get_num_threads() == 1
+    return device == "cpu" and torch.get_num_threads() == 1
 
 
 def write(folder: Path, table: list[dict[str, Any]]) -> None:
     """Write the ratios, which `same_time` and the report read, and how they were measured."""
-    about = {"machine": machine(), "threads": torch.get_num_threads(), "steps": table}
+    about = {
+        "machine": machine(table[0]["device"]),
+        "threads": torch.get_num_threads(),
+        "steps": table,
+    }
     with replacing(folder / ABOUT) as unfinished:
         unfinished.write_text(json.dumps(about, indent=1))
     ratios = {f"{row['arm']}/{row['cell']}": row["ratio"] for row in table}
@@ -78,7 +84,7 @@ def write(folder: Path, table: list[dict[str, Any]]) -> None:
 def _step(made: "train.CLI") -> Callable[[], dict[str, float]]:
     """One training step on a batch of the data, as a run makes it."""
     model, data, trainer = made.model, made.datamodule, made.trainer
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = trainer.strategy.root_device
     with quiet():
         data.setup("fit")
     model.setup("validate")  # fuses or compiles

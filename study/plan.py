@@ -170,18 +170,19 @@ def _parts(study: Study, base: dict[str, Any]) -> tuple[float, float, float]:
     step = base["step_ms"] / 1e3
     few = max(1, min(base["batches"] // 2, round(SHORT / step)))
     epochs = max(3, round(SHORT / step / few))
-    one = _seconds(study, base["cell"], 1, few)
-    some = _seconds(study, base["cell"], epochs, few)
-    double = _seconds(study, base["cell"], epochs, 2 * few)
+    one = _seconds(study, base, 1, few)
+    some = _seconds(study, base, epochs, few)
+    double = _seconds(study, base, epochs, 2 * few)
     whole = max((some - one) / (epochs - 1), 0.0)  # an epoch of few batches
     batch = min(max((double - some) / epochs, 0.0), whole) / few
     return max(one - whole, 0.0), whole - few * batch, batch
 
 
-def _seconds(study: Study, cell: int, epochs: int, batches: int) -> float:
+def _seconds(study: Study, base: dict[str, Any], epochs: int, batches: int) -> float:
     """What a training of the baseline takes, on the clock of :func:`study.cost.measure`."""
     changes = {"trainer.max_epochs": epochs, "trainer.limit_train_batches": batches}
-    run = study.run("tune", study.spec["baseline"], cell, study.seeds[0], 0, changes=changes)
+    arm, cell = study.spec["baseline"], base["cell"]
+    run = study.run("tune", arm, cell, study.seeds[0], 0, changes=changes)
     with tempfile.TemporaryDirectory() as name, quiet() as told:
         folder = Path(name)
         about = {"base": run.base, "arguments": arguments(run.options, run.seed),
@@ -190,4 +191,4 @@ def _seconds(study: Study, cell: int, epochs: int, batches: int) -> float:
         if code:
             raise SpecError(told.getvalue().partition("error: ")[2].partition("\n")[0])
         found = json.loads((folder / "attempt_1" / FILE).read_text())
-    return found["cpu_s" if alone() else "fit_s"]
+    return found["cpu_s" if alone(base["device"]) else "fit_s"]

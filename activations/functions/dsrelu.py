@@ -45,7 +45,7 @@ class DSReLU(Activation):
         any -> same.
 
     Initialisation:
-        t = 0, slope 10.57 on the positive side, the identity on the negative.
+        t = 0, slope 10.58 on the positive side, the identity on the negative.
 
     Raises:
         ValueError: a number is not finite, k <= 0, or progress lies outside [0, 1].

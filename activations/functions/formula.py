@@ -53,7 +53,7 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "logsigmoid": lambda x: -F.softplus(-x, threshold=50), "softsign": F.softsign,
     "relu": torch.relu, "relu6": F.relu6, "elu": F.elu, "selu": F.selu,
     "silu": F.silu, "gelu": F.gelu, "mish": F.mish,
-    "hardsigmoid": F.hardsigmoid, "hardtanh": F.hardtanh,
+    "hardsigmoid": lambda x: F.relu6(x + 3) / 6, "hardtanh": F.hardtanh,
 }  # fmt: skip
 _BINARY = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}
 _STRENGTH = {"+": 1, "-": 1, "*": 2, "/": 2, "neg": 2, "**": 4}

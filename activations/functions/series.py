@@ -42,8 +42,10 @@ class Series(Activation):
 
 def fit(columns: list[Tensor], target: Tensor) -> list[float]:
     """Least-squares coefficients of `columns` for `target`, the same to the bit in every run."""
-    found = torch.linalg.lstsq(torch.stack(columns, 1), target[:, None]).solution[:, 0]
-    return found.round(decimals=12).tolist()
+    matrix = torch.stack(columns, 1)
+    scale = matrix.abs().amax(0)  # powers of 3 grow fast
+    found = torch.linalg.lstsq(matrix / scale, target[:, None]).solution[:, 0]
+    return (found.round(decimals=12) / scale).tolist()
 
 
 def silu_samples() -> tuple[Tensor, Tensor]:

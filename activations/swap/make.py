@@ -19,6 +19,15 @@ Factory = Callable[..., nn.Module]
 Share = Literal["channel", "site", "stage", "model"]
 
 
+def near(model: nn.Module, call: Call) -> Tensor:
+    """A parameter of a call's layer, or of the network: what is new goes to its device.
+
+    A network may lie on several devices.
+    """
+    values = (*model.get_submodule(call.layer).parameters(), *model.parameters())
+    return next((p for p in values if p.is_floating_point()), torch.empty(0))
+
+
 def make_all(
     model: nn.Module,
     chosen: list[tuple[Call, str]],
@@ -30,9 +39,7 @@ def make_all(
     new: dict[str, nn.Module] = {}
     taken: set[int] = set()  # all parts of what was made, which `made` keeps alive
     for call, glob in chosen:
-        # a network may lie on several devices: its layer before the call tells
-        values = (*model.get_submodule(call.layer).parameters(), *model.parameters())
-        near = next((p for p in values if p.is_floating_point()), torch.empty(0))
+        beside = near(model, call)
         key = (glob, {"stage": call.stage, "model": None}.get(share, call.name))
         if key not in made:
             module, channels = _make(rules[glob], call, share)
@@ -43,17 +50,17 @@ def make_all(
                     'let it make a new one for each call, or give share="model"'
                 )
             taken |= parts
-            made[key] = (call, module.to(near.device, near.dtype), channels)
+            made[key] = (call, module.to(beside.device, beside.dtype), channels)
         first, module, channels = made[key]
         if channels not in (None, call.channels):
             raise ValueError(
                 f"share={share!r}: {first.name} has {channels} channels and {call.name} "
                 f"{call.channels}, but {type(module).__name__} is made for one number of channels"
             )
-        device = next(module.parameters(), near).device
-        if device != near.device:
+        device = next(module.parameters(), beside).device
+        if device != beside.device:
             raise ValueError(
-                f"share={share!r}: {first.name} is on {device} and {call.name} on {near.device}"
+                f"share={share!r}: {first.name} is on {device} and {call.name} on {beside.device}"
             )
         _check(call, module)
         new[call.name] = module

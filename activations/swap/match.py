@@ -108,7 +108,7 @@ def fit(activation: nn.Module, reference: Function, samples: Tensor | None) -> F
                 'single numbers: use match="fade" (activations.Fade) for it'
             )
     channels = getattr(activation, "num_parameters", 1)
-    twin = copy.deepcopy(activation).double().requires_grad_(False)
+    twin = _of_rows(activation).requires_grad_(False)
     named = list(twin.named_parameters(recurse=False))
     device = next(twin.parameters(), torch.empty(0)).device
     normal = torch.special.ndtri((torch.arange(2001, dtype=torch.float64) + 0.5) / 2001)
@@ -181,6 +181,15 @@ def fit(activation: nn.Module, reference: Function, samples: Tensor | None) -> F
         raise ValueError(f"{type(activation).__name__} is not finite on the samples")
     relative = (mean / variance).sqrt().item() if mean else 0.0
     return Fit(math.sqrt(mean.item()), relative, steepness)
+
+
+def _of_rows(activation: nn.Module) -> nn.Module:
+    """A copy in float64 that takes samples (n, channels), whatever axis its channels have."""
+    twin = copy.deepcopy(activation).double()
+    for part in twin.modules():
+        if isinstance(part, Activation):
+            part.channel_dim = 1
+    return twin
 
 
 def _outputs(old: Function, x: Tensor, activation: nn.Module) -> Tensor:
@@ -326,7 +335,7 @@ def _alike(first: nn.Module, second: nn.Module) -> bool:
 
 def _recorder(into: list[Tensor], references: Iterator[nn.Module]) -> Callable[..., Tensor]:
     """A forward hook that keeps samples of the input and returns what the old function would."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0]
@@ -334,7 +343,7 @@ def _recorder(into: list[Tensor], references: Iterator[nn.Module]) -> Callable[.
         channels = getattr(module, "num_parameters", 1)
         axis = getattr(module, "channel_dim", 1) if channels > 1 else -1
         rows = x.movedim(axis, -1).reshape(-1, x.shape[axis] if channels > 1 else 1)
-        chosen = torch.randint(len(rows), (2048,), generator=generator).to(x.device)
+        chosen = torch.randint(len(rows), (2048,), generator=generator, device="cpu").to(x.device)
         into.append(rows[chosen])
         return next(references)(x)
 
@@ -355,9 +364,9 @@ def gain(activation: nn.Module) -> float:
         He et al., "Delving deep into rectifiers", 2015, section 2.2, for any function.
     """
     channels = getattr(activation, "num_parameters", 1)
-    x = torch.linspace(-12, 12, 20001, dtype=torch.float64)
+    x = torch.linspace(-12, 12, 20001, dtype=torch.float64, device="cpu")
     density = torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
-    twin = copy.deepcopy(activation).double().cpu()
+    twin = _of_rows(activation).cpu()
     with torch.no_grad():
         y = twin(x[:, None].expand(-1, channels).contiguous())
     moment = torch.trapezoid(y.square().mean(1) * density, x).item()

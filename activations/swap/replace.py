@@ -22,7 +22,7 @@ from .copies import copied
 from .fade import Fade
 from .inputs import Inputs, tensors_in
 from .kinds import is_activation, plain
-from .make import Factory, Share, make_all
+from .make import Factory, Share, make_all, near
 from .match import match_calls
 from .place import place
 from .trace import Call
@@ -178,7 +178,8 @@ def replace_activations(
     for call in report:
         call.reference = _reference(model, call)
         if match == "fade":
-            new[call.name] = Fade(copy.deepcopy(call.reference), made[call.name])
+            fade = Fade(copy.deepcopy(call.reference), made[call.name])
+            new[call.name] = fade.to(near(model, call).device)
     # a copy that shares all tensors: where anything fails on it, `model` is as before
     trial = copied(model)
     place(trial, found, new)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from datamodules import CIFAR10, MNIST, ImageDataModule
+from datamodules import CIFAR10, MNIST, Digits, ImageDataModule
 from datamodules.loader import ImageLoader
 from models import Classifier
 from tests.data import Tiny, part_of, write_kaggle, write_mnist, write_tree
@@ -160,6 +160,16 @@ def test_data_can_weight_the_loss(tmp_path: Path):
     expected = log_loss(labels, probability, sample_weight=weights[labels])
     assert loss == pytest.approx(expected, rel=1e-4)
     assert "class_weights" not in model.state_dict()
+
+
+def test_a_class_without_samples_does_not_decide_the_loss():
+    data = Digits(balance="loss")
+    data.setup("fit")
+    labels = data.load("train")[1]
+    data.train_indices = data.train_indices[labels[data.train_indices] != 3]
+    assert data.class_weights is not None
+    assert data.class_weights[3] == 1
+    assert data.class_weights.max() < 1.1
 
 
 def test_balanced_sampling_is_seeded_and_resumes():

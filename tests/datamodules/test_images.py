@@ -8,6 +8,7 @@ import shutil
 import struct
 import tempfile
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,39 @@ def test_values_without_a_known_range_are_refused(tmp_path: Path):
         read_image(tmp_path / "x.ppm", 16)
 
 
+def png(values: np.ndarray) -> bytes:
+    """Colours of 16 bits, which PIL reads and does not write."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    about = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
+    parts = ((b"IHDR", about), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts
+    )
+
+
+def test_twelve_bits_in_sixteen_are_told_from_dark_images(tmp_path: Path):
+    colours = np.stack([RAMP] * 3, 2)
+    (tmp_path / "x.png").write_bytes(png(colours * 16))
+    with pytest.raises(ValueError, match=r"x.png' has colours of 12 bits or fewer in 16"):
+        read_image(tmp_path / "x.png", 16)
+    (tmp_path / "whole.png").write_bytes(png(colours * 257))
+    assert read_image(tmp_path / "whole.png", 16).max() == 255
+    dark = np.full((56, 56, 3), 9, np.uint8)  # a row of a BMP has 168 bytes
+    Image.fromarray(dark).save(tmp_path / "dark.bmp")
+    assert (read_image(tmp_path / "dark.bmp", 56) == 9).all()
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    Image.new("RGB", (16, 16)).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("it is decoded"))
+    with warnings.catch_warnings(action="ignore"), pytest.raises(ValueError, match="are too many"):
+        read_image(tmp_path / "x.png", 16)
+
+
 def test_skipped_files_and_many_bits_are_told_once(tmp_path: Path, caplog: Any):
     write_folder(tmp_path)
     (tmp_path / "ant" / "notes.txt").write_text("no image")
@@ -126,6 +160,14 @@ def test_skipped_files_and_many_bits_are_told_once(tmp_path: Path, caplog: Any):
     assert "no images (1 .txt, 1 .XML), such as" in caplog.text
     assert "1 of 31 files looked at are grey images of more than 8 bits" in caplog.text
     assert not any("ipynb" in file for files in splits(data).values() for file in files)
+
+
+def test_folders_that_are_no_splits_are_told(tmp_path: Path, caplog: Any):
+    for name in ("Training", "Testing", "more"):
+        write_folder(tmp_path / name)
+    data = ready(ImageFolder, tmp_path, image_size=16, val_fraction=0.0)
+    assert {file.split("/")[0] for file in splits(data)["test"]} == {"Testing"}
+    assert caplog.text.count("are left out, as they are no splits, beside Training, Testing") == 1
 
 
 def test_small_images_are_told(tmp_path: Path, caplog: Any):

@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 
 import models
 from datamodules import FromDataset
+from datamodules.fromdataset import told
 from models import Classifier
 from tests.data import part_of
 from tests.trainings import trainer
@@ -275,3 +276,33 @@ def test_parts_with_other_classes(tmp_path: Path):
     with pytest.raises(ValueError, match="ImageFolder: test has other classes than train"):
         read(datasets.ImageFolder, tmp_path, train={"root": str(tmp_path / "train")},
              test={"root": str(tmp_path / "test")})  # fmt: skip
+
+
+class Arrays(Dataset[Any]):
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, number: int) -> Any:
+        return self.images[number], number % 2
+
+
+def test_large_arrays_are_told_apart(tmp_path: Path):
+    first = np.zeros((40, 16, 16, 3), np.uint8)
+    first[:, 4:12, 4:12] = np.arange(40)[:, None, None, None]
+    second = first + (first > 0).astype(np.uint8)
+    assert repr(first) == repr(second)  # only the borders are shown
+    for images in (first, second, first):
+        data = read(partial(Arrays, images), tmp_path)
+        pixels = data.load("train")[0][: len(images)]
+        assert pixels.amax((1, 2, 3)).tolist() == images.max((1, 2, 3)).tolist()
+    assert len(list((tmp_path / "cache").glob("Arrays-*[0-9a-f]"))) == 2
+
+
+def test_keys_of_values():
+    assert told({"a": [1, None, np.arange(3)]}) == told({"a": [1, None, np.arange(3)]})
+    assert told(torch.ones(2, dtype=torch.bfloat16)) == told(torch.ones(2, dtype=torch.bfloat16))
+    assert told(torch.ones(2)) != told(torch.ones(2).double())
+    assert told(lambda x: x) != told(lambda x: x)  # cannot be told

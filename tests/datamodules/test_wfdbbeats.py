@@ -2,13 +2,14 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from datamodules import WFDBBeats
-from datamodules.records import baseline_of, read_own
+from datamodules.records import baseline_of, patient_of, read_notes, read_own
 from tests.data import part_of, write_foreign
 
 GROUP = dict(zip("NnBAVrF?S", "NNNSVVFQS", strict=True))
@@ -178,3 +179,46 @@ def test_a_running_median_has_the_length_that_was_asked_for():
         pulse = np.zeros(801)
         pulse[400 : 400 + width] = 1
         assert baseline_of(pulse, 125).any() == stays
+
+
+def test_beats_that_a_record_lacks_are_dropped(folder: tuple[Path, Any], tmp_path: Path):
+    import wfdb
+
+    for name in folder[1]:
+        record = wfdb.rdrecord(str(folder[0] / name))
+        signals: Any = record.p_signal
+        signals[: len(signals) // 2] = np.nan
+        wfdb.wrsamp(name, record.fs, record.units, record.sig_name, signals, comments=record.comments,
+                    fmt=["16"] * record.n_sig, write_dir=str(tmp_path))  # fmt: skip
+        shutil.copy(folder[0] / f"{name}.atr", tmp_path)
+        shutil.copy(folder[0] / f"{name}.atr", tmp_path / f"._{name}.hea")  # a Mac's copies
+    data = WFDBBeats(str(tmp_path), leads=1, lead=["II"])
+    data.setup("fit")
+    record = wfdb.rdheader(str(tmp_path / "I01"))
+    times = [float(data.describe(int(i))["time"]) for i in data.train_indices]
+    assert min(times) > record.sig_len / record.fs / 2 - 0.3
+    signals = data.load("train")[0][data.train_indices]
+    assert (signals.flatten(1).std(1) > 0.01).all()
+
+
+def test_annotations_count_time_in_units_of_their_own(folder: tuple[Path, Any], tmp_path: Path):
+    import wfdb
+
+    for suffix in ("hea", "dat"):
+        shutil.copy(folder[0] / f"I01.{suffix}", tmp_path)
+    notes = wfdb.rdann(str(folder[0] / "I01"), "atr")
+    wfdb.wrann("I01", "atr", notes.sample * 2, notes.symbol, fs=514, write_dir=str(tmp_path))
+    header = wfdb.rdheader(str(tmp_path / "I01"))
+    peaks, symbols = read_notes(tmp_path / "I01", {}, header)
+    assert (peaks.tolist(), len(symbols)) == (notes.sample.tolist(), len(notes.symbol))
+
+
+@pytest.mark.parametrize(
+    ("comment", "patient"),
+    [
+        ("patient 1", "patient 1"), ("Patient ID: 2", "patient 2"), ("Subject x12, male", "patient x12"),
+        ("Patient: 63 years, male", "r1"), ("patient: 63-year-old", "r1"), ("age 63", "r1"),
+    ],
+)  # fmt: skip
+def test_whose_record_it_is(comment: str, patient: str):
+    assert patient_of(SimpleNamespace(comments=[comment], record_name="r1")) == patient

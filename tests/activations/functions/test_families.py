@@ -71,6 +71,12 @@ def test_series_start_near_silu(module: A.Activation, error: float):
     assert (module(x) - F.silu(x)).abs().max() < error
 
 
+@pytest.mark.parametrize("module", [A.Polynomial(20), A.Rational(26, 2)], ids=repr)
+def test_high_degrees_start_near_silu(module: A.Activation):
+    x = torch.linspace(-3, 3, 301, dtype=torch.float64)
+    assert (module.double()(x) - F.silu(x)).abs().max() < 1e-3
+
+
 @pytest.mark.parametrize(
     ("gain", "module"),
     [
@@ -456,3 +462,15 @@ def test_a_subclass_has_the_arguments_of_its_own():
     assert list(inspect.signature(Steep).parameters) == ["gain"]
     assert inspect.signature(Same) == inspect.signature(A.CosLU)
     assert Steep(3.0).alpha.item() == 3
+
+
+def test_parameters_in_half_precision_are_combined_in_float32():
+    plain, half = (
+        A.EvenCubicReLU(beta=1e-4, gamma=1e-3),
+        A.EvenCubicReLU(beta=1e-4, gamma=1e-3).half(),
+    )
+    with torch.no_grad():
+        for parameter, rounded in zip(plain.parameters(), half.parameters(), strict=True):
+            parameter.copy_(rounded)
+    x = torch.tensor([-3000.0, -30.0, 2.0]).half()
+    assert torch.equal(half(x), plain(x.float()).half())

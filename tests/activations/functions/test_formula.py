@@ -107,3 +107,10 @@ def test_no_exponential_is_infinite(name: str, dtype: torch.dtype):
     (slope,) = torch.autograd.grad(y.sum(), x)
     assert y.isfinite().all()
     assert slope.isfinite().all()
+
+
+def test_second_derivatives_of_every_function():
+    x = torch.linspace(-2.9, 2.9, 40, dtype=torch.float64, requires_grad=True)
+    for name in ("hardsigmoid", "hardtanh", "relu6", "softsign", "logsigmoid", "mish"):
+        formula = Formula(f"{name}(x) * x").double()
+        assert torch.autograd.gradgradcheck(formula, x), name

@@ -200,6 +200,7 @@ def test_gains_of_the_papers():
     }  # fmt: skip
     for activation, expected in gains.items():
         assert gain(activation) == pytest.approx(expected, abs=1e-5), activation
+    assert gain(ours.Swish(0.7, num_parameters=3, channel_dim=2)) == gain(ours.Swish(0.7))
     with pytest.raises(ValueError, match="has no gain: its mean square is 0"):
         gain(FReLU(0.0, 0.0))
 
