@@ -6,16 +6,18 @@ import re
 import sys
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from enum import Enum
 from numbers import Number
 from typing import Any
 
 import torch
 import yaml
-from jsonargparse import get_loader, set_loader, set_parsing_settings
+from jsonargparse import _typehints, get_loader, set_loader, set_parsing_settings
 from jsonargparse.typing import register_type
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
+from torch import nn
 
 import activations
 from models import Classifier
@@ -35,6 +37,41 @@ def _number(given: Any) -> Any:
     return value
 
 
+def _with_own_defaults(keep: Callable[..., None]) -> Callable[..., None]:
+    """Let another class begin with its own defaults; jsonargparse keeps those of the one before.
+
+    AdamW would train with the learning rate of the SGD in a file, Snake with the alpha of CosLU.
+    Loggers and data sets keep what fits, such as their folder.
+    """
+
+    def discard(parser: Any, before: Any, value: Any) -> None:
+        keep(parser, before, value)
+        if not before or before["class_path"] == value["class_path"]:
+            return
+        if not _is_kind(value["class_path"], OWN_DEFAULTS):
+            return
+        given: Any = before.get("init_args") or {}
+        for key in list(given if isinstance(given, dict) else vars(given)):
+            if not any(re.match(rf"--model\.\w+\.{key}\b", word) for word in sys.argv):
+                del given[key]
+
+    return discard
+
+
+def _is_kind(path: str, kinds: tuple[type, ...]) -> bool:
+    try:
+        found = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError):
+        return False
+    return isinstance(found, type) and issubclass(found, kinds)
+
+
+OWN_DEFAULTS = (nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
+# not promised: tests/test_slips.py fails by name when it has changed
+if hasattr(_typehints, "discard_init_args_on_class_path_change"):
+    _typehints.discard_init_args_on_class_path_change = _with_own_defaults(
+        _typehints.discard_init_args_on_class_path_change
+    )
 register_type(Number, serializer=lambda value: value, deserializer=_number)
 register_type(torch.device)  # an option of some callbacks, to be written in config.yaml
 # Pattern of what jsonargparse writes, which it does not promise (tests/test_slips.py fails when it

@@ -6,6 +6,7 @@ import gc
 gc.disable()  # imports make a million objects that stay: looking for garbage is a quarter of them
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -23,6 +24,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import BackboneFinetuning, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import distributed
@@ -61,6 +63,8 @@ ABOUT = (
     "Train, validate and test networks and predict with them. A trained network becomes files for "
     "other programs by one more command: python train.py export --help"
 )
+SPLITTING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
+TYPED_PLACE = re.compile(r"--trainer\.(logger\.(init_args\.)?save_dir|default_root_dir)\b")
 CRASH, DIVERGED = 1, 3  # exit codes; Python's own for a crash is 1, too
 MISTAKES = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError)
 MISTAKES += (MisconfigurationException,)
@@ -92,6 +96,17 @@ class SaveConfig(SaveConfigCallback):
                 f"{folder} holds another run: resume it with --ckpt_path "
                 f"{folder}/checkpoints/last.ckpt, or choose another version or name of the logger"
             )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to replace the last checkpoint of another run."""
+        here = Path(self.config.get("ckpt_path") or "").resolve()
+        for each in callbacks_of(trainer, LastCheckpoint):
+            other = each.path.exists() and each.path.resolve() != here
+            if trainer.strategy.broadcast(other):
+                raise ValueError(
+                    f"{each.path} is of another run: resume it with --ckpt_path {each.path}, or "
+                    "choose another --last_checkpoint.dirpath"
+                )
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
@@ -174,15 +189,17 @@ class CLI(LightningCLI):
         subcommand, self.checkpoint = str(self.config.subcommand), None
         config = self.config[subcommand]
         path = config.ckpt_path
-        if subcommand == "fit" and path in ("best", "last"):
+        if path in ("best", "last", "registry") or (path == "hpc" and subcommand != "fit"):
+            what = "run that shall go on" if subcommand == "fit" else "run"
             raise ValueError(
-                f"--ckpt_path {path}: name the file of the run that shall go on, such as "
+                f"--ckpt_path {path}: name the file or the folder of the {what}, such as "
                 "--ckpt_path runs/NAME/version_0/checkpoints/last.ckpt"
             )
-        if path in (None, "", "best", "last", "hpc", "registry"):
+        if path in (None, "", "hpc"):
             return
         if Path(path).is_dir():  # of a run
-            last = Path(path, "checkpoints", f"{config.last_checkpoint.filename}.ckpt")
+            place = config.last_checkpoint.dirpath or Path(path, "checkpoints")
+            last = Path(place, f"{config.last_checkpoint.filename}.ckpt")
             path = config.ckpt_path = str(last if subcommand == "fit" else find(path))
         known = read_checkpoint(path, signature(Classifier).parameters, config.trust)
         if subcommand == "fit" and "optimizer_states" not in known:
@@ -244,7 +261,13 @@ class CLI(LightningCLI):
         name = f"{data}-{config.model.backbone.replace('/', '_')}-{activation}"
         given = trainer.logger
         loggers: list[Any] = given if isinstance(given, list) else [given]
-        for each in (each.init_args for each in loggers if getattr(each, "init_args", None)):
+        of_loggers = [each.init_args for each in loggers if getattr(each, "init_args", None)]
+        places = [(trainer, "default_root_dir"), *((each, "save_dir") for each in of_loggers)]
+        places += [(config[name], "dirpath") for name in ("checkpoint", "last_checkpoint")]
+        for options, name_ in places:  # loggers do so, checkpoints do not
+            if isinstance(place := options.get(name_), str | os.PathLike):
+                options[name_] = os.path.expandvars(os.path.expanduser(place))
+        for each in of_loggers:
             if trainer.default_root_dir and each.get("save_dir") == "runs":
                 each.save_dir = str(trainer.default_root_dir)  # as Lightning's own logger does
             if each.get("name", "") is None:
@@ -272,8 +295,9 @@ class CLI(LightningCLI):
         elif path.parent.name != "checkpoints" or not (run / "config.yaml").is_file():
             return
         elif self.subcommand == "test":
-            arguments.save_dir, arguments.name = os.path.relpath(run), ""
-            arguments.version = "test"
+            if not any(map(TYPED_PLACE.match, sys.argv)):
+                arguments.save_dir, arguments.name = os.path.relpath(run), ""
+                arguments.version = "test"
         elif path.name == last and config.last_checkpoint.dirpath is None:
             arguments.save_dir = os.path.relpath(run.parent.parent)
             arguments.name, arguments.version = run.parent.name, run.name
@@ -304,6 +328,12 @@ class CLI(LightningCLI):
             check_fits(self.model, self.checkpoint, str(path))
             self._compare_data(self.checkpoint.get("hyper_parameters", {}).get("data") or {})
             self.checkpoint = None
+        if isinstance(self.trainer.strategy, SPLITTING):
+            raise ValueError(
+                f"--trainer.strategy {self.config[str(self.subcommand)].trainer.strategy} splits "
+                "parameters among processes, whose norms and learned functions are then not "
+                "known: choose ddp"
+            )
         if spawns(self.trainer):
             raise ValueError(
                 f"--trainer.strategy {self.config[str(self.subcommand)].trainer.strategy}: its "
@@ -418,9 +448,11 @@ def main(args: list[str] | None = None, cli: type[CLI] = CLI) -> None:
     """
     own, handlers = sys.argv, {}
     for each in own[1:] if args is None else args:
-        if (file := Path(each.rpartition("=")[2])).is_fifo():  # reading it would wait for ever
-            sys.stderr.write(f"train.py: error: {str(file)!r} is a pipe, not a file\n")
-            sys.exit(SLIP)
+        file = Path(each.rpartition("=")[2])
+        with suppress(OSError, ValueError):  # such as of a word that is too long for a name
+            if file.is_fifo():  # reading it would wait for ever
+                sys.stderr.write(f"train.py: error: {str(file)!r} is a pipe, not a file\n")
+                sys.exit(SLIP)
     program, words = (own[0], own[1:]) if args is None else (str(ROOT / "train.py"), args)
     sys.argv = [program, *parsable(words)]  # processes of several GPUs start by it too
     if threading.current_thread() is threading.main_thread():
@@ -463,7 +495,9 @@ def main(args: list[str] | None = None, cli: type[CLI] = CLI) -> None:
         if mistake is error and next(_raised_here(error), None) is None:
             text = explain(text) or f"{type(error).__name__} without a message"
             text = f"{part}: {text}" if part and part not in text else text
-        if full and mistake in (None, error):
+        if full and str(error).startswith("cannot write"):  # names the file
+            text = str(error)
+        elif full and mistake in (None, error):
             text = f"{system}: make room there, or choose another folder"
         sys.stderr.write(f"train.py: error: {text} [SUPPLE_TRACEBACK=1 shows the traceback]\n")
         diverged = isinstance(mistake, DivergedError)

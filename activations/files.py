@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,10 +84,12 @@ def check_writable(folder: Path) -> None:
         tempfile.TemporaryDirectory(dir=there).cleanup()
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Delete what a killed process left in `folder`."""
-    for file in folder.glob(f"*{_UNFINISHED}"):
-        file.unlink(missing_ok=True)
+def remove_unfinished(folder: Path, names: Iterable[str]) -> None:
+    """Delete what a killed process left in `folder` of files with these `names`, such as *.csv."""
+    for name in names:
+        for file in folder.glob(name + _UNFINISHED):
+            if file.is_file():
+                file.unlink(missing_ok=True)
 
 
 class _NamedError(OSError):

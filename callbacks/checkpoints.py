@@ -1,6 +1,7 @@
 """A run's best and last checkpoint, and what lets a resumed run go on exactly."""
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -38,7 +39,9 @@ from .lightning_private import (
     validates_next,
 )
 from .monitor import ActivationMonitor
+from .record import run_folder
 
+_OF_A_RUN = ("config.yaml", "results.json", "test.npz", "*.csv", "*.png")
 _RESUME = "supple_resume"  # key in a checkpoint
 TWICE = 1.0  # seconds: a program and its launcher are told of the same signal
 
@@ -81,6 +84,13 @@ class BestCheckpoint(ModelCheckpoint):
         mode: Literal["auto", "min", "max"] = "auto",
         **more: Any,
     ) -> None:
+        with_names = more.get("auto_insert_metric_name", True)
+        inside = filename if with_names else re.sub(r"\{[^}]*\}", "", filename or "")
+        if "/" in (inside or ""):
+            raise ValueError(
+                f"filename {filename!r} would be a folder: leave out '/', or for the name of a "
+                "metric, set auto_insert_metric_name: false"
+            )
         self._chooses = mode == "auto"
         mode = _mode(monitor) if mode == "auto" else mode
         super().__init__(dirpath, filename, monitor, mode=mode, **more)
@@ -95,10 +105,11 @@ class BestCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             _write_whole_files(trainer)
-            folder = Path(str(self.dirpath))
-            if trainer.is_global_zero:
-                for each in (folder, folder.parent):
-                    remove_unfinished(each)
+            folder = run_folder(trainer) if trainer.loggers else None  # all processes must ask
+            if trainer.is_global_zero:  # nothing of the user's own
+                remove_unfinished(Path(str(self.dirpath)), ["*.ckpt"])
+                if folder:
+                    remove_unfinished(folder, _OF_A_RUN)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -296,7 +307,10 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save."""
         self._resume = {}
-        if (trainer.current_epoch + 1) % (self.every_n_epochs or 1) == 0:
+        done = trainer.current_epoch + 1
+        ends = trainer.should_stop or done == trainer.max_epochs
+        ends |= trainer.global_step == trainer.max_steps
+        if ends or done % (self.every_n_epochs or 1) == 0:
             self._save(trainer)
             if self._asked(trainer):
                 raise SystemExit(128 + self._signal)

@@ -102,6 +102,11 @@ class HeadFirst(Callback):
         if trainer.current_epoch < self.epochs:
             count = sum(parameter.numel() for parameter in head)
             rank_zero_info(f"The head ({count:,} parameters) trains alone for {self.epochs} epochs")
+            if 0 < (trainer.max_epochs or 0) <= self.epochs:
+                rank_zero_info(
+                    f"The rest never learns: trainer.max_epochs is {trainer.max_epochs}, and the "
+                    f"head trains alone for {self.epochs}"
+                )
         for optimizer in trainer.optimizers:
             optimizer.register_step_pre_hook(self._slow)
             optimizer.register_step_post_hook(self._put_back)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from activations.files import check_replaceable, check_writable, replacing
 
@@ -83,7 +84,10 @@ class PredictionWriter(Callback):
             parts = [None] * trainer.world_size
             torch.distributed.all_gather_object(parts, self._rows)
         found = sorted((row for part in parts for row in part), key=itemgetter(0))
-        if not trainer.is_global_zero or not found:
+        if not trainer.is_global_zero:
+            return
+        if not found:
+            rank_zero_warn(f"no sample was predicted, and {self.path} is not written")
             return
         datamodule = getattr(trainer, "datamodule", None)
         numbers = [str(number) for number in range(len(found[0][2]))]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.data import DistributedSampler
 
 from activations.files import replacing
 from activations.groups import learned_values
@@ -165,11 +166,12 @@ class Results(Callback):
         self.epochs = [*kept, {"epoch": trainer.current_epoch, **metrics, **speed}]
         loader: Any = trainer.train_dataloader
         order, size = (getattr(loader, name, None) for name in ("sampler", "batch_size"))
+        order = order.dataset if isinstance(order, DistributedSampler) else order
         known, limit = self._images, trainer.limit_train_batches
         if isinstance(order, Sized):
             # the last batch of an epoch may be left out, of other samples each time
             whole = isinstance(limit, float) and limit == 1  # the number 1 is one batch
-            some = trainer.num_training_batches * size if size else self._images
+            some = trainer.num_training_batches * (size or 0) * trainer.world_size or self._images
             known = len(order) if whole else min(len(order), int(some))
         self._trained = max(known, self._trained)
 
@@ -297,8 +299,12 @@ class Results(Callback):
             unfinished.write_text(json.dumps(_finite(content), indent=1, allow_nan=False))
 
     def _best(self, trainer: Trainer) -> dict[str, Any] | None:
-        """The epoch whose validation was best, and its value."""
+        """The epoch whose validation was best, and its value; there may be several in an epoch."""
         for callback in callbacks_of(trainer, BestCheckpoint):
+            score, file = callback.best_model_score, Path(callback.best_model_path)
+            if callback.monitor and score is not None and file.is_file():
+                known = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                return {"epoch": known["epoch"], callback.monitor: float(score)}
             known = [e for e in self.epochs if math.isfinite(e.get(callback.monitor, math.nan))]
             if known:
                 choose = max if callback.mode == "max" else min

@@ -15,7 +15,7 @@ from torch import nn
 
 from activations import Activation, Scheduled, set_progress
 
-from .lightning_private import averaged_models, callbacks_of
+from .lightning_private import averaged_models, callbacks_of, resumed_from
 from .sites import curve, detached
 
 _UNPLANNABLE = {
@@ -23,6 +23,7 @@ _UNPLANNABLE = {
     StochasticWeightAveraging: "adds an epoch: use WeightAveraging or EMAWeightAveraging",
 }
 
+_STORED = "supple_schedule"  # key in a checkpoint
 _LINE = 0.99  # of the variance is that of a line; of ReLU it is 0.73
 
 
@@ -70,6 +71,7 @@ class ActivationSchedule(Callback):
                 f"the schedule needs 0 <= start < end <= 1, got start {start} and end {end}"
             )
         self.interval, self.start, self.end = interval, start, end
+        self._stored = 0.0
         self._progress: float | None = None  # None outside of training, or with nothing to move
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -102,7 +104,13 @@ class ActivationSchedule(Callback):
                 f"{name} is nearly a straight line at the end of its schedule, and a network of "
                 "lines is linear: give it another end (DSReLU: --model.activation.normalized true)"
             )
-        self._move(trainer, self.progress(trainer))
+        now = self.progress(trainer)
+        if resumed_from(trainer) and now < self._stored - 1e-3:
+            rank_zero_warn(
+                f"The scheduled activations go back from t = {self._stored:.3g} to {now:.3g}: the "
+                "training is planned longer than the one that goes on"
+            )
+        self._move(trainer, now)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set a new epoch's progress before its first step."""
@@ -118,7 +126,19 @@ class ActivationSchedule(Callback):
         """Set averaged networks too, which are validated and stored in checkpoints."""
         self._move(trainer, self._progress)
 
-    on_save_checkpoint = on_validation_start
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Set averaged networks too; store the progress."""
+        self._move(trainer, self._progress)
+        if self._progress is not None:
+            checkpoint[_STORED] = self._progress
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the stored progress, to compare the present plan with it."""
+        self._stored = checkpoint.get(_STORED, 0.0)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set averaged networks too, which replace the trained one; say where t ended."""

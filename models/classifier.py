@@ -12,12 +12,14 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
     BatchSizeFinder,
+    EarlyStopping,
     ModelPruning,
     StochasticWeightAveraging,
+    Timer,
 )
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.cli import ReduceLROnPlateau as MonitoringPlateau
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
@@ -43,6 +45,7 @@ from .fusing import Estimate, estimate
 from .metrics import (
     Calibration,
     check_monitors,
+    check_validates,
     classification_metrics,
     log_chosen,
     log_classes,
@@ -64,6 +67,10 @@ def _sgd(params: Any) -> torch.optim.Optimizer:
 
 class DivergedError(ArithmeticError):
     """The training loss is not finite any more."""
+
+
+def _has_limit(callback: Any) -> bool:
+    return isinstance(callback, Timer) and callback.time_remaining() is not None
 
 
 class Classifier(LightningModule):
@@ -182,6 +189,9 @@ class Classifier(LightningModule):
             raise ValueError(
                 f"class_weights has {len(class_weights)} numbers, the data {num_classes} classes"
             )
+        weights = class_weights or [1.0]
+        if not all(0 <= each < math.inf for each in weights) or not any(weights):
+            raise ValueError(f"class_weights must be finite, not below 0, and not all 0: {weights}")
         if init == "kaiming" and (pretrained or checkpoint_path):
             raise ValueError("init: kaiming would overwrite the pretrained weights")
         self.save_hyperparameters(logger=False)
@@ -353,6 +363,8 @@ class Classifier(LightningModule):
         if isinstance(known := getattr(data, "description", None), dict):
             self.hparams["data"] = json.loads(json.dumps(known))  # a checkpoint holds data only
         for each in getattr(self.trainer, "callbacks", ()):
+            if isinstance(each, EarlyStopping) and str(each.monitor).startswith("val"):
+                check_validates(self.trainer, f"EarlyStopping, which waits for {each.monitor},")
             one_rate = isinstance(each, StochasticWeightAveraging) and isinstance(
                 getattr(each, "_swa_lrs", None), float
             )
@@ -496,7 +508,13 @@ class Classifier(LightningModule):
         """The optimizer, of weights and of activations' own parameters, and the scheduler."""
         optimizer = self._optimizer(self.backbone)
         if self.lr_scheduler is None:
-            self._steps()
+            steps = self._steps()
+            timers = [each for each in getattr(self.trainer, "callbacks", ()) if _has_limit(each)]
+            if timers:
+                rank_zero_warn(
+                    f"trainer.max_time may end the training before the learning rate has fallen: "
+                    f"its cosine is planned for {steps} steps (trainer.max_epochs, max_steps)"
+                )
 
             # from the step alone and the present plan: the plan of a resumed run may be longer, and
             # BatchSizeFinder changes it after this
@@ -514,7 +532,16 @@ class Classifier(LightningModule):
         if interval == "auto":
             interval = "step" if by_step else "epoch"
         monitor = getattr(scheduler, "monitor", "val/loss")  # of Lightning's ReduceLROnPlateau
-        return [optimizer], [{"scheduler": scheduler, "interval": interval, "monitor": monitor}]
+        chosen = {"scheduler": scheduler, "interval": interval, "monitor": monitor}
+        if isinstance(scheduler, ReduceLROnPlateau) and monitor.startswith("val"):
+            check_validates(self.trainer, f"ReduceLROnPlateau, which waits for {monitor},")
+            if interval == "step":
+                raise ValueError(
+                    f"{monitor} is not measured after each step: leave out "
+                    "--model.lr_scheduler_interval, or --model.lr_scheduler.monitor train/loss"
+                )
+            chosen["frequency"] = self.trainer.check_val_every_n_epoch or 1
+        return [optimizer], [chosen]
 
     def try_optimizer(self, device: torch.device | str = "cpu") -> None:
         """Make the optimizer and the scheduler for small tensors, and take one step of each.
@@ -561,7 +588,8 @@ class Classifier(LightningModule):
         if not 0 < steps < math.inf:
             raise ValueError(
                 "the learning rate's schedule needs a planned length: set trainer.max_epochs or "
-                "trainer.max_steps, or choose another model.lr_scheduler"
+                "trainer.max_steps (and some batches, trainer.limit_train_batches), or choose "
+                "another model.lr_scheduler"
             )
         return int(steps)
 

@@ -23,6 +23,8 @@ from torchmetrics.classification import (
 
 from activations.picture import new_figure, save_figure
 
+_THRESHOLDS = torch.sigmoid(torch.linspace(-25, 15, 201, device="cpu")).tolist()
+
 
 def classification_metrics(num_classes: int) -> MetricCollection:
     """Accuracy, macro-F1, macro-AUROC and, for ten classes or more, top-5 accuracy.
@@ -33,9 +35,12 @@ def classification_metrics(num_classes: int) -> MetricCollection:
         "acc": MulticlassAccuracy(num_classes, average="micro"),
         "acc_majority": Majority(num_classes),
         "f1": Macro(MulticlassF1Score(num_classes, average="none"), num_classes),
-        # exact for up to 100 classes; above, with 200 thresholds, all scores need not be kept
+        # exact for up to 100 classes; above, with thresholds, all scores need not be kept. Most
+        # probabilities are small: the thresholds are as dense there
         "auroc": Macro(
-            MulticlassAUROC(num_classes, "none", thresholds=None if num_classes <= 100 else 200),
+            MulticlassAUROC(
+                num_classes, "none", thresholds=None if num_classes <= 100 else _THRESHOLDS
+            ),
             num_classes,
             compares=True,
         ),
@@ -175,6 +180,15 @@ def log_chosen(module: LightningModule, metrics: MetricCollection) -> None:
             module.log(f"{metrics.prefix}{name}", values[list(classes)].nanmean(), sync_dist=True)
 
 
+def check_validates(trainer: Trainer, who: str) -> None:
+    """Raise a ValueError if this training has no validation, which `who` needs."""
+    if trainer.limit_val_batches == 0:
+        raise ValueError(
+            f"{who} needs a validation, and there is none (--data.val_fraction 0 or "
+            "--trainer.limit_val_batches 0): leave it out, or keep samples for validation"
+        )
+
+
 def check_monitors(trainer: Trainer) -> None:
     """Refuse a metric of validation by which something is chosen, if the validation has none such.
 
@@ -199,7 +213,14 @@ def check_monitors(trainer: Trainer) -> None:
     ]
     known = [name for name in trainer.callback_metrics if name.startswith("val")]
     for each in users:
-        if str(each.monitor).startswith("val") and each.monitor not in known:
+        most = str(each.monitor) in ("val/acc", "val/f1", "val/auroc", "val/acc_top5")
+        if isinstance(each, EarlyStopping) and most and each.mode == "min":
+            raise ValueError(
+                f"EarlyStopping with mode min stops while {each.monitor} gets better: add mode: max"
+            )
+        name = str(each.monitor or "epoch")
+        unknown = name.startswith("val") or ("/" not in name and name not in ("epoch", "step"))
+        if unknown and name not in known:
             raise ValueError(
                 f"monitor {each.monitor!r} is not measured: choose one of {', '.join(known)}"
             )
@@ -238,6 +259,7 @@ def draw_confusion(path: Path, matrix: Tensor, names: Sequence[str]) -> Any:
             color = "white" if shares[row, column] > 0.6 else "black"
             axes.text(column, row, count, ha="center", va="center", color=color, fontsize=8)
     turned = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 3 else {}
+    names = [name.replace("$", r"\$") for name in names]  # else it is read as mathematics
     axes.set_xticks(range(len(names)), names, **turned)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted", ylabel="true")

@@ -253,6 +253,35 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_nothing_of_the_users_own_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "movie.zip.part").write_text("mine")
+    (tmp_path / "folder.part").mkdir()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/best.ckpt.part").write_text("of a run that was killed")
+    line = f"{FIT} --trainer.max_epochs 1 --trainer.logger false --test_after_fit false"
+    train.main(line.split())
+    assert (tmp_path / "movie.zip.part").read_text() == "mine"
+    assert (tmp_path / "folder.part").is_dir()
+    assert not (tmp_path / "checkpoints/best.ckpt.part").exists()
+    with pytest.raises(SystemExit):  # it would replace the last checkpoint
+        train.main(line.split())
+
+
+def test_a_home_folder_means_the_same_for_all_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    train.main(f"{FIT} --trainer.max_epochs 1 --trainer.default_root_dir=~/exp "
+               "--test_after_fit false --last_checkpoint.every_n_epochs 2".split())  # fmt: skip
+    assert [each.name for each in tmp_path.iterdir()] == ["home"]
+    [run] = (tmp_path / "home/exp").glob("*/version_0")
+    last = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 6  # the last weights, whatever `every_n_epochs` is
+
+
 def test_a_place_that_cannot_be_written_is_told_before_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
@@ -331,6 +360,16 @@ class Noisy(Small):
         self.log("mean", loss, on_step=False, on_epoch=True)
         self.log("most", loss, on_step=False, on_epoch=True, reduce_fx=max)
         return loss
+
+
+@pytest.mark.gpu
+def test_the_middle_of_an_epoch_on_a_gpu(tmp_path: Path):
+    for path in (None, tmp_path / "last.ckpt"):
+        last = LastCheckpoint(5, dirpath=tmp_path, filename="last", every_n_epochs=9)
+        run = trainer(tmp_path, last, enable_checkpointing=True, accelerator="gpu",
+                      max_steps=-1 if path else 6)  # fmt: skip
+        run.fit(classifier(CosLU), datamodule=Tiny(), ckpt_path=path)
+    assert run.global_step == 8 * run.current_epoch
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # Lightning's own checkpoints

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from lightning.pytorch import LightningDataModule
 
 import train
@@ -163,8 +164,23 @@ RUN_LINES = [
     ("fit --data Digits --model.backbone timm/test_efficientnet --trainer.accelerator cpu --trainer.devices 2 "
      "--trainer.sync_batchnorm true", "sync_batchnorm would drop the activations that are part of bn1 and"),
     ("RUN --ckpt_path=", "--ckpt_path is empty"),
-    ("RUN --ckpt_path last", "--ckpt_path last: name the file of the run that shall go on"),
+    ("RUN --ckpt_path last", "--ckpt_path last: name the file or the folder of the run that shall go on"),
+    ("test --data Digits --ckpt_path last", "--ckpt_path last: name the file or the folder of the run"),
+    ("predict --data Digits --ckpt_path best", "--ckpt_path best: name the file or the folder of the run"),
     ("RUN --trainer.strategy ddp_spawn", "such as ddp"),
+    ("RUN --trainer.strategy fsdp --trainer.accelerator cpu", "splits parameters|choose ddp|fsdp"),
+    ("RUN --checkpoint.filename {epoch}-{val/acc:.2f}", "would be a folder: leave out '/'"),
+    ("RUN --model.class_weights [0,0,0,0,0,0,0,0,0,0]", "class_weights must be finite, not below 0"),
+    ("RUN --model.class_weights [-1,1,1,1,1,1,1,1,1,1]", "class_weights must be finite, not below 0"),
+    ("RUN --trainer.logger false --data.val_fraction 0 --trainer.callbacks EarlyStopping "
+     "--trainer.callbacks.monitor val/loss", "EarlyStopping, which waits for val/loss, needs a validation"),
+    ("RUN --trainer.logger false --data.val_fraction 0 --model.lr_scheduler ReduceLROnPlateau "
+     "--model.lr_scheduler.monitor val/loss", "ReduceLROnPlateau, which waits for val/loss, needs a validation"),
+    ("RUN --trainer.logger false --model.lr_scheduler_interval step --model.lr_scheduler ReduceLROnPlateau "
+     "--model.lr_scheduler.monitor val/loss", "val/loss is not measured after each step"),
+    ("RUN --trainer.logger false --trainer.callbacks EarlyStopping --trainer.callbacks.monitor val/acc",
+     "stops while val/acc gets better: add mode: max"),
+    ("RUN --trainer.logger false --checkpoint.monitor acc", "monitor 'acc' is not measured: choose one of"),
     ("RUN --ckpt_path .", "no weights at 'checkpoints/last.ckpt'"),
     ("RUN -c none.yaml", "none.yaml"),
     ("RUN stray", "unrecognized arguments: stray"),
@@ -217,6 +233,30 @@ def test_a_pipe_is_not_waited_for(slip: Any, tmp_path: Path):
         os.mkfifo(tmp_path / "images" / name / "1.png")
     assert "no regular file" in slip("fit", "--data=ImageFolder", f"--data.root={tmp_path}/images",
                                      "--model.backbone=resnet8", "--data.image_size=8")  # fmt: skip
+
+
+def test_a_long_word_is_no_file(slip: Any):
+    word = f"x{'y' * 300}"
+    assert word[:50] in slip(*RUN.split(), f"--model.activation={word}")
+
+
+def test_another_class_begins_with_its_own_defaults(capsys: Any, tmp_path: Path):
+    """Also a test of jsonargparse's `discard_init_args_on_class_path_change`."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("""
+model:
+  activation: {class_path: activations.CosLU, init_args: {alpha: 0.9}}
+  optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1, weight_decay: 1.0e-4}}
+trainer: {logger: {class_path: lightning.pytorch.loggers.TensorBoardLogger, init_args: {save_dir: here}}}
+""")
+    with pytest.raises(SystemExit):
+        train.main([*RUN.split(), "-c", str(file), "--model.activation=Snake", "--model.optimizer=AdamW",
+                    "--model.optimizer.weight_decay=0.3", "--trainer.logger=CSVLogger", "--print_config"])  # fmt: skip
+    read = yaml.safe_load(capsys.readouterr().out)
+    assert read["model"]["activation"]["init_args"] == {"alpha": 0.5}
+    adam = read["model"]["optimizer"]["init_args"]
+    assert (adam["lr"], adam["weight_decay"]) == (1e-3, 0.3)
+    assert read["trainer"]["logger"]["init_args"]["save_dir"] == "here"
 
 
 def test_the_help_names_the_default_optimizer(capsys: Any):

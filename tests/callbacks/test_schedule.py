@@ -430,3 +430,15 @@ def test_fade_and_average(tmp_path: Path):
         model, datamodule=Tiny()
     )
     assert {m.progress.item() for m in model.modules() if isinstance(m, Fade)} == {1.0}
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_a_longer_plan_moves_the_schedule_back_and_says_so(tmp_path: Path):
+    def run(epochs: int) -> Any:
+        save = ModelCheckpoint(tmp_path, f"{epochs}", every_n_epochs=1)
+        return trainer(tmp_path, ActivationSchedule(end=1.0), save, enable_checkpointing=True,
+                       max_epochs=epochs)  # fmt: skip
+
+    run(2).fit(Small(), datamodule=Tiny())
+    with pytest.warns(UserWarning, match=r"go back from t = 1 to 0\.5: the training is planned"):
+        run(4).fit(Small(), datamodule=Tiny(), ckpt_path=tmp_path / "2.ckpt")
