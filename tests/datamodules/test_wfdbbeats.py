@@ -185,8 +185,8 @@ def test_beats_that_a_record_lacks_are_dropped(folder: tuple[Path, Any], tmp_pat
     import wfdb
 
     for name in folder[1]:
-        record = wfdb.rdrecord(str(folder[0] / name))
-        signals: Any = record.p_signal
+        record: Any = wfdb.rdrecord(str(folder[0] / name))
+        signals = record.p_signal
         signals[: len(signals) // 2] = np.nan
         wfdb.wrsamp(name, record.fs, record.units, record.sig_name, signals, comments=record.comments,
                     fmt=["16"] * record.n_sig, write_dir=str(tmp_path))  # fmt: skip
@@ -194,7 +194,7 @@ def test_beats_that_a_record_lacks_are_dropped(folder: tuple[Path, Any], tmp_pat
         shutil.copy(folder[0] / f"{name}.atr", tmp_path / f"._{name}.hea")  # a Mac's copies
     data = WFDBBeats(str(tmp_path), leads=1, lead=["II"])
     data.setup("fit")
-    record = wfdb.rdheader(str(tmp_path / "I01"))
+    record: Any = wfdb.rdheader(str(tmp_path / "I01"))
     times = [float(data.describe(int(i))["time"]) for i in data.train_indices]
     assert min(times) > record.sig_len / record.fs / 2 - 0.3
     signals = data.load("train")[0][data.train_indices]
@@ -206,7 +206,7 @@ def test_annotations_count_time_in_units_of_their_own(folder: tuple[Path, Any], 
 
     for suffix in ("hea", "dat"):
         shutil.copy(folder[0] / f"I01.{suffix}", tmp_path)
-    notes = wfdb.rdann(str(folder[0] / "I01"), "atr")
+    notes: Any = wfdb.rdann(str(folder[0] / "I01"), "atr")
     wfdb.wrann("I01", "atr", notes.sample * 2, notes.symbol, fs=514, write_dir=str(tmp_path))
     header = wfdb.rdheader(str(tmp_path / "I01"))
     peaks, symbols = read_notes(tmp_path / "I01", {}, header)
