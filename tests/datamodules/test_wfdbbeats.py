@@ -194,9 +194,9 @@ def test_beats_that_a_record_lacks_are_dropped(folder: tuple[Path, Any], tmp_pat
         shutil.copy(folder[0] / f"{name}.atr", tmp_path / f"._{name}.hea")  # a Mac's copies
     data = WFDBBeats(str(tmp_path), leads=1, lead=["II"])
     data.setup("fit")
-    record: Any = wfdb.rdheader(str(tmp_path / "I01"))
+    header: Any = wfdb.rdheader(str(tmp_path / "I01"))
     times = [float(data.describe(int(i))["time"]) for i in data.train_indices]
-    assert min(times) > record.sig_len / record.fs / 2 - 0.3
+    assert min(times) > header.sig_len / header.fs / 2 - 0.3
     signals = data.load("train")[0][data.train_indices]
     assert (signals.flatten(1).std(1) > 0.01).all()
 
