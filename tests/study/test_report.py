@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -340,9 +341,14 @@ def test_cost_is_the_median_of_paired_ratios(tmp_path: Path, monkeypatch: pytest
 
         return taken
 
-    monkeypatch.setattr(study.cost, "built", lambda run: run.arm)
-    monkeypatch.setattr(study.cost, "_step", step)
-    monkeypatch.setattr(study.cost, "length", lambda arm: {"batches": 20, "epochs": 2})
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    monkeypatch.setattr(
+        study.cost,
+        "built",
+        lambda run: SimpleNamespace(arm=run.arm, trainer=SimpleNamespace(strategy=strategy)),
+    )
+    monkeypatch.setattr(study.cost, "_step", lambda made: step(made.arm))
+    monkeypatch.setattr(study.cost, "length", lambda made: {"batches": 20, "epochs": 2})
     table = measure(done, 0.01)
     assert {row["arm"]: row["ratio"] for row in table} == cost
     study.cost.write(done.folder, table)
