@@ -52,7 +52,8 @@ def _with_own_defaults(keep: Callable[..., None]) -> Callable[..., None]:
             return
         given: Any = before.get("init_args") or {}
         for key in list(given if isinstance(given, dict) else vars(given)):
-            if not any(re.match(rf"--model\.\w+\.{key}\b", word) for word in sys.argv):
+            typed = re.compile(rf"--model\.\w+\.(init_args\.)?{key}\b")
+            if not any(map(typed.match, sys.argv)):
                 del given[key]
 
     return discard

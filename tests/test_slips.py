@@ -251,7 +251,7 @@ trainer: {logger: {class_path: lightning.pytorch.loggers.TensorBoardLogger, init
 """)
     with pytest.raises(SystemExit):
         train.main([*RUN.split(), "-c", str(file), "--model.activation=Snake", "--model.optimizer=AdamW",
-                    "--model.optimizer.weight_decay=0.3", "--trainer.logger=CSVLogger", "--print_config"])  # fmt: skip
+                    "--model.optimizer.init_args.weight_decay=0.3", "--trainer.logger=CSVLogger", "--print_config"])  # fmt: skip
     read = yaml.safe_load(capsys.readouterr().out)
     assert read["model"]["activation"]["init_args"] == {"alpha": 0.5}
     adam = read["model"]["optimizer"]["init_args"]
