@@ -101,7 +101,7 @@ class SaveConfig(SaveConfigCallback):
         """Refuse to replace the last checkpoint of another run."""
         here = Path(self.config.get("ckpt_path") or "").resolve()
         for each in callbacks_of(trainer, LastCheckpoint):
-            other = each.path.exists() and each.path.resolve() != here
+            other = each.path.exists() and each.path.resolve().parent != here.parent
             if trainer.strategy.broadcast(other):
                 raise ValueError(
                     f"{each.path} is of another run: resume it with --ckpt_path {each.path}, or "
@@ -264,9 +264,9 @@ class CLI(LightningCLI):
         of_loggers = [each.init_args for each in loggers if getattr(each, "init_args", None)]
         places = [(trainer, "default_root_dir"), *((each, "save_dir") for each in of_loggers)]
         places += [(config[name], "dirpath") for name in ("checkpoint", "last_checkpoint")]
-        for options, name_ in places:  # loggers do so, checkpoints do not
-            if isinstance(place := options.get(name_), str | os.PathLike):
-                options[name_] = os.path.expandvars(os.path.expanduser(place))
+        for options, option in places:  # loggers do so, checkpoints do not
+            if isinstance(place := options.get(option), str | os.PathLike):
+                options[option] = os.path.expandvars(os.path.expanduser(place))
         for each in of_loggers:
             if trainer.default_root_dir and each.get("save_dir") == "runs":
                 each.save_dir = str(trainer.default_root_dir)  # as Lightning's own logger does
@@ -330,9 +330,8 @@ class CLI(LightningCLI):
             self.checkpoint = None
         if isinstance(self.trainer.strategy, SPLITTING):
             raise ValueError(
-                f"--trainer.strategy {self.config[str(self.subcommand)].trainer.strategy} splits "
-                "parameters among processes, whose norms and learned functions are then not "
-                "known: choose ddp"
+                f"--trainer.strategy: {type(self.trainer.strategy).__name__} splits parameters "
+                "among processes, whose norms and learned functions are then not known: choose ddp"
             )
         if spawns(self.trainer):
             raise ValueError(

@@ -10,6 +10,7 @@ twice and its gradient once, and wrote y and the gradient of x. RIVALS lists wha
 
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -126,36 +127,25 @@ def _compare(dtype: str, options: Namespace) -> DataFrame:
     return table.rename_axis(["function", "mode"]).reset_index()
 
 
-def _passes(x: Tensor) -> int:
-    """How many are timed together: a GPU works on one while the host prepares the next."""
-    return 20 if x.is_cuda else 1
+def _seconds(run: Callable[[], Any], x: Tensor) -> float:
+    """Of one run; a GPU works on one while the host prepares the next."""
+    count, kept, start = 20 if x.is_cuda else 1, None, now(x.device)
+    for _ in range(count):
+        kept = run()
+    seconds = (now(x.device) - start) / count
+    del kept  # freed after the clock has stopped
+    return seconds
 
 
 def _copy(x: Tensor, to: Tensor) -> dict[str, float]:
-    passes, start = _passes(x), now(x.device)
-    for _ in range(passes):
-        to.copy_(x)
-    return dict.fromkeys(("forward", "both"), (now(x.device) - start) / passes)
+    return dict.fromkeys(("forward", "both"), _seconds(partial(to.copy_, x), x))
 
 
 def _pass(module: nn.Module, x: Tensor, grad: Tensor) -> dict[str, float]:
     """Seconds of a forward pass, and of a forward and a backward pass."""
+    inputs = [x, *(p for p in module.parameters() if p.requires_grad)]
 
-    def clear() -> None:
-        for parameter in (x, *module.parameters()):
-            parameter.grad = None
+    def both() -> Any:
+        return torch.autograd.grad(module(x), inputs, grad, allow_unused=True)
 
-    clear()
-    passes, begin = _passes(x), now(x.device)
-    for _ in range(passes - 1):
-        module(x)
-    y = module(x)
-    forward, start = now(x.device) - begin, begin
-    if passes > 1:
-        start = now(x.device)
-        for _ in range(passes - 1):
-            module(x).backward(grad)
-            clear()
-        y = module(x)
-    y.backward(grad)
-    return {"forward": forward / passes, "both": (now(x.device) - start) / passes}
+    return {"forward": _seconds(partial(module, x), x), "both": _seconds(both, x)}

@@ -303,8 +303,8 @@ class Results(Callback):
         for callback in callbacks_of(trainer, BestCheckpoint):
             score, file = callback.best_model_score, Path(callback.best_model_path)
             if callback.monitor and score is not None and file.is_file():
-                known = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-                return {"epoch": known["epoch"], callback.monitor: float(score)}
+                stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                return {"epoch": stored["epoch"], callback.monitor: float(score)}
             known = [e for e in self.epochs if math.isfinite(e.get(callback.monitor, math.nan))]
             if known:
                 choose = max if callback.mode == "max" else min
