@@ -47,6 +47,8 @@ def check_search(spec: dict[str, Any]) -> dict[str, Any]:
         SpecError: it cannot be searched as it is written; the message names field and remedy.
     """
     full = filled(spec, DEFAULTS, ("halving", "finalists"))
+    if not isinstance(full["question"], str):
+        raise SpecError(f"question must be a text, got {full['question']!r}")
     _check_numbers(full)
     try:
         Space.of(full["space"])

@@ -153,7 +153,9 @@ def set_fields(cells: list[dict[str, Any]], given: list[str]) -> None:
 
 def typed(options: Any) -> dict[str, Any]:
     """A spec from options: each activation against ReLU, with SiLU beside."""
-    names = dict.fromkeys(["torch.nn.ReLU", "torch.nn.SiLU", *options.activations])
+    always = ["torch.nn.ReLU", "torch.nn.SiLU"]
+    asked = [n for n in options.activations if f"torch.nn.{n}" not in always]
+    names = dict.fromkeys([*always, *asked])
     arms = {name.rpartition(".")[2]: {"model.activation": name} for name in names}
     if len(arms) < len(names):
         raise SpecError(f"--activations {' '.join(options.activations)}: two have the same name; "

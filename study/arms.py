@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.callbacks import EarlyStopping, Timer
+
 from .runs import Run, Study, arguments, write_base
 from .spec import BUDGET, OFF, SpecError, flatten
 
@@ -49,14 +51,23 @@ def check_arms(
         for arm in dict.fromkeys(arms):
             run = study.run("verdict", arm, cell, study.seeds[0], 0)
             found = built(replace(run, compiled="auto"))
+            for setting in range(1, len(study.settings) if cell == 0 else 1):  # a slip in the grid
+                built(study.run("tune", arm, cell, study.seeds[0], setting))
             chosen = (f"test/{name}" for name in getattr(found.datamodule, "f1_over", {}))
             measured = {*found.model.test_metrics.keys(), *chosen, "test/loss"}
-            known = sorted(measured - {"test/ece"})  # less is better: a study knows that of losses
+            # less is better, which a study knows of losses alone; the other tells of the data
+            known = sorted(measured - {"test/ece", "test/acc_majority"})
             for field, metric in asked.items():
                 stage, _, name = metric.partition("/")
                 if f"test/{name}" not in known:
                     there = ", ".join(each.replace("test", stage, 1) for each in known)
                     raise SpecError(f"{field} {metric!r} is none of these data's: {there}")
+            for each in vars(found.trainer)["callbacks"]:
+                if isinstance(each, EarlyStopping | Timer):
+                    raise SpecError(
+                        f"arm {arm}: {type(each).__name__} ends trainings early, which gives arms "
+                        "unequal budgets: leave it out"
+                    )
             every = found.trainer.check_val_every_n_epoch or 1
             for epochs in lengths or [max(found.trainer.max_epochs or 0, 0)]:
                 if epochs % every:
@@ -89,7 +100,10 @@ def length(made: "train.CLI") -> dict[str, int]:
     limit = trainer.limit_train_batches  # a number of batches, or a share
     if limit is not None:
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    return {"batches": batches, "epochs": trainer.max_epochs or 1}
+    steps = max(1, math.ceil(batches / trainer.accumulate_grad_batches))  # of the optimizer
+    ends = [math.ceil(trainer.max_steps / steps)] if trainer.max_steps > 0 else []
+    epochs = trainer.max_epochs or 0
+    return {"batches": batches, "epochs": min([*ends, epochs] if epochs > 0 else ends, default=1)}
 
 
 def _planned(made: "train.CLI") -> float:

@@ -41,12 +41,14 @@ class Gain(NamedTuple):
         return self.gain >= self.limit
 
 
-def limits(study: "Study", cell: int) -> dict[str, int]:
-    """The options that end a run, as they are for all arms of a cell."""
+def limits(study: "Study", cell: int, times: float = 1) -> dict[str, int]:
+    """The options that end a run, as they are for all arms of a cell, or so many times as much."""
     spec, found = study.spec, dict[str, Any]()
     for options in (_usual(), *spec["base"], spec["cells"][cell], spec["budget"]):
         found |= flatten(options)
-    return {name: n for name in _UNITS if type(n := found.get(name)) is int and n > 0}
+    return {
+        name: _times(n, times) for name in _UNITS if type(n := found.get(name)) is int and n > 0
+    }
 
 
 @cache
@@ -55,9 +57,9 @@ def _usual() -> dict[str, Any]:
     return yaml.safe_load((ROOT / "configs/base.yaml").read_text())
 
 
-def words(study: "Study", cell: int, times: int = 1) -> str:
+def words(study: "Study", cell: int, times: float = 1) -> str:
     """The budget as people say it, such as "20 epochs"."""
-    found = (counted(times * n, _UNITS[name]) for name, n in limits(study, cell).items())
+    found = (counted(n, _UNITS[name]) for name, n in limits(study, cell, times).items())
     return next(found, "no limit")
 
 
@@ -84,7 +86,7 @@ def compared(study: "Study", cell: int) -> "list[tuple[Run, Run]]":
     base, setting = spec["baseline"], study.tuned(spec["baseline"], cell)[0]
     stage = "tune" if spec["tune"] else "verdict"
     seeds = spec["tune"]["seeds"] if spec["tune"] else study.seeds[:2]
-    double = {name: 2 * n for name, n in limits(study, cell).items()}
+    double = limits(study, cell, 2)
     return [
         (
             study.run(stage, base, cell, seed, setting),
@@ -116,8 +118,11 @@ def _times(value: Any, times: float) -> Any:
 
 
 def measured(study: "Study", cell: int) -> Gain | None:
-    """What twice the budget gains; None before all its runs have ended."""
+    """What twice the budget gains; None before all its runs have ended, unless one went wrong."""
     pairs, metric = compared(study, cell), metric_of(study)
+    ended = (study.results.get(run.id) for pair in pairs for run in pair)
+    if any(found and found["status"] != "ok" for found in ended):  # others may be needless by now
+        return Gain(math.nan, math.nan, math.nan, math.nan)
     if any(run.id not in study.results for pair in pairs for run in pair):
         return None
     loss = metric.endswith("loss")

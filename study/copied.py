@@ -1,5 +1,6 @@
 """The study's own copy of the project's code, from which all its runs are made."""
 
+import ast
 import hashlib
 import importlib.util
 import io
@@ -21,6 +22,7 @@ from .spec import SpecError
 
 FOLDER = "code"
 PARTS = (*CODE, "study", "bench", "configs")
+_PROJECT = {"search", *(part.removesuffix(".py") for part in PARTS)}
 
 
 def copy_code(study: Path, lock: dict[str, Any]) -> Path:
@@ -85,21 +87,52 @@ def _check_options(study: Path, target: Path) -> None:
 
 
 def own_code(spec: dict[str, Any]) -> dict[str, str]:
-    """Module -> SHA-256 of its code, of the classes that a spec names.
+    """Module -> SHA-256 of its code, of the classes that a spec names and of what these import.
 
     Modules of this project and of installed packages are left out.
     """
-    apart = [ROOT, *map(Path, site.getsitepackages()), Path(sysconfig.get_path("stdlib"))]
-    named = (each for each in _texts(spec) if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", each))
-    found = {}
-    for top in sorted({each.partition(".")[0] for each in named}):
-        known = importlib.util.find_spec(top)
-        file = Path(known.origin or "").resolve() if known and known.has_location else None
-        if file is None or any(file.is_relative_to(each.resolve()) for each in apart):
+    found, left = dict[str, str](), packages(spec)
+    while left:
+        name = left.pop()
+        if name in found or not (files := _own_files(name)):
             continue
-        files = sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]
-        found[top] = hashlib.sha256(b"\0".join(each.read_bytes() for each in files)).hexdigest()
-    return found
+        codes = [each.read_bytes() for each in files]
+        found[name] = hashlib.sha256(b"\0".join(codes)).hexdigest()
+        left |= {each for code in codes for each in _imported(code)}
+    return dict(sorted(found.items()))
+
+
+def packages(value: Any) -> set[str]:
+    """Where the classes are from that are named in options."""
+    named = (each for each in _texts(value) if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", each))
+    return {each.partition(".")[0] for each in named}
+
+
+def _own_files(name: str) -> list[Path]:
+    """The code of a module or package of the user; [] of others, and where there is none."""
+    try:
+        known = None if name in _PROJECT else importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # such as __main__
+        known = None
+    if known is None:
+        return []
+    folders = known.submodule_search_locations
+    single = [Path(known.origin)] if known.has_location and known.origin else []
+    files = single if folders is None else [f for each in folders for f in Path(each).rglob("*.py")]
+    apart = [*site.getsitepackages(), site.getusersitepackages(), sysconfig.get_path("stdlib")]
+    installed = [Path(each).resolve() for each in apart]
+    return sorted(f for f in files if not any(map(f.resolve().is_relative_to, installed)))
+
+
+def _imported(code: bytes) -> set[str]:
+    """The modules that a file of Python imports, without those beside it in a package."""
+    try:
+        nodes = [*ast.walk(ast.parse(code))]
+    except (SyntaxError, ValueError):  # compiled
+        return set()
+    names = [each.name for node in nodes if isinstance(node, ast.Import) for each in node.names]
+    names += [n.module or "" for n in nodes if isinstance(n, ast.ImportFrom) and not n.level]
+    return {each.partition(".")[0] for each in names}
 
 
 def _texts(value: Any) -> Iterator[str]:

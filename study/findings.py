@@ -15,6 +15,7 @@ from .page import Block, folded, paragraph, replaced, tabled
 from .publish import read_studies
 from .runs import Study
 from .shapes import CHANGE, RELU, Learned, Values, curves, learned, natural, parameters, properties
+from .spec import SpecError
 
 Place = tuple[str, int]  # arm and cell
 GROUPS = ("elsewhere", "inside a block", "last")
@@ -27,14 +28,16 @@ def findings(pages: Path = ROOT / "docs", results: Path = ROOT / "results") -> s
     Raises:
         SpecError: a packed study is damaged.
     """
-    rows, drawn, blocks = list[dict[str, Any]](), list[Path](), list[Block]()
+    rows, drawn, blocks, left = list[dict[str, Any]](), list[Path](), list[Block](), list[str]()
     for study in read_studies():
-        known = {
-            (arm, cell): found
-            for cell in study.cells
-            for arm in study.spec["arms"]
-            if (found := learned(study, arm, cell)).last
-        }
+        known = dict[Place, Learned]()
+        for cell, arm in ((cell, arm) for cell in study.cells for arm in study.spec["arms"]):
+            try:
+                found = learned(study, arm, cell)
+            except SpecError as error:
+                left.append(f"left out: {study.folder.name}, {study.label(arm, cell)}: {error}")
+                continue
+            known |= {(arm, cell): found} if found.last else {}
         values, changes = dict[str, Values](), dict[str, Values]()
         for (arm, cell), found in known.items():
             mine, shape = parameters(found), properties(found)
@@ -67,7 +70,7 @@ def findings(pages: Path = ROOT / "docs", results: Path = ROOT / "results") -> s
         with replacing(page) as unfinished:
             unfinished.write_text(text)
     names = ", ".join(path.name for path in drawn) or "no figure"
-    return f"{file}: {len(rows)} rows; {pages}: {names}"
+    return "\n".join([f"{file}: {len(rows)} rows; {pages}: {names}", *left])
 
 
 def tables(study: Study, known: Mapping[Place, Learned]) -> list[Block]:

@@ -34,7 +34,7 @@ def learned_functions(
     found = [each["learned"] for each in ended if each.get("learned")]
     if not found:
         return None
-    options = runs[0].options | started(study, arm)
+    options = runs[0].options | started(study, arm, cell)
     backbone = built(replace(runs[0], options=options)).model.backbone
     parameters = shape_parameters(backbone)
     sites = {

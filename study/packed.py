@@ -25,7 +25,7 @@ LARGE = 200  # kB
 _FIELDS = (
     "schema", "status", "message", "seed", "commit", "dirty", "code", "start", "end", "fit_s",
     "cpu_s", "images_per_s", "parameters", "threads", "train_samples", "test_labels", "epochs",
-    "best", "test",
+    "best", "test", "versions",
 )  # fmt: skip
 
 

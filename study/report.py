@@ -122,6 +122,7 @@ def _page(
         caption = "The same picture for the controls."
         page += [heading("Controls"), paragraph(_controls(spec["controls"]))]
         page += [*_beside(study, controls), _interval_picture(study, "controls", shown, caption)]
+    page += map(paragraph, study.uncontrolled())
     page += [*rank_blocks(study), heading("The judge"), listed(judged)]
     if spec["published"]:
         page += [heading("Published and here"), *_published(study, verdicts)]
@@ -177,7 +178,7 @@ def _controls(controls: Sequence[str]) -> str:
         "retrained": "retrained: the shape that the same seed has learned is used from the start "
         "and does not change",
         "same_time": "same_time: the function as it is, but against a baseline that trained for as "
-        "many more epochs as the arm's steps take longer",
+        "much longer as the arm's steps take longer",
     }
     return f"{'; '.join(told[each] for each in controls)}. Each is compared with the baseline."
 

@@ -159,8 +159,11 @@ class Study:
         found = self.results.get(run.id)
         if found is None:
             return "missing"
-        unknown = run.stage not in UNTESTED and math.isnan(self.value(run))
-        return "failed" if found["status"] == "ok" and unknown else found["status"]
+        if found["status"] != "ok" or run.stage in UNTESTED or not math.isnan(self.value(run)):
+            return found["status"]
+        metric = self.spec["metric"]  # a value that was not finite is stored as null
+        tests = (found.get("test") or {}).get(metric["at"], {})
+        return "diverged" if metric["name"] in tests else "failed"
 
     # ---- the runs of each stage
 
@@ -170,9 +173,14 @@ class Study:
         With `times`, the learning rate changes after so many times as many epochs or steps.
         """
         spec = self.spec
-        options = {**spec["cells"][cell], **spec["budget"]}
-        options |= {"test_after_fit": spec["metric"]["at"]} if stage not in UNTESTED else {}
-        options |= self.settings[setting] | spec["arms"][split(arm)[0]] | more.pop("changes", {})
+        tested = {"test_after_fit": spec["metric"]["at"]} if stage not in UNTESTED else {}
+        changes = more.pop("changes", {})
+        options = dict[str, Any]()
+        for part in (spec["cells"][cell], spec["budget"], tested, self.settings[setting],
+                     spec["arms"][split(arm)[0]], changes):  # fmt: skip
+            options = {
+                n: each for n, each in options.items() if n not in part
+            } | part  # the last wins
         times = more.pop("times", 1)
         more = {"base": budget.stretched(spec["base"], times)} | more
         more |= {"compiled": self.lock.get("compiled", OFF)}
@@ -308,6 +316,22 @@ class Study:
             found += [(f"{arm} {control}", cell, verdict.interval.n) for control in wanted]
         return found
 
+    def uncontrolled(self) -> list[str]:
+        """A line for each decided arm with parameters of its own that are no known shapes."""
+        asked, lines = {"frozen", "retrained"} & set(self.spec["controls"]), []
+        for (arm, cell), verdict in zip(self.hypotheses(), self.verdicts(), strict=True):
+            if not asked or verdict.kind not in (Kind.BETTER, Kind.WORSE):
+                continue
+            new, base = (self.results.get(self.verdict_run(each, cell, self.seeds[0]).id) or {}
+                         for each in (arm, self.spec["baseline"]))  # fmt: skip
+            more = (new.get("parameters") or 0) - (base.get("parameters") or 0)
+            if more > 0 and not new.get("learned"):
+                lines.append(
+                    f"{self.label(arm, cell)} has no control: its {more} parameters are not known "
+                    "as learned shapes. Make it a subclass of activations.Activation"
+                )
+        return lines
+
     def alternates(self, arm: str, cell: int) -> bool:
         """Whether the shapes of an arm learn in turn with its weights.
 
@@ -316,7 +340,7 @@ class Study:
         run = self.run("verdict", arm, cell, self.seeds[0], 0)
         return "AlternatingOptimization" in json.dumps([run.base, run.options])
 
-    def _given(self, name: str, arm: str, cell: int) -> Any:
+    def given(self, name: str, arm: str, cell: int) -> Any:
         """An option of an arm, also in an overlay; None where it is not given."""
         run = self.run("verdict", arm, cell, self.seeds[0], 0)
         overlays = (flatten(each) for each in (*run.base, run.options))
@@ -331,14 +355,13 @@ class Study:
             if ratio is None:
                 return None
             base = self.spec["baseline"]
-            epochs = self.run("verdict", base, cell, seed, 0).options["trainer.max_epochs"]
-            changes = {"trainer.max_epochs": max(1, round(ratio * epochs))}
+            changes = budget.limits(self, cell, ratio)
             setting = self.tuned(base, cell)[0]
             run = self.run("control", base, cell, seed, setting, changes=changes, times=ratio)
             return replace(run, arm=arm)
         changes: dict[str, Any] = {"model.activation_frozen": True}
         shapes = self.verdict_run(name, cell, seed).id if control == "retrained" else ""
-        if shapes and self._given("model.match", name, cell):
+        if shapes and self.given("model.match", name, cell):
             changes["model.match"] = False  # the start is known
         return self.run("control", arm, cell, seed, setting, changes=changes, shapes=shapes)
 
@@ -375,7 +398,8 @@ class Study:
             new = [self.control_run(arm, cell, seed) for seed in seeds]
             old = [self.verdict_run(base, cell, seed) for seed in seeds]
             if control == "same_time":
-                base += f" ({new[0].options['trainer.max_epochs']} epochs)" if new[0] else ""
+                ratio = self.ratios().get(f"{name}/{cell}")
+                base += f" ({budget.words(self, cell, ratio)})" if ratio else ""
                 old, new = new, [self.verdict_run(name, cell, seed) for seed in seeds]
             arms.append(self._runs(self.label(arm, cell), new))
             bases.append(self._runs(base, old))
@@ -451,7 +475,11 @@ class Study:
             if run.shapes:
                 content["shapes"] = "shapes.ckpt"
                 learned = self.results[run.shapes]["learned"]
-                state = {name: torch.tensor(value) for name, value in learned.items()}
+                fades = self.given("model.match", split(run.arm)[0], run.cell) == "fade"
+                state = {
+                    name.replace(".new.", ".", 1) if fades else name: torch.tensor(value)
+                    for name, value in learned.items()
+                }
                 with replacing(folder / "shapes.ckpt") as unfinished:
                     torch.save({"state_dict": state}, unfinished)
             if content != known:

@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatch
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,9 +17,11 @@ from activations.groups import learned_values
 from callbacks.sites import curve, has_curve
 
 from .runs import Study, read_about
+from .spec import SpecError, flatten
 
 Array = NDArray[np.float64]
 
+_OF_CLASSES = ("class_path", "init_args")
 CHANGE, RELU = "change of f", "share of ReLU in f"
 SHOWN = torch.linspace(-4, 4, 161)
 # the standard normal distribution, which is about what batch normalisation hands to a function
@@ -53,12 +56,19 @@ class Values(NamedTuple):
 
 
 def learned(study: Study, arm: str, cell: int) -> Learned:
-    """What the activations of an arm were before and after the runs that ended well."""
+    """What the activations of an arm were before and after the runs that ended well.
+
+    Raises:
+        SpecError: an activation of the arm cannot be made here.
+    """
     runs = [study.verdict_run(arm, cell, seed) for seed in study.seeds]
     ended = [study.results[run.id]["learned"] for run in runs if study.status(run) == "ok"]
     if not any(ended):
         return Learned([], [], None, [])
-    options, numbers = started(study, arm), [_by_site(each) for each in ended]
+    run, options = study.run("verdict", arm, cell, study.seeds[0], 0), started(study, arm, cell)
+    for each in (*run.base, run.options):
+        options |= flatten(each)
+    numbers = [_by_site(each) for each in ended]
     sites = sorted(numbers[0], key=natural)
     first, other = (
         [made(options, site, numbers[0][site], seed) for site in sites] for seed in (0, 1)
@@ -73,13 +83,16 @@ def defaults(spec: dict[str, Any]) -> dict[str, dict[str, float]]:
     A study keeps them beside its lock: what its functions started from must be known, also when the
     defaults of the classes have changed.
     """
-    arms = spec["arms"].values()
-    asked = [n for each in arms for n in (each.get("model.activation_by_site") or {}).values()]
-    asked += [each["model.activation"] for each in arms if "model.activation" in each]
+    options = map(flatten, (*spec["base"], *spec["cells"], *spec["arms"].values()))
+    asked = list[Any]()
+    for each in options:
+        asked += [
+            each.get("model.activation"),
+            *(each.get("model.activation_by_site") or {}).values(),
+        ]
     found = dict[str, dict[str, float]]()
-    for name in dict.fromkeys(str(each).rpartition(".")[2] for each in asked):
-        kind = getattr(activations, name, None) or getattr(nn, name, None)
-        known = inspect.signature(kind).parameters if inspect.isclass(kind) else {}
+    for kind in dict.fromkeys(filter(None, map(known_class, asked))):
+        name, known = kind.__name__, inspect.signature(kind).parameters
         sizes = {*activations.Channels.__annotations__, *getattr(kind, "size_arguments", ())}
         values = {n: each.default for n, each in known.items()
                   if type(each.default) in (int, float) and n not in sizes}  # fmt: skip
@@ -87,12 +100,29 @@ def defaults(spec: dict[str, Any]) -> dict[str, dict[str, float]]:
     return found
 
 
-def started(study: Study, arm: str) -> dict[str, Any]:
-    """The options of an arm, with the default numbers of its activation as they were then."""
-    options = study.spec["arms"][arm]
-    kind = str(options.get("model.activation")).rpartition(".")[2]
-    known = read_about(study.folder).get("defaults", {}).get(kind, {})
-    return {f"model.activation.{name}": value for name, value in known.items()} | options
+def started(study: Study, arm: str, cell: int) -> dict[str, Any]:
+    """The default numbers of an arm's activation as they were then, of those that it is not given.
+
+    They are options of train.py.
+    """
+    kind = known_class(study.given("model.activation", arm, cell))
+    known = read_about(study.folder).get("defaults", {}).get(kind.__name__ if kind else "", {})
+    named = {f"model.activation.{name}": value for name, value in known.items()}
+    return {n: value for n, value in named.items() if study.given(n, arm, cell) is None}
+
+
+def known_class(activation: Any) -> type[nn.Module] | None:
+    """The class of this project or of torch that an option names; None of another."""
+    place, _, name = _class_path(activation).rpartition(".")
+    first = place.partition(".")[0]
+    kind = getattr(activations, name, None) if first in ("", "activations") else None
+    kind = kind or (getattr(nn, name, None) if first in ("", "torch") else None)
+    return kind if inspect.isclass(kind) and issubclass(kind, nn.Module) else None
+
+
+def _class_path(activation: Any) -> str:
+    named = activation.get("class_path") if isinstance(activation, dict) else activation
+    return str(named or "")
 
 
 def _by_site(learned: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -112,12 +142,26 @@ def natural(site: str) -> list[tuple[int, str]]:
 
 
 def made(options: dict[str, Any], site: str, numbers: dict[str, Any], seed: int = 0) -> nn.Module:
-    """The activation of an arm at a site, before training, with as many channels as `numbers`."""
-    by_site = options.get("model.activation_by_site") or {"*": options["model.activation"]}
-    name = next(each for pattern, each in by_site.items() if fnmatch(site, pattern))
-    short, prefix = name.rpartition(".")[2], "model.activation."
-    kind = getattr(activations, short, None) or getattr(nn, short)
-    given = {n.removeprefix(prefix): v for n, v in options.items() if n.startswith(prefix)}
+    """The activation of an arm at a site, before training, with as many channels as `numbers`.
+
+    Raises:
+        SpecError: its class is not here.
+    """
+    by_site = options.get("model.activation_by_site") or {}
+    named = (each for pattern, each in by_site.items() if fnmatch(site, pattern))
+    asked, prefix = next(named, options.get("model.activation")), "model.activation."
+    place, _, name = _class_path(asked).rpartition(".")
+    try:
+        kind: Any = known_class(asked) or getattr(import_module(place), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SpecError(
+            f"the activation {asked!r} of {site} cannot be made here: {error}"
+        ) from error
+    if by_site:
+        given = dict(asked.get("init_args") or {}) if isinstance(asked, dict) else {}
+    else:
+        given = {n.removeprefix(prefix): v for n, v in options.items() if n.startswith(prefix)}
+        given = {n: v for n, v in given.items() if n.partition(".")[0] not in _OF_CLASSES}
     sizes = getattr(kind, "size_arguments", ("num_parameters",))  # torch's PReLU has it
     if "channels" in sizes:
         given["channels"] = 1  # of a convolution, which is no shape

@@ -35,10 +35,18 @@ DEFAULTS: dict[str, Any] = {
 }
 CONTROLS = ("frozen", "retrained", "same_time")
 HIDDEN = ("again", "planted")  # arms of the judge
-# options that decide how much an arm is trained, or on what
+# options that decide how much an arm is trained, on what, which network, and which epoch is tested
 BUDGET = ("trainer.max_", "trainer.min_", "trainer.limit_", "trainer.overfit", "trainer.devices",
-           "trainer.num_nodes", "trainer.accumulate", "trainer.fast_dev_run", "data",
-           "model.backbone", "model.pretrained", "model.checkpoint_path")  # fmt: skip
+           "trainer.num_nodes", "trainer.accumulate", "trainer.fast_dev_run", "trainer.val_check",
+           "trainer.check_val", "data", "checkpoint", "last_checkpoint", "model.backbone",
+           "model.stem", "model.pretrained", "model.checkpoint_path")  # fmt: skip
+# options that no study can have, and why
+_REFUSED = {
+    "ckpt_path": "every arm would go on with the network of that checkpoint: start from its "
+    "weights with model.checkpoint_path",
+    "trainer.max_time": "arms would be trained as far as the machine's load allows: give epochs or "
+    "steps",
+}
 _PLACES = ("root", "cache_dir")  # where the same data lie
 _FILES = ("checkpoint_path", "activation_from")  # what they hold decides, wherever they lie
 _HELD = "_sha256"  # behind the name of such an option
@@ -233,6 +241,8 @@ def _check_options(spec: dict[str, Any]) -> None:
             raise SpecError(
                 f"{place}: checkpoint.monitor would choose the best epoch on the test set: use val/"
             )
+        if wrong := _REFUSED.keys() & flat.keys():
+            raise SpecError(f"{place}: {(name := min(wrong))}: {_REFUSED[name]}")
         if "seed_everything" in flat and not place.startswith("base"):
             raise SpecError(f"{place}: seed_everything is set by `seeds`")
         if place.startswith(("arms", "tune")) and (
@@ -251,11 +261,8 @@ def _check_options(spec: dict[str, Any]) -> None:
                 raise SpecError(
                     f"cells[{number}]: {vain[0]} has no effect, since {place} sets it: leave it out"
                 )
-    if "same_time" in spec["controls"] and not all(
-        type({**cell, **spec["budget"]}.get("trainer.max_epochs")) is int for cell in spec["cells"]
-    ):
-        raise SpecError("controls: same_time needs budget: {trainer.max_epochs: a whole number}")
     for number, cell in enumerate(spec["cells"]):
+        _check_lost(spec, number)
         _check_budget(number, [*spec["base"], cell, spec["budget"]])
 
 
@@ -274,6 +281,33 @@ def _leaves(options: dict[str, Any]) -> set[str]:
     return {name for name, each in flatten(options).items() if not isinstance(each, dict)}
 
 
+def _check_lost(spec: dict[str, Any], cell: int) -> None:
+    """Refuse a mapping that would hide options of another part, or that these would win over.
+
+    A mapping with `class_path` means all of it.
+    """
+    for arm, options in spec["arms"].items():
+        found: dict[str, Any] = {}
+        for place, each in (("cells", spec["cells"][cell]), ("budget", spec["budget"]),
+                            (f"arms.{arm}", options)):  # fmt: skip
+            for name in sorted(found.keys() & each.keys()):
+                if not isinstance(each[name], dict) or "class_path" in each[name]:
+                    continue
+                if lost := sorted(_leaves({name: found[name]}) - _leaves({name: each[name]})):
+                    raise SpecError(
+                        f"{place}: {name} would take the place of another mapping, and {lost[0]} "
+                        f"would be lost: write options with dots, such as {lost[0]}"
+                    )
+            found |= each
+        leaves = [(leaf, name) for name in found for leaf in sorted(_leaves({name: found[name]}))]
+        for leaf, name in leaves:
+            if leaf != name and leaf in found:
+                raise SpecError(
+                    f"arms.{arm} with cells[{cell}]: {leaf} stands in the mapping {name}, and by "
+                    "itself: write it with dots alone"
+                )
+
+
 def _check_budget(cell: int, options: list[dict[str, Any]]) -> None:
     """Refuse a training that does not begin, or does not end."""
     found: dict[str, Any] = {}
@@ -282,7 +316,7 @@ def _check_budget(cell: int, options: list[dict[str, Any]]) -> None:
     for name, other in itertools.permutations(("trainer.max_epochs", "trainer.max_steps")):
         usual = int(other == "trainer.max_epochs")  # train.py has a number of epochs by default
         value, limit = found.get(name), found.get(other, usual)
-        ends = "trainer.max_time" in found or (type(limit) is int and limit > 0)
+        ends = type(limit) is int and limit > 0
         whole = type(value) is int and (value > 0 or (value == -1 and ends))
         if value is not None and not whole:
             raise SpecError(f"cells[{cell}]: {name} must be a whole number from 1, got {value!r}")

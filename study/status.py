@@ -46,10 +46,25 @@ def wrong(study: Study) -> list[str]:
     lines = []
     for (word, where), each in found.items():
         seeds = ", ".join(map(str, dict.fromkeys(run.seed for run in each)))
-        message = str(study.results[each[0].id].get("message") or "").partition(". ")[0]
+        other = f"it ended well, but its {study.spec['metric']['name']} is no finite number"
+        message = str(study.results[each[0].id].get("message") or other).partition(". ")[0]
         logs = ", ".join(f"runs/{run.id}/log" for run in each)
         lines.append(f"{word}: {where}, {counted(len(each), 'run')}, seed {seeds}: {message} "
                      f"({logs})")  # fmt: skip
+    return [*lines, *_versions(study)]
+
+
+def _versions(study: Study) -> list[str]:
+    """A line for each package of which the runs had several versions."""
+    known = [found.get("versions") or {} for found in study.results.values()]
+    lines = []
+    for name in dict.fromkeys(name for each in known for name in each):
+        had = sorted({each[name] for each in known if name in each})
+        if len(had) > 1:
+            lines.append(
+                f"the runs had several versions of {name}: {', '.join(had)}. A difference of arms "
+                "may come from that; make the study anew with one"
+            )
     return lines
 
 

@@ -14,7 +14,7 @@ from callbacks.machine import code
 from callbacks.results import FILE, SCHEMA, TEST
 
 from .claims import beating, claim, is_mine, owner
-from .copied import own_code
+from .copied import own_code, packages
 from .runs import CLAIM, RUN, read_about, read_prepared, write_base
 from .spec import OFF, read_lock
 
@@ -132,6 +132,8 @@ def train_run(folder: Path, attempt: Path, spec: dict[str, Any]) -> tuple[int, s
         words.append(f"--model.activation_from={folder / spec['shapes']}")
     if last.is_file():
         words.append(f"--ckpt_path={last}")
+        values = [_value(word) for word in spec["arguments"]]
+        words += [f"--trust={each}" for each in sorted(packages([spec["base"], values]))]
     elif attempt.exists():  # killed before its first checkpoint
         shutil.rmtree(attempt)
     try:
@@ -147,6 +149,15 @@ def train_run(folder: Path, attempt: Path, spec: dict[str, Any]) -> tuple[int, s
             return 1, f"cannot write {folder}: {system.strerror}; {FULL}"
         return 1, f"{type(error).__name__}: {error}"
     return 0, ""
+
+
+def _value(word: str) -> Any:
+    """What stands behind the = of an argument."""
+    text = word.partition("=")[2]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _message(log: Path, begin: int) -> str:

@@ -12,6 +12,7 @@ import yaml
 from models import fusing
 from study import __main__ as program
 from study.arms import built, check_arms
+from study.copied import own_code
 from study.drive import lock_checked
 from study.runs import Study, read_about, read_prepared, write_about
 from study.spec import SpecError, check, lock, read_lock
@@ -70,6 +71,22 @@ def test_a_slip_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[s
             },
             "check_val_every_n_epoch 2: the last of 3 epochs has no validation",
         ),
+        ({"metric": {"name": "test/acc_majority"}}, "'test/acc_majority' is none of these"),
+        (
+            {
+                "base": [{"model": {"optimizer": {"class_path": "torch.optim.SGD"}}}],
+                "tune": {
+                    "grid": {"model.optimizer.lr": [0.1, -1]},
+                    "seeds": [900],
+                    "metric": "val/acc",
+                },
+            },
+            "arm ReLU: .*learning rate",
+        ),
+        (
+            {"base": [{"trainer.callbacks": {"class_path": "lightning.pytorch.callbacks.Timer"}}]},
+            "arm ReLU: Timer ends trainings early",
+        ),
         # argparse takes the beginning of an option's name
         ({"arms": {"ReLU": RELU, "X": {"trainer.accum": 2}}}, "equal budgets"),
     ],
@@ -101,6 +118,7 @@ def test_a_slip_locks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ("FILE --set model.optimizer.lr=2", "optimizer.lr has no effect, since tune.grid sets"),
         ("FILE --set checkpoint.monitor=test/acc", "would choose the best epoch on the test set"),
         ("--data Digits --activations CosLU --margin 0", "margin must be a number above 0"),
+        ("--data Digits --activations ReLU CosLUU", "arm CosLUU: "),  # ReLU is there anyway
         (
             "--data Digits --activations mine.CosLU CosLU",
             "mine.CosLU CosLU: two have the same name",
@@ -140,6 +158,28 @@ def test_an_amended_study_measures_the_cost_of_its_arms_anew(tmp_path: Path):
     assert read_about(tmp_path)["defaults"] == {
         "CosLU": {"alpha": 3.0}, "Snake": {"alpha": 0.5},
     }  # fmt: skip
+
+
+def test_own_code_is_what_a_spec_names_and_what_that_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_lab").mkdir()  # a package without __init__.py
+    (tmp_path / "my_lab/acts.py").write_text("import my_helper, torch\nfrom . import more\n")
+    (tmp_path / "my_helper.py").write_text("import activations\n")
+    (tmp_path / "my_other.py").write_text("")
+    spec = {"arms": [{"x": "my_lab.acts.Mine"}, "torch.nn.ReLU", "__main__.X", "activations.CosLU"]}
+    known = own_code(spec)
+    assert list(known) == ["my_helper", "my_lab"]
+    (tmp_path / "my_helper.py").write_text("import activations, math\n")
+    assert [n for n, each in own_code(spec).items() if each != known[n]] == ["my_helper"]
+
+
+def test_own_code_in_the_repository_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("study.copied.ROOT", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "beside.py").write_text("")
+    assert list(own_code({"activation": "beside.Mine"})) == ["beside"]
 
 
 def test_an_own_module_does_not_change_in_the_middle(

@@ -114,6 +114,21 @@ def test_wherever_a_scheduler_is_written_it_moves_later(tmp_path: Path):
     assert longer.base[0]["model.lr_scheduler.init_args.T_max"] == 126
 
 
+def test_as_much_time_is_as_many_more_steps_where_steps_are_the_budget(tmp_path: Path):
+    limits = {"trainer.max_epochs": -1, "trainer.max_steps": 40}
+    made = study(tmp_path, budget=limits, controls=["same_time"])
+    (tmp_path / "ratios.json").write_text('{"CosLU/0": 1.4}')
+    longer = made.control_run("CosLU same_time", 0, 1000)
+    assert longer
+    assert longer.options.items() >= {"trainer.max_epochs": -1, "trainer.max_steps": 56}.items()
+
+
+def test_a_baseline_that_diverges_leaves_the_budget_unknown(tmp_path: Path):
+    made = study(tmp_path)
+    write(made, compared(made, 0)[0][0], result(0, 1000, "diverged"))  # the next seed is needless
+    assert "not known, since a run of ReLU diverged" in budget_lines(Study.read(tmp_path))[0]
+
+
 def test_a_scheduler_that_is_told_its_length_is_told_the_longer_one(tmp_path: Path):
     cycle = {"class_path": "OneCycleLR", "init_args": {"max_lr": 1, "epochs": 2}}
     base = [{"model": {"lr_scheduler": {**cycle, "total_steps": 34}}, "schedule": {"epochs": 3}}]

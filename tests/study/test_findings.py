@@ -32,7 +32,7 @@ from study.shapes import (
     parameters,
     properties,
 )
-from study.spec import check, lock
+from study.spec import SpecError, check, lock
 
 from .made import result, small, write
 
@@ -102,6 +102,30 @@ def test_what_was_faded_in_has_the_site_of_the_old_function(tmp_path: Path):
     found = learned(Study.read(tmp_path), "CosLU", 0)
     assert found.sites == ["layer1.0.act1"]
     assert parameters(found)["alpha"].end.item() == 0.25
+
+
+def test_an_own_class_is_not_taken_for_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "its_lab.py").write_text("import torch\n\nclass CosLU(torch.nn.PReLU):\n    pass\n")
+    arms = {"ReLU": ARMS["ReLU"], "CosLU": {"model.activation": "its_lab.CosLU"}}
+    assert defaults(check(small(arms=arms))) == {}
+    own = made(arms["CosLU"], "act1", {"weight": [1.0]})
+    assert type(own).__module__ == "its_lab"
+    with pytest.raises(SpecError, match=r"the activation 'gone.CosLU' of act1 cannot be made here"):
+        made({"model.activation": "gone.CosLU"}, "act1", {"weight": [1.0]})
+
+
+def test_a_function_that_the_base_or_the_cell_names_is_found(tmp_path: Path):
+    named = {"class_path": "CosLU", "init_args": {"alpha": 0.5}}
+    arms = {"ReLU": {"model.share": "model"}, "other": {"model.share": "site"}}
+    spec = check(small(arms=arms, base=[{"model": {"activation": named}}], seeds={"looks": [5]}))
+    assert defaults(spec) == {"CosLU": {"alpha": 1.0, "beta": 1.0}}
+    lock(tmp_path, spec)
+    study = Study.read(tmp_path)
+    run = study.verdict_run("other", 0, study.seeds[0])
+    write(study, run, result(90, run.seed, learned={"act1.alpha": [2.0], "act1.beta": [2.0]}))
+    found = parameters(learned(Study.read(tmp_path), "other", 0))
+    assert [found[name].start.item() for name in ("alpha", "beta")] == [0.5, 1.0]
 
 
 def test_each_site_has_the_class_that_its_name_chooses():

@@ -16,7 +16,7 @@ from study.claims import claim
 from study.rows import rows
 from study.runs import Study, arguments, read_prepared, read_result, read_runs
 from study.spec import SpecError, check, lock
-from study.status import status
+from study.status import status, wrong
 from study.verdict import Kind
 from study.work import pending, work
 
@@ -194,6 +194,48 @@ def test_what_alternates_has_no_control_of_frozen_shapes(tmp_path: Path):
     assert {arm for arm, *_ in made.controlled()} == {"FReLU same_time", same, frozen, retrained}
     # a match and shapes that are given both say where a function starts
     assert [runs[each].options["model.match"] for each in (frozen, retrained)] == [True, False]
+
+
+def test_shapes_that_were_faded_in_start_where_they_belong(tmp_path: Path):
+    """A control fades nothing: its functions have the names of the old ones."""
+    fades = {"model.activation": "CosLU", "model.match": "fade"}
+    arms = {"ReLU": {"model.activation": "torch.nn.ReLU"}, "CosLU": fades}
+    made = study(tmp_path, arms=arms, controls=["retrained"], seeds={"looks": [5]})
+    learned = {"act1.new.alpha": [2.0]}
+    made = answer(made, {"ReLU": 90.0, "CosLU": 80.0}, learned=learned)
+    runs = [run for run in made.next_runs()[1] if run.arm == "CosLU retrained"]
+    made.prepare(runs)
+    shapes = torch.load(tmp_path / "runs" / runs[0].id / "shapes.ckpt")
+    assert list(shapes["state_dict"]) == ["act1.alpha"]
+
+
+def test_a_test_value_that_is_not_finite_is_a_divergence(tmp_path: Path):
+    made = study(tmp_path, seeds={"looks": [5]})
+    run = made.verdict_run("CosLU", 0, 1000)
+    for tests, word in (({"test/acc": None}, "diverged"), ({}, "failed")):
+        write(made, run, result(90, 1000, test={"last": {"test/loss": 1.0, **tests}}))
+        assert Study.read(tmp_path).status(run) == word
+        assert "its test/acc is no finite number" in wrong(Study.read(tmp_path))[0]
+
+
+def test_several_versions_of_a_package_are_told(tmp_path: Path):
+    made = study(tmp_path, seeds={"looks": [5]})
+    for seed, torch_version in ((1000, "2.11.0"), (1001, "2.14.0")):
+        versions = {"torch": torch_version, "timm": "1.0"}
+        run = made.verdict_run("CosLU", 0, seed)
+        write(made, run, result(90, seed, versions=versions))
+    [told] = wrong(Study.read(tmp_path))
+    assert told.startswith("the runs had several versions of torch: 2.11.0, 2.14.0.")
+
+
+def test_parameters_that_are_no_known_shapes_have_no_control_and_that_is_told(tmp_path: Path):
+    made = study(tmp_path, controls=["frozen"], seeds={"looks": [5]})
+    for run in made.next_runs()[1]:
+        wave = 0.1 * np.cos(run.seed * len(run.arm))
+        value, count = (80.0, 107) if run.arm == "CosLU" else (90.0, 100)
+        write(made, run, result(value + wave, run.seed, parameters=count))
+    [told] = Study.read(tmp_path).uncontrolled()
+    assert told.startswith("CosLU has no control: its 7 parameters are not known as learned shapes")
 
 
 def test_ratios_of_another_device_are_not_used(tmp_path: Path):

@@ -53,6 +53,22 @@ def trained(*ends: tuple[int, str | None, str]) -> Callable[..., tuple[int, str]
     return train_run
 
 
+def test_an_attempt_that_goes_on_trusts_what_its_options_name(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    said: list[list[str]] = []
+    monkeypatch.setattr("train.main", said.append)
+    options = ["--model.activation=my_lab.acts.Mine", '--model.optimizer={"class_path": "o.Lion"}']
+    spec = {"base": [{"data": {"class_path": "d.Own"}}], "arguments": options}
+    last = run / "attempt_1/checkpoints/last.ckpt"
+    for begun in (False, True):
+        assert work.train_run(run, run / "attempt_1", spec) == (0, "")
+        last.parent.mkdir(parents=True, exist_ok=True)
+        last.write_text("")
+        trust = ["--trust=d", "--trust=my_lab", "--trust=o"] if begun else []
+        assert [word for word in said[-1] if word.startswith("--trust")] == trust
+
+
 # ---- claims
 
 
