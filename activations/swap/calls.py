@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .copies import copied
+from .copies import check_copies, copied
 from .inputs import Inputs
 from .kinds import CONVOLUTIONS
 from .locate import Location
@@ -49,9 +49,10 @@ def find_calls(
     """Find the calls of `model`, and of modules whose class is named in `kinds`.
 
     Raises:
-        ValueError: the network does not run.
+        ValueError: the network does not run, or cannot be copied.
     """
     started = time.monotonic()
+    check_copies(model)
     examples = [example] if example else [Inputs.of(x) for x in _examples(model)]
     doubled = [inputs.of_two() for inputs in examples]
     if example and doubled[0] is not example:  # also as it is: a state has its layers ahead

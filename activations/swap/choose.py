@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import nn
 
 from .calls import Found
-from .kinds import bounds, is_activation, plain
+from .kinds import bounds, is_activation, is_unknown, makes_output, plain
 from .make import Factory
 from .trace import Call
 from .unseen import unseen
@@ -90,10 +90,13 @@ def choose(
         if is_activation(module) and module not in called:
             left.append(Left(name, type(module).__name__, "never called"))
     for name, module in model.named_modules():
+        if module in called and is_unknown(module) and plain(type(module).__name__) not in kinds:
+            why = "elementwise, not known as an activation; include_kinds can name it"
+            left.append(Left(name, type(module).__name__, why))
+    for name, module in model.named_modules():
         if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             left.append(Left(name, type(module).__name__, "its activations are part of its kernel"))
-    for place, function in unseen(model, found.calls, found.counts):
-        left.append(Left(place, function, "in a branch that no trial took"))
+    left += [Left(*each) for each in unseen(model, found.calls, found.counts)]
     for place, written, known in sorted(found.by_hand):
         why = f"not known as an activation; {known} is"
         left.append(Left(place or "the network", written, why))
@@ -108,7 +111,8 @@ def choose(
 
 def _output(model: nn.Module, call: Call) -> str:
     """Why a bounded or positive activation makes an output, not a hidden value; or empty."""
-    if not bounds(call.old):
+    module = None if call.function else model.get_submodule(call.key[0])
+    if not bounds(call.old) and not (call.last and module and makes_output(module)):
         return ""
     if call.last:
         return "an output, no layer behind it"

@@ -9,6 +9,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -60,6 +61,40 @@ class _Taking(TorchFunctionMode):
         if func is Tensor.clone:  # by which a parameter that is not registered is copied
             return self.taken(args[0].detach())
         return func(*args, **(kwargs or {}))
+
+
+def check_copies(model: nn.Module) -> None:
+    """Raise ValueError if `model` cannot be copied; the message names the attribute."""
+    try:
+        copied(model, Tensor.detach)
+    except Exception as error:
+        text = f"{type(model).__name__} cannot be copied for a trial run: {error}"
+        for name, module in model.named_modules():
+            for attribute, value in vars(module).items():
+                try:
+                    if attribute not in ("_parameters", "_buffers", "_modules"):
+                        copy.deepcopy(value)
+                except Exception:
+                    path = f"{name}.{attribute}".lstrip(".")
+                    raise ValueError(f"{text}. Set {path} after the swap") from error
+        raise ValueError(text) from error
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Restore the buffers on leaving, where a copy of `model` may run its own parts.
+
+    A `forward` that was replaced by a function holds the parts of this network, in a copy too.
+    """
+    forwards = (vars(module).get("forward") for module in model.modules())
+    held = any(isinstance(each, FunctionType) and each.__closure__ for each in forwards)
+    kept = {buffer: buffer.clone() for buffer in model.buffers()} if held else {}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept.items():
+                buffer.copy_(value)
 
 
 @contextmanager

@@ -40,6 +40,10 @@ class Fade(Leaf):
             raise ValueError(f"progress must lie in [0, 1], got {progress!r}")
         self.progress.fill_(progress)
 
+    def reset_parameters(self) -> None:
+        """Begin with the old function, which is also what `to_empty` needs."""
+        self.progress.zero_()
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply the mixture."""
         old, new = (

@@ -29,12 +29,12 @@ class Inputs(NamedTuple):
         return Inputs(args, kwargs)
 
     def on(self, device: torch.device | str | None) -> "Inputs":
-        """The same inputs on a device; zeros for those that have no numbers."""
+        """A copy of the inputs on a device, which a network may change; zeros without numbers."""
 
         def there(x: Tensor) -> Tensor:
             if x.is_meta:
                 return torch.zeros_like(x, device=device or "cpu")
-            return x if device is None else x.to(device)
+            return x.clone() if device is None else x.to(device, copy=True)
 
         return self.map(there)
 

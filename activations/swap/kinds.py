@@ -73,11 +73,32 @@ def kind_of(module: nn.Module) -> str | None:
     return "activation" if of_a_library else _kind_as_a_whole(module, name)
 
 
+def is_unknown(module: nn.Module) -> bool:
+    """Whether a module of the network's own is elementwise and bends, and calls no activation."""
+    if isinstance(module, Scheduled) or type(module).__module__.startswith(LIBRARIES):
+        return False
+    alone = next(module.children(), None) is None
+    return alone and _as_a_whole(module, plain(type(module).__name__)) == _UNKNOWN
+
+
+def makes_output(module: nn.Module) -> bool:
+    """Whether a module of the network's own calls only what bounds values, or what is positive."""
+    whole = None if isinstance(module, Activation) else try_whole(module, NAME_OF)
+    names = whole.names if whole else set()
+    return bool(names) and all(map(bounds, names))
+
+
+_UNKNOWN = "elementwise"
 _known: WeakKeyDictionary[type, dict[Any, str | None]] = WeakKeyDictionary()
 
 
 def _kind_as_a_whole(module: nn.Module, name: str) -> str | None:
     """The kind of a module that holds or calls activations, and nothing else that learns much."""
+    found = _as_a_whole(module, name)
+    return None if found == _UNKNOWN else found
+
+
+def _as_a_whole(module: nn.Module, name: str) -> str | None:
     kind = type(module)
     parts = list(module.children())
     known_parts = all(isinstance(part, nn.Identity) or kind_of(part) for part in parts)
@@ -101,6 +122,8 @@ def _kind_by_trial(module: nn.Module, name: str, named: bool) -> str | None:
     has_state = bool([*module.parameters(), *module.buffers()])
     if whole is None:  # it does not run by itself: all there is to go by is the name
         return "activation" if named and not has_state else None
+    if whole.elementwise and not whole.names and not named and not whole.linear:
+        return _UNKNOWN
     if not whole.elementwise or not (whole.names or named):
         return None
     if name.endswith(("sigmoid", "softmax")):  # such as relu6(x + 3) / 6

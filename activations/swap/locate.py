@@ -117,6 +117,12 @@ def method_around(lines: tuple[str, ...], line: int) -> ast.FunctionDef | None:
     return max(around, key=lambda method: method.lineno, default=None)
 
 
+def method_from(lines: tuple[str, ...], line: int) -> ast.FunctionDef | None:
+    """The method that begins on `line`, with its first decorator."""
+    begins = ((min([m.lineno, *(d.lineno for d in m.decorator_list)]), m) for m in _methods(lines))
+    return next((method for begin, method in begins if begin == line), None)
+
+
 def arguments(method: ast.FunctionDef) -> list[ast.arg]:
     """Its positional arguments, `self` first."""
     return method.args.posonlyargs + method.args.args
@@ -162,7 +168,7 @@ def _calls(call: ast.Call, called: str | nn.Module, frame: types.FrameType) -> b
             and not call.args
         )
     function = function.func if isinstance(function, functools.partial) else function
-    return getattr(function, "__name__", "").rstrip("_") == called
+    return getattr(function, "__name__", "").strip("_") == called  # F.threshold is _threshold
 
 
 def _leads_to(call: ast.Call, called: str | nn.Module, passed: list[types.FrameType]) -> bool:

@@ -87,6 +87,11 @@ def _make(factory: Factory, call: Call, share: Share) -> tuple[nn.Module, int | 
     takes = sizes_taken(type(new))
     if "channels" in takes:
         sizes["channels"] = call.channels
+        if call.axis not in (None, 1) and "channel_dim" not in takes:
+            raise ValueError(
+                f"{kind} has its channels on axis 1, {call.name} on {call.axis} (input "
+                f"{call.shape}): exclude the call"
+            )
     if "dims" in takes:
         sizes["dims"] = len(call.shape) - 2
     if share == "channel":

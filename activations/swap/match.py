@@ -116,7 +116,7 @@ def fit(activation: nn.Module, reference: Function, samples: Tensor | None) -> F
     x = x.reshape(len(x), -1)
     x = x if x.shape[1] == channels else x.reshape(-1, 1).expand(-1, channels).contiguous()
     old = copy.deepcopy(reference)
-    old = old.double() if isinstance(old, nn.Module) else old
+    old = old.double().eval() if isinstance(old, nn.Module) else old  # RReLU without its noise
     facts = activation if isinstance(activation, Activation) else Activation()
 
     def table(values: Iterable[Tensor]) -> Tensor:

@@ -40,7 +40,7 @@ def rewrite(module: nn.Module, edits: Mapping[str, Mapping[End, Edit]]) -> None:
         edits: for each method, the changes by the end of the call's expression.
     """
     kind = type(module)
-    base, sources = getattr(kind, "_rewritten", (kind, ()))
+    base, sources = vars(kind).get("_rewritten", (kind, ()))
     new = {method: _source(getattr(kind, method), ends) for method, ends in edits.items()}
     module.__class__ = _subclass(base, tuple({**dict(sources), **new}.items()))
 
@@ -51,6 +51,8 @@ def _source(function: types.FunctionType, edits: Mapping[End, Edit]) -> str:
     method = copy.deepcopy(method_around(tuple(lines), next(iter(edits))[0]))
     assert method is not None
     method.decorator_list = []
+    if not isinstance(method.body[-1], ast.Return):  # its end returns, too
+        method.body.append(ast.Return())
     method = _Replace(arguments(method)[0].arg, edits).visit(method)
     # each call of the method starts anew
     start = int(ast.get_docstring(method) is not None)
@@ -153,7 +155,14 @@ def _subclass(base: type[nn.Module], sources: tuple[tuple[str, str], ...]) -> ty
     body |= {"_rewritten": (base, sources), "__reduce_ex__": _reduce}
     body["_whole_loops"] = staticmethod(_whole_loops)
     body |= {name: _function(getattr(base, name), source) for name, source in sources}
-    return type(base.__name__, (base,), body)
+    return type(base.__name__, (_Quiet, base), body)
+
+
+class _Quiet:
+    """Comes first among the bases: a network's registry of its classes must not get the new one."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        pass
 
 
 def _reduce(module: nn.Module, protocol: Any) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .copies import copied, random_state_kept
+from .copies import buffers_kept, copied, random_state_kept
 from .flow import Flow
 from .inputs import Inputs, tensors_in
 from .kinds import CONVOLUTIONS, GATE_FUNCTIONS, NAME_OF, kind_of, plain
@@ -154,7 +154,7 @@ def run(
             seen.add(module)
     here = inputs.on("meta" if meta else device_of(model))
     watch = Run(twin, kinds, watched)
-    with random_state_kept(), torch.set_grad_enabled(backward or gradients):
+    with random_state_kept(), buffers_kept(model), torch.set_grad_enabled(backward or gradients):
         if backward:  # what is frozen now may learn later
             for parameter in twin.parameters():
                 parameter.requires_grad_(parameter.is_floating_point())
@@ -219,7 +219,8 @@ class Run(TorchFunctionMode):
         self._changed: dict[int, tuple[Any, Key, Any]] = {}
         for module in network.modules():
             module.register_forward_pre_hook(self._enter, with_kwargs=True)
-            module.register_forward_hook(self._leave, with_kwargs=True)
+            # also after an exception, which the network may catch
+            module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         name, kind = self._names[id(module)], self._kinds[module]
@@ -239,6 +240,9 @@ class Run(TorchFunctionMode):
 
     def _leave(self, module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> Any:
         name, kind = self._stack.pop(), self._kinds[module]
+        if out is None:
+            self._inside -= bool(kind)
+            return None
         if isinstance(module, nn.Linear):
             self._layers.append((out.shape, out.dim() - 1, name))
             self._other = ""
@@ -398,7 +402,7 @@ def _by_hand(called: str, args: Any, kwargs: dict[str, Any]) -> tuple[str, str] 
         one, other = args
         if getattr(one, _SIGMOID_OF, args) is other or getattr(other, _SIGMOID_OF, args) is one:
             return "x * sigmoid(x)", "F.silu"
-    if called not in ("clamp", "clamp_", "clamp_min", "clamp_min_") or not args:
+    if called not in ("clamp", "clamp_", "clamp_min", "clamp_min_", "clip", "clip_") or not args:
         return None
     least = kwargs.get("min", args[1] if len(args) > 1 else None)
     most = kwargs.get("max", args[2] if len(args) > 2 else None)

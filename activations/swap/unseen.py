@@ -1,29 +1,35 @@
-"""Calls of activation functions that the source of a network holds and no trial run made."""
+"""Calls of activation functions that the source of a network holds and no trial run saw."""
 
 import ast
 import functools
 import linecache
+import re
 import types
-from collections import Counter
-from collections.abc import Collection, Iterator
+from collections import ChainMap, Counter
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .kinds import GATE_FUNCTIONS, NAME_OF, kind_of
-from .locate import End, arguments, end_of, method_around
+from .locate import End, arguments, end_of, method_from
 from .trace import Call
+
+# in the graph of a scripted function
+_SCRIPTED = {*NAME_OF.values(), "erf"}
 
 
 def unseen(
     model: nn.Module, calls: Collection[Call], counts: Counter[str]
-) -> Iterator[tuple[str, str]]:
-    """Place and function of each such call in the modules that ran, as by `counts`."""
+) -> Iterator[tuple[str, str, str]]:
+    """Place and function of each such call, and why it was not seen; `counts` are of the trial."""
     seen = {(call.place.owner, call.place.point) for call in calls}
     lines = {point for _, point in seen if isinstance(point, str)}  # that cannot be rewritten
     for name, module in model.named_modules():
-        if not counts[name] or kind_of(module):
+        if kind_of(module):
             continue
+        missed = "in a branch that no trial took" if counts[name] else "in a module never called"
         replaced: set[str] = set()  # methods of a base that a subclass writes anew
         for kind in type(module).__mro__:
             if kind.__module__.startswith("torch."):
@@ -34,36 +40,47 @@ def unseen(
                 if not {"super", method} & {*function.__code__.co_names}:
                     replaced.add(method)
                 file = function.__code__.co_filename
-                for end, line, called in _calls(function):
+                for end, line, call in _calls(function):
+                    called, scripted = _activation(call, function, module)
+                    why = "torch.jit.script hides what it calls" if scripted else missed
                     refused = any(text.startswith(f"{file}:{line}: ") for text in lines)
-                    if (name, (method, end)) not in seen and not refused:
-                        yield f"{name}{'.' if name else ''}{method}, line {line}", called
+                    if called and (name, (method, end)) not in seen and not refused:
+                        yield f"{name}{'.' if name else ''}{method}, line {line}", called, why
 
 
 @functools.lru_cache(maxsize=1024)
-def _calls(function: types.FunctionType) -> list[tuple[End, int, str]]:
-    """End, line and name of the calls of activation functions in a method."""
+def _calls(function: types.FunctionType) -> list[tuple[End, int, ast.Call]]:
+    """End, line and expression of the calls in a method."""
     code = function.__code__
     lines = tuple(linecache.getlines(code.co_filename, function.__globals__))
-    method = method_around(lines, code.co_firstlineno + 1) if lines else None
+    method = method_from(lines, code.co_firstlineno) if lines else None
     if method is None or method.name != function.__name__ or not arguments(method):
         return []
-    return [
-        (end_of(node), node.lineno, name)
-        for node in ast.walk(method)
-        if isinstance(node, ast.Call) and (name := _activation(node, function))
-    ]
+    calls = (node for node in ast.walk(method) if isinstance(node, ast.Call))
+    return [(end_of(call), call.lineno, call) for call in calls]
 
 
-def _activation(call: ast.Call, function: types.FunctionType) -> str | None:
-    value = _value(call.func, function.__globals__)
+def _activation(
+    call: ast.Call, function: types.FunctionType, module: nn.Module
+) -> tuple[str | None, bool]:
+    """The activation function that is called, if it is one, and whether torch has scripted it."""
+    owner = function.__code__.co_varnames[0]
+    value = _value(call.func, ChainMap({owner: module}, function.__globals__))
+    if isinstance(value, torch.jit.ScriptFunction):
+        inside = set(re.findall(r"aten::(\w+)", str(value.graph)))
+        return (str(value.name) if inside & _SCRIPTED else None), True
+    if value is None and isinstance(call.func, ast.Attribute) and not call.args:
+        value = getattr(Tensor, call.func.attr, None)  # x.relu()
     name = NAME_OF.get(value) if callable(value) else None
-    return name if name not in GATE_FUNCTIONS else None
+    return (name if name not in GATE_FUNCTIONS else None), False
 
 
-def _value(node: ast.expr, names: dict[str, Any]) -> Any:
+def _value(node: ast.expr, names: Mapping[str, Any]) -> Any:
     if isinstance(node, ast.Name):
         return names.get(node.id)
     if isinstance(node, ast.Attribute):
-        return getattr(_value(node.value, names), node.attr, None)
+        of = _value(node.value, names)
+        if isinstance(of, nn.Module):  # a property would run code
+            return vars(of).get(node.attr, of._modules.get(node.attr))
+        return getattr(of, node.attr, None)
     return None

@@ -26,12 +26,14 @@ class Whole(NamedTuple):
         names: the activations in it, modules and functions.
         affine: whether it is a constant plus a multiple of each.
         bounded: whether it is constant far from 0, on both sides.
+        linear: whether it is a constant plus a multiple of its input.
     """
 
     elementwise: bool
     names: set[str]
     affine: bool
     bounded: bool
+    linear: bool = False
 
 
 def try_whole(module: nn.Module, functions: Mapping[Any, str]) -> Whole | None:
@@ -79,7 +81,9 @@ def _try(
     with _Seen(functions, module) as seen:
         y = module(x.clone())
     if not seen.outputs or any(out.shape != x.shape for out in seen.outputs):
-        return Whole(True, set(), affine=False, bounded=False)
+        steps = [module(x + value) for value in (1, 2)]
+        linear = torch.allclose(steps[1] - steps[0], steps[0] - y, rtol=1e-6, atol=1e-6)
+        return Whole(True, set(), affine=False, bounded=False, linear=linear)
     # each position of the batch is a channel with parameters of its own
     terms = [part.flatten(1).T for part in (torch.ones_like(y), *seen.outputs)]
     columns, target = torch.stack(terms, -1), y.flatten(1).T[..., None]

@@ -1,6 +1,8 @@
 """Which modules are activations as a whole, and copies of networks that hold tensors anywhere."""
 
 import copy
+import warnings
+from collections import Counter
 
 import pytest
 import timm
@@ -477,6 +479,89 @@ def test_a_function_in_a_branch_that_no_trial_took_is_listed():
     assert report.left[1:] == (
         (f"0.forward, line {line}", "gelu", "in a branch that no trial took"),
     )
+
+
+def scripted(x: Tensor) -> Tensor:
+    return torch.relu(x) + 1
+
+
+with warnings.catch_warnings(action="ignore"):
+    scripted = torch.jit.script(scripted)
+
+
+def twice(function):
+    return function
+
+
+class Ways(nn.Module):
+    """The ways in which a call that no trial makes may be written."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fn, self.experts = nn.Conv2d(3, 4, 1), F.mish, nn.ModuleList([Branches()])
+
+    @property
+    def broken(self):
+        raise RuntimeError("a property is not read")
+
+    @twice
+    @twice
+    def other(self, x: Tensor) -> Tensor:
+        return F.hardswish(x)
+
+    def short(self, x: Tensor) -> Tensor: return F.selu(x)  # fmt: skip
+
+    def forward(self, x: Tensor, way: int = 0) -> Tensor:
+        x = scripted(self.conv(x))
+        if way == 1:
+            return self.experts[0](x)
+        if way == 2:
+            return self.fn(self.conv(x).relu())
+        if way == 3:
+            return self.broken(self.other(self.short(x)))
+        return F.relu(x)
+
+
+def test_every_way_of_writing_a_call_that_no_trial_made_is_listed():
+    report = replace_activations(Ways(), CosLU, example_input=torch.zeros(2, 3, 4, 4))
+    assert [call.name for call in report] == ["relu"]
+    branch, never = "in a branch that no trial took", "in a module never called"
+    found = [(each.name.partition(",")[0], each.old, each.why) for each in report.left]
+    assert Counter(found) == Counter([
+        ("other", "hardswish", branch), ("short", "selu", branch), ("forward", "mish", branch),
+        ("forward", "relu", branch), ("experts.0.forward", "relu", never),
+        ("experts.0.forward", "gelu", never),
+        ("forward", "scripted", "torch.jit.script hides what it calls"),
+    ])  # fmt: skip
+
+
+class Variance(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.softplus(x).clamp(min=1e-3)
+
+
+class Sine(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(x)
+
+
+class Affine(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x + 1
+
+
+def test_own_modules_that_make_an_output_or_are_not_known_are_listed():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), Sine(), Affine(), nn.Linear(4, 4), Variance())
+    report = replace_activations(model, CosLU, example_input=torch.zeros(2, 3))
+    assert [call.name for call in report] == ["1"]
+    assert report.left == (
+        ("5", "Variance", "an output, no layer behind it"),
+        ("2", "Sine", "elementwise, not known as an activation; include_kinds can name it"),
+    )
+    report = replace_activations(
+        model, CosLU, example_input=torch.zeros(2, 3), include_kinds="Sine"
+    )
+    assert [call.name for call in report] == ["1", "2"]
 
 
 class Stepped(Branches):

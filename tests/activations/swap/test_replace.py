@@ -1251,3 +1251,142 @@ class OfNumbers(nn.Module):
 def test_an_activation_that_computes_with_numbers():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     assert replace_activations(network, OfNumbers)[0].new == "OfNumbers()"
+
+
+class NoReturn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(3, 3, 1) for _ in range(3)])
+        self.skipped: set[int] = set()
+
+    def run(self, maps):
+        for number, conv in enumerate(self.convs):
+            if number not in self.skipped:
+                maps.append(F.relu(conv(maps[-1])))
+
+    def forward(self, x):
+        maps = [x]
+        self.run(maps)
+        return maps[-1]
+
+
+def test_a_loop_in_a_method_without_return_makes_all_of_its_calls():
+    model, x = NoReturn(), torch.zeros(2, 3, 4, 4)
+    report = replace_activations(model, CosLU, example_input=x)
+    assert [call.name for call in report] == ["relu.0", "relu.1", "relu.2"]
+    model(x)
+    model.skipped = {0}
+    with pytest.raises(RuntimeError, match="a loop made fewer calls of its activation"):
+        model(x)
+
+
+class Fast(nn.Module):
+    def forward(self, x):
+        raise NotImplementedError("not on this device")
+
+
+class Fallback(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.fast, self.slow = nn.Linear(3, 4), FastGELU(), nn.GELU()
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        x = self.linear(x)
+        try:
+            x = self.fast(x)
+        except NotImplementedError:
+            x = self.slow(x)
+        return F.silu(self.act(x))
+
+
+class FastGELU(Fast):
+    """Named like an activation."""
+
+
+def test_calls_behind_an_exception_that_the_network_catches_are_found():
+    model: Any = Fallback()
+    report = replace_activations(model, CosLU, example_input=torch.zeros(2, 3), exclude="fast")
+    assert [call.name for call in report] == ["slow", "act", "silu"]
+
+
+def test_a_registry_of_classes_does_not_get_the_rewritten_one():
+    registry: dict[str, type] = {}
+
+    class Registered(nn.Module):
+        def __init_subclass__(cls, label: str) -> None:
+            registry[label] = cls
+
+    class Part(Registered, label="part"):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x)
+
+    model: Any = nn.Sequential(nn.Linear(3, 4), Part())
+    assert [call.name for call in replace_activations(model, CosLU)] == ["1.relu"]
+    assert registry == {"part": Part}
+    assert Part()(torch.tensor([-1.0, 1.0])).tolist() == [0.0, 1.0]
+
+
+def test_tokens_are_not_taken_for_channels():
+    model: Any = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    with pytest.raises(ValueError, match="LSLU has its channels on axis 1, 1 on 2"):
+        replace_activations(model, LSLU, example_input=torch.zeros(2, 16, 8))
+
+
+def test_a_forward_that_holds_the_network_leaves_its_buffers_as_they_are():
+    model: Any = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4))
+    old = model[2].forward
+    model[2].forward = lambda x: old(x) * 0.5
+    replace_activations(model, CosLU, example_input=torch.rand(4, 3, 5, 5))
+    assert model[2].num_batches_tracked.item() == 0
+    assert model[2].running_var.tolist() == [1.0] * 4
+
+
+def test_what_cannot_be_copied_is_named():
+    model: Any = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    model[0].guard = threading.Lock()
+    with pytest.raises(ValueError, match=r"cannot pickle .*lock.*Set 0.guard after the swap"):
+        replace_activations(model, CosLU)
+
+
+class Changing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+
+    def forward(self, x):
+        return F.threshold(self.linear(x.sub_(1.0)), 0.0, 0.0)
+
+
+def test_an_example_that_the_network_changes_stays_as_it_is():
+    example = torch.ones(2, 3)
+    report = replace_activations(Changing(), FReLU, example_input=example, match=True)
+    assert [call.old for call in report] == ["threshold"]  # as F names it: _threshold
+    assert (example == 1).all()
+
+
+def test_a_network_that_was_parametrized_after_a_swap_is_swapped_again():
+    model: Any = nn.Sequential(Net())
+    x = torch.zeros(2, 3, 8, 8)
+    replace_activations(model, CosLU, example_input=x)
+    torch.nn.utils.parametrize.register_parametrization(model[0].conv, "weight", nn.Identity())
+    assert len(replace_activations(model, DELU, example_input=x)) == 1
+
+
+def test_a_random_function_is_matched_by_what_it_is_in_evaluation():
+    model: Any = nn.Sequential(nn.Linear(3, 4), nn.RReLU())
+    replace_activations(model, FReLU, match=True)
+    assert model[1].b.item() == pytest.approx((1 / 8 + 1 / 3) / 2)
+
+
+def test_a_fade_on_no_device_begins_with_the_old_function():
+    with torch.device("meta"):
+        model: Any = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    replace_activations(model, CosLU, match="fade")
+    model.to_empty(device="cpu")
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert model[1].progress.item() == 0
+    x = torch.randn(5, 3)
+    assert torch.equal(model(x), model[0](x).relu())
