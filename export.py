@@ -3,7 +3,8 @@
 import copy
 import json
 import shutil
-from collections.abc import Iterator
+from argparse import ArgumentParser
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from models.deployed import Raw, deployed
 from models.export import (
     CONFIG,
     FILES,
+    PROGRAMS,
     TOLERANCE,
     Format,
     check_formats,
@@ -96,6 +98,7 @@ def options() -> Parser:
 def main(args: list[str]) -> None:
     """Export what `args` name, the words after `train.py export`."""
     parser = options()
+    args, found = with_data(args)
     config = parser.parse_args(args)
     if sum(word.partition("=")[0] == "--format" for word in args) > 1:  # the last alone would count
         raise ValueError("--format is given twice: name all formats behind one, --format onnx pt2")
@@ -105,30 +108,45 @@ def main(args: list[str]) -> None:
         raise ValueError("--int8 makes an ONNX file smaller: add onnx to --format")
     if config.push and "hub" not in formats:
         raise ValueError("--push uploads a folder with a model card: add hub to --format")
+    if config.license and "hub" not in formats:
+        raise ValueError("--license is for the model card: add hub to --format")
     if config.tabulate is not None:
         positive("--tabulate", config.tabulate)
+    for name in ("include_preprocessing", "tabulate"):
+        if config[name] and PROGRAMS.isdisjoint(formats):
+            raise ValueError(
+                f"--{name} changes what a program computes, and {', '.join(formats)} hold weights "
+                "alone: add onnx, pt2 or openvino to --format"
+            )
     check_formats(formats)
     path = find(config.ckpt_path)
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     output = Path(config.output or run / "export")
     check_target(output)
     model = Classifier.load_from_checkpoint(path, "cpu", trust=config.trust).eval()
-    if config.data is None and (spec := data_of(run / "config.yaml")):
-        config = parser.parse_args([*args, "--data", json.dumps(spec)])
-    data: Any = parser.instantiate_classes(config)["data"]
+    data: Any = None
+    try:
+        data = parser.instantiate_classes(config)["data"]
+        if data is not None:
+            check_data(model, data)
+        if found and data is not None:
+            data.prepare_data()
+    except OSError as error:
+        if not found or config.int8 or config.tabulate:
+            raise
+        print(f"the data of the run are not here, and give no samples: {error}")
+        data = None
     for name in ("int8", "tabulate"):
         if config[name] and data is None:
             raise ValueError(f"--{name} needs validation samples: name the data with --data")
-    if data is not None:
-        check_data(model, data)
-        if config.int8 or config.tabulate:
-            data.prepare_data()
-            data.setup("validate")
-            if not len(getattr(data, "val_indices", [0])):  # another data module has none
-                raise ValueError(
-                    "--int8 and --tabulate need validation samples, and the data have none: give "
-                    "--data.val_fraction above 0"
-                )
+    if data is not None and (config.int8 or config.tabulate):
+        data.prepare_data()
+        data.setup("validate")
+        if not len(getattr(data, "val_indices", [0])):  # another data module has none
+            raise ValueError(
+                "--int8 and --tabulate need validation samples, and the data have none: give "
+                "--data.val_fraction above 0"
+            )
     content = about(model, path, getattr(data, "description", None))
     raw, network = config.include_preprocessing, model.backbone
     content["include_preprocessing"] = raw
@@ -185,6 +203,27 @@ def main(args: list[str]) -> None:
     print(f"written to {output}")
     if config.push:
         print(f"pushed to {push(output, config.push)}")
+
+
+def with_data(args: list[str]) -> tuple[list[str], bool]:
+    """`args` with the data set of the run, where they name none; whether it is all the run's own.
+
+    `--data.root DIR` alone is another place of it.
+    """
+    known = ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--ckpt_path", "--data"):
+        known.add_argument(name)
+    named, _ = known.parse_known_args(args)
+    if named.data or not named.ckpt_path:
+        return args, False
+    try:
+        path = find(named.ckpt_path)
+    except (OSError, ValueError):  # of which the export itself tells
+        return args, False
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    if not (spec := data_of(run / "config.yaml")):
+        return args, False
+    return ["--data", json.dumps(spec), *args], not any(w.startswith("--data.") for w in args)
 
 
 def check_target(folder: Path) -> None:
@@ -245,7 +284,7 @@ def reduce(folder: Path, samples: "Samples") -> tuple[str, dict[str, Any]]:
     whole, small = folder / FILES["onnx"], folder / INT8
     labels = torch.cat([each for _, _, each in samples])
     step = -(-len(labels) // CALIBRATION)
-    quantise(whole, small, (tuple(each[::step] for each in raw) for raw, *_ in samples))
+    quantise(whole, small, every(step, (raw for raw, *_ in samples)))
     accuracy = []
     for file in (whole, small):
         run = read(file)
@@ -258,6 +297,16 @@ def reduce(folder: Path, samples: "Samples") -> tuple[str, dict[str, Any]]:
         f"{before} before, {after} after; the test samples were not used"
     )
     return text, {"samples": len(labels), "val/acc before": accuracy[0], "after": accuracy[1]}
+
+
+def every(step: int, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
+    """Each `step`-th sample, over the ends of batches."""
+    skip = 0
+    for batch in batches:
+        count = len(batch[0])
+        if skip < count:
+            yield tuple(each[skip::step] for each in batch)
+        skip = (skip - count) % step
 
 
 class Samples:

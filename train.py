@@ -4,6 +4,8 @@
 import gc
 
 gc.disable()  # imports make a million objects that stay: looking for garbage is a quarter of them
+import itertools
+import json
 import logging
 import os
 import re
@@ -19,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar, Literal, cast
 
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
@@ -65,6 +68,7 @@ ABOUT = (
 )
 SPLITTING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 TYPED_PLACE = re.compile(r"--trainer\.(logger\.(init_args\.)?save_dir|default_root_dir)\b")
+TESTED = "data.yaml"  # in the folder of a test, its data
 CRASH, DIVERGED = 1, 3  # exit codes; Python's own for a crash is 1, too
 MISTAKES = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError)
 MISTAKES += (MisconfigurationException,)
@@ -286,6 +290,8 @@ class CLI(LightningCLI):
             arguments.version = path.name
             CLI.claimed = [each for each in (path, *path.parents) if each not in there]
 
+    tested: Any = None  # the data of a test inside a run
+
     def _choose_folder(self, config: Any, arguments: Any) -> None:
         """A resumed run goes on in its own folder, and its tests are inside; others have none."""
         path = Path(config.ckpt_path or "").absolute()
@@ -297,7 +303,8 @@ class CLI(LightningCLI):
         elif self.subcommand == "test":
             if not any(map(TYPED_PLACE.match, sys.argv)):
                 arguments.save_dir, arguments.name = os.path.relpath(run), ""
-                arguments.version = "test"
+                self.tested = json.loads(json.dumps(config.data.as_dict(), default=str))
+                arguments.version = folder_of_test(run, self.tested)
         elif path.name == last and config.last_checkpoint.dirpath is None:
             arguments.save_dir = os.path.relpath(run.parent.parent)
             arguments.name, arguments.version = run.parent.name, run.name
@@ -349,11 +356,12 @@ class CLI(LightningCLI):
     def _check_averages_and_norms(self) -> None:
         """Refuse what Lightning would do without a word: lose averages, or drop activations."""
         config = self.config[str(self.subcommand)]
-        if callbacks_of(self.trainer, WeightAveraging) and config.checkpoint.save_weights_only:
-            raise ValueError(
-                "--checkpoint.save_weights_only would store the weights of the training, not the "
-                "averaged ones by which the checkpoint is chosen: leave it out"
-            )
+        for name in ("checkpoint", "last_checkpoint"):
+            if callbacks_of(self.trainer, WeightAveraging) and config[name].save_weights_only:
+                raise ValueError(
+                    f"--{name}.save_weights_only would store the weights of the training, not the "
+                    "averaged ones that are validated and tested: leave it out"
+                )
         modules = self.model.backbone.named_modules()
         norms = [name for name, m in modules if isinstance(m, _BatchNorm) and any(m.children())]
         if norms and config.trainer.sync_batchnorm and self.trainer.world_size > 1:
@@ -369,6 +377,11 @@ class CLI(LightningCLI):
         changed = [
             f"{key} {known[key]}, now {mine[key]}" for key in both if known[key] != mine[key]
         ]
+        for here, now in ((known, mine), (mine, known)) if known else ():
+            if "window" in here and "window" not in now:
+                cut_out, whole = "beats that came cut out", f"window {here['window']}"
+                pair = (whole, cut_out) if here is known else (cut_out, whole)
+                changed.append("{}, now {}".format(*pair))
         if changed:
             rank_zero_warn(
                 f"the network was trained on other data: {'; '.join(sorted(changed))}. Give the "
@@ -418,10 +431,26 @@ class CLI(LightningCLI):
             print(f"{summary}{finished}")
 
     def after_test(self) -> None:
-        """Print what the data report besides the metrics."""
+        """Note of which data the test is, and print what they report besides the metrics."""
+        folder = run_folder(self.trainer) if self.trainer.loggers else None  # all must ask for it
+        if folder and self.tested and self.trainer.is_global_zero:
+            with replacing(folder / TESTED) as unfinished:
+                unfinished.write_text(yaml.safe_dump({"data": self.tested}, sort_keys=False))
         for each in callbacks_of(self.trainer, Results):
             if each.report and self.trainer.is_global_zero:
                 print(each.report)
+
+
+def folder_of_test(run: Path, data: Any) -> str:
+    """The name of the folder in `run` for a test on `data`: a test on other data keeps its own."""
+    for number in itertools.count():
+        name = f"test_{number}" if number else "test"
+        if not (run / name).exists():
+            return name
+        with suppress(OSError, yaml.YAMLError, KeyError, TypeError):
+            if yaml.safe_load((run / name / TESTED).read_text())["data"] == data:
+                return name
+    raise AssertionError
 
 
 def claim(save_dir: Path, name: str) -> Path:

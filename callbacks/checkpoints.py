@@ -42,6 +42,7 @@ from .monitor import ActivationMonitor
 from .record import run_folder
 
 _OF_A_RUN = ("config.yaml", "results.json", "test.npz", "*.csv", "*.png")
+_OF_A_CHOICE = {"monitor": None, "mode": "min", "save_top_k": 1, "save_last": None}
 _RESUME = "supple_resume"  # key in a checkpoint
 TWICE = 1.0  # seconds: a program and its launcher are told of the same signal
 
@@ -182,7 +183,7 @@ class LastCheckpoint(ModelCheckpoint):
     Args:
         every_n_train_steps: save in the middle of an epoch too, after so many optimizer steps.
         train_time_interval: save in the middle of an epoch too, after so much time.
-        more: other arguments of Lightning's ModelCheckpoint.
+        more: other arguments of Lightning's ModelCheckpoint, but those by which it would choose.
 
     Attributes:
         trained: whether a step has been made since the start.
@@ -194,6 +195,12 @@ class LastCheckpoint(ModelCheckpoint):
         train_time_interval: timedelta | None = None,
         **more: Any,
     ) -> None:
+        for name, usual in _OF_A_CHOICE.items():
+            if more.get(name, usual) not in (None, usual):
+                raise ValueError(
+                    f"last_checkpoint.{name} {more[name]!r} has no effect: the last checkpoint is "
+                    f"not chosen. Use --checkpoint.{name}"
+                )
         super().__init__(**more)
         if every_n_train_steps is not None and every_n_train_steps < 1:
             raise ValueError(f"every_n_train_steps must be >= 1, got {every_n_train_steps}")

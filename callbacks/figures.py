@@ -15,6 +15,7 @@ from activations.picture import new_figure, save_figure
 from .record import Row
 from .sites import Values, columns, curve
 
+SHOWN = 4  # parameters beside the functions
 _PANELS = 100  # beyond it every second, third, ... site is drawn
 
 
@@ -115,7 +116,8 @@ def draw_parameters(
     depth = ScalarMappable(Normalize(0, deepest), "viridis")
     colors = {site: depth.cmap(position / deepest) for position, site in enumerate(pairs)}
     names = {name: re.sub(r"_\d+$", "", name) for _, name in history}  # theta for theta_2
-    parameters = list(dict.fromkeys(names.values()))[:4]
+    every = list(dict.fromkeys(names.values()))
+    parameters = every[:SHOWN]
     figure = new_figure(4.2 * (1 + len(parameters)), 3.6, dpi=110, layout="constrained")
     axes = figure.subplots(1, 1 + len(parameters), squeeze=False)[0]
     for site, (before, after) in pairs.items():
@@ -135,6 +137,8 @@ def draw_parameters(
     for axis in axes:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
+    if len(every) > SHOWN:
+        figure.text(0.01, 0.99, f"{SHOWN} of {len(every)} parameters", fontsize=7, va="top")
     bar = figure.colorbar(depth, ax=list(axes), pad=0.01, ticks=[0, deepest])
     shallow, deep = bar.ax.set_yticklabels(["first layer", "last layer"], rotation=90)
     shallow.set_verticalalignment("bottom")

@@ -4,7 +4,8 @@
 such as those of a network for each patient.
 `python -m datamodules.aami DIR OUT/100.net OUT/101.net` compares annotation files with those in DIR
 (100.atr, ...) as WFDB's `bxb` does: beats up to 0.15 s apart match. With `--start 300` the first
-five minutes do not count, as EC57 asks for.
+five minutes do not count, as EC57 asks for. Escape beats (e, j, n) are N here, as in de Chazal
+2004; `bxb` counts them as S.
 """
 
 import argparse
@@ -258,6 +259,11 @@ def main() -> None:
         parser.error(
             f"{str(given.source)!r} is no test.npz of a run, and as a folder of references it "
             "needs annotation files, such as out/100.net"
+        )
+    if given.source.suffix == ".npz" and given.start:
+        parser.error(
+            f"--start {given.start:g} needs annotation files: test.npz does not say when its beats "
+            "are (python train.py predict --predictions.annotator net writes some)"
         )
     try:
         if given.source.suffix == ".npz":

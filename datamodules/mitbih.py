@@ -117,6 +117,17 @@ class MITBIH(WFDBBeats):
             raise ValueError(f"patient {self.patient} is not in DS2, {DS2}")
         if self.patient is not None and self.protocol != "patient_specific":
             raise ValueError(f"patient {self.patient} needs the protocol patient_specific")
+        by_records = self.protocol in ("inter_patient", "patient_specific")
+        if not by_records and self.val_records != VALIDATION:
+            raise ValueError(
+                f"val_records has no effect with {self.protocol}, whose validation set is a part "
+                "of all beats: set val_fraction"
+            )
+        if by_records and self.val_fraction not in (0, MITBIH.val_fraction):
+            raise ValueError(
+                f"val_fraction {self.val_fraction:g} has no effect with {self.protocol}, whose "
+                "validation set is val_records: name records, or give 0 for none"
+            )
         if self.protocol == "kaggle" and (self.classes == "symbols" or self.leads > 1):
             raise ValueError(
                 "the Kaggle files have the five AAMI classes and one lead only: set classes to "

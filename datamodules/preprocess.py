@@ -216,7 +216,7 @@ class Preparation:
                 f"got {rate}: rate=360; a single beat has {self.cut.samples} samples at "
                 f"{self.rate:g} a second"
             )
-        found = detect(signal[0], rate) if peaks is None else np.asarray(peaks, dtype=np.int64)
+        found = detect(signal[0], rate) if peaks is None else _peaks(peaks, length)
         own = Own(signal, rate, found, None, 0, "")
         return self._inputs(self._cut(own, "the signal"))
 
@@ -327,3 +327,13 @@ class Preparation:
             grey = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).convert("L")
             pixels = np.asarray(grey)[None]
         return torch.from_numpy(np.array(pixels, order="C")).unsqueeze(0)
+
+
+def _peaks(given: Any, length: int) -> np.ndarray:
+    """R peaks in samples, as whole numbers within a signal."""
+    peaks = np.asarray(given)
+    if peaks.dtype.kind not in "iu" and not (peaks == np.round(peaks)).all():
+        raise ValueError("peaks must be in samples, whole numbers: multiply seconds by the rate")
+    if peaks.ndim != 1 or (peaks.size and not (peaks.min() >= 0 and peaks.max() < length)):
+        raise ValueError(f"peaks must be (M,), from 0 to {length - 1}, the samples of the signal")
+    return peaks.astype(np.int64)

@@ -12,8 +12,9 @@ import numpy as np
 from .images import damaged, require, some
 
 SUFFIXES = (".hea", ".dat", ".atr")
-# annotations that MIT-BIH lacks, as those that EC57 counts alike: a supraventricular escape beat as
-# an atrial one, a bundle branch block as normal, R-on-T as PVC, and an unclassified beat as unknown
+# annotations that MIT-BIH lacks, as those that de Chazal 2004 counts alike: a supraventricular
+# escape beat as an atrial one, a bundle branch block as normal, R-on-T as PVC, and an unclassified
+# beat as unknown
 ALIKE = {"n": "e", "B": "N", "r": "V", "?": "Q"}
 # "patient 12", "Patient ID: x12"; not "patient: 63 years"
 PATIENT = (
@@ -45,7 +46,7 @@ class Own(NamedTuple):
 
 
 def read_own(path: Path, lead: Sequence[str], leads: int, beats: str) -> Own:
-    """Read a record of any rate: its annotated beats, or without annotations those detected.
+    """Read a record of any rate: its annotated beats, or where none is annotated those detected.
 
     Args:
         path: path of the record, with or without suffix.
@@ -70,11 +71,13 @@ def read_own(path: Path, lead: Sequence[str], leads: int, beats: str) -> Own:
     signal, gaps = leads_of(record, chosen, path)
     missing = int(gaps.sum())
     lead_names = named(record, chosen)
-    if not path.with_suffix(".atr").is_file():
+    peaks, symbols = np.empty(0, np.int64), []
+    if path.with_suffix(".atr").is_file():
+        peaks, symbols = read_notes(path, {}, record)
+    beat = np.array([symbol in beats for symbol in symbols], dtype=bool)
+    if not beat.any():  # such as of the rhythm alone
         peaks = detect(signal[0], record.fs)
         return Own(signal, record.fs, peaks, None, missing, lead_names)
-    peaks, symbols = read_notes(path, {}, record)
-    beat = np.array([symbol in beats for symbol in symbols], dtype=bool)
     kept = [symbol for symbol in symbols if symbol in beats]
     return Own(signal, record.fs, peaks[beat], kept, missing, lead_names)
 

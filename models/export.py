@@ -23,6 +23,7 @@ FILES = {
     "openvino": "openvino/model.xml",
     "safetensors": "model.safetensors",
 }
+PROGRAMS = {"onnx", "pt2", "openvino"}  # the others hold weights alone
 CONFIG = "config.json"
 TOLERANCE = 1e-5
 INPUTS = ("input", "side")  # their names; a network without a side input has the first
@@ -67,6 +68,8 @@ def write(
     Raises:
         ValueError: torch cannot export the network.
     """
+    if PROGRAMS.isdisjoint(formats):
+        return
     texts = {name: json.dumps(value) for name, value in about.items()}
     batch = ({0: torch.export.Dim("batch", min=1)},) * len(example)
     with _quiet(), torch.no_grad():

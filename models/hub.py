@@ -15,6 +15,7 @@ from datamodules.beats import RHYTHM
 from datamodules.preprocess import Preparation
 
 from .classifier import Classifier
+from .export import FILES
 from .network import OPTIONS
 
 SCHEMA = 1
@@ -68,6 +69,9 @@ def _run(checkpoint: Path) -> dict[str, Any] | None:
         which = "last" if last else "best" if own == best.get("epoch") else f"epoch {own + 1}"
         metrics = next((each for each in epochs if each["epoch"] == own), {})
         kept = {n: v for n, v in metrics.items() if n.startswith("val/")}
+        if which == "best" and any(kept.get(n) != v for n, v in best.items() if n != "epoch"):
+            # saved in the middle of its epoch, while these are of the end
+            kept = {name: value for name, value in best.items() if name != "epoch"}
         machine = found["machine"]
         return {
             "name": "/".join(folder.parts[-2:]),
@@ -146,7 +150,8 @@ def push(folder: Path, repository: str, api: Any = None) -> str:
     api = api or HfApi()
     try:
         api.create_repo(repository, private=True, exist_ok=True)
-        return str(api.upload_folder(repo_id=repository, folder_path=folder))
+        mine = [*FILES.values(), "openvino/*", "model_int8.onnx"]  # those of an earlier export go
+        return str(api.upload_folder(repo_id=repository, folder_path=folder, delete_patterns=mine))
     except Exception as error:  # of the hub, of the network, or of this machine
         why = str(error).strip().partition("\n")[0]
         raise ValueError(

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 import train
 from activations import ACONC, CosLU, DiTAC, DSReLU, Rational, Swish
 from datamodules import MITBIH, Digits
-from export import Samples, data_of
+from export import Samples, data_of, every, with_data
 from models import Classifier, hub, load, read_weights
 from models.deployed import Raw, deployed
 from models.export import FILES, compare, tolerance, write
@@ -377,7 +378,7 @@ def test_beats_that_their_record_scales_have_no_raw_form(records: Path):
 def test_metrics_are_those_of_the_checkpoints_epoch(tmp_path: Path):
     epochs = [{"epoch": k, "val/acc": k / 10} for k in range(4)]
     tests = {"best": {"test/acc": 0.5}, "last": {"test/acc": 0.6}}
-    results = {"epochs": epochs, "best": epochs[2], "test": tests, "machine": {}, "fit_s": 1.0,
+    results = {"epochs": epochs, "best": dict(epochs[2]), "test": tests, "machine": {}, "fit_s": 1.0,
                "seed": 0, "commit": "x", "train_samples": 9, "parameters": 8}  # fmt: skip
     (tmp_path / "results.json").write_text(json.dumps(results))
     (tmp_path / "checkpoints").mkdir()
@@ -393,6 +394,71 @@ def test_metrics_are_those_of_the_checkpoints_epoch(tmp_path: Path):
         assert found["metrics"]["val/acc"] == epoch / 10
         assert found["metrics"].get("test/acc") == test
         assert f"the weights of its {which.removesuffix(' epoch')}" in hub._training(found, {})
+    results["best"]["val/acc"] = 0.25  # in the middle of its epoch
+    epochs[2]["val/loss"] = 1.0
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    found = hub._run(tmp_path / "checkpoints/best.ckpt")
+    assert found
+    assert found["metrics"] == {"val/acc": 0.25, "test/acc": 0.5}
+
+
+def test_data_that_are_not_here_are_left_out_or_found_elsewhere(tmp_path: Path, capsys: Any):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    save(run / "checkpoints/best.ckpt")
+    root, sizes = tmp_path / "gone", {"image_size": 8, "batch_size": 4}
+    config = {"data": {"class_path": "datamodules.ImageFolder",
+                       "init_args": {"root": str(root), **sizes}}}  # fmt: skip
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    export(run, tmp_path / "a", "--format", "safetensors")
+    said = capsys.readouterr().out
+    assert "the data of the run are not here" in said
+    assert "128 random inputs" in said
+    assert with_data(["--ckpt_path", str(run), "--data.root=x"]) == (
+        [
+            "--data",
+            json.dumps(data_of(run / "config.yaml")),
+            "--ckpt_path",
+            str(run),
+            "--data.root=x",
+        ],
+        False,
+    )
+    assert with_data(["--ckpt_path", str(run), "--data=Digits"])[1] is False
+    said = refused(["export", "--ckpt_path", str(run), "--format", "pt2", "--int8"], capsys)
+    assert "add onnx" in said
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--include_preprocessing", "true"], "hold weights alone: add onnx, pt2 or openvino"),
+        (["--tabulate", "0.05"], "hold weights alone"),
+        (["--license", "mit"], "--license is for the model card: add hub"),
+    ],
+)
+def test_what_only_a_program_or_a_card_can_have(
+    more: list[str], told: str, tmp_path: Path, capsys: Any
+):
+    save(tmp_path / "best.ckpt")
+    words = ["export", "--ckpt_path", str(tmp_path / "best.ckpt"), "--format", "safetensors"]
+    assert told in refused([*words, *more], capsys)
+
+
+def test_weights_alone_need_no_program(tmp_path: Path):
+    class Untraceable(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum().item() > 0 else -x
+
+    write(Untraceable(), (torch.ones(2, 3),), ["safetensors", "hub"], tmp_path, {})
+    with pytest.raises(ValueError, match=r"torch\.export cannot trace"):
+        write(Untraceable(), (torch.ones(2, 3),), ["pt2"], tmp_path, {})
+
+
+def test_every_fifth_sample_is_taken_over_the_ends_of_batches():
+    batches = [(torch.arange(n, n + 3), torch.arange(n, n + 3)) for n in range(0, 21, 3)]
+    taken = [each for batch, _ in every(5, batches) for each in batch.tolist()]
+    assert taken == [0, 5, 10, 15, 20]
 
 
 def test_data_of_another_kind_have_no_raw_form():
@@ -422,7 +488,18 @@ def test_a_folder_is_pushed(tmp_path: Path):
     assert push(tmp_path, "me/x", api) == "https://hub/me/x"
     assert done == [
         ("me/x", {"private": True, "exist_ok": True}),
-        {"repo_id": "me/x", "folder_path": tmp_path},
+        {
+            "repo_id": "me/x",
+            "folder_path": tmp_path,
+            "delete_patterns": [
+                "model.onnx",
+                "model.pt2",
+                "openvino/model.xml",
+                "model.safetensors",
+                "openvino/*",
+                "model_int8.onnx",
+            ],
+        },
     ]
     with pytest.raises(ValueError, match="cannot push to 'a/b/c'"):
         push(tmp_path, "a/b/c")

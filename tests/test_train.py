@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import yaml
 
 import activations as A
 import train
+from callbacks import LastCheckpoint
 from options import parsable
 from tests.data import write_tree
 
@@ -451,3 +453,20 @@ def test_the_help_of_an_option_is_the_text_of_its_argument(kind: type[A.Activati
     found = " ".join(parser.format_help().split())
     assert "learned, not decayed" not in found  # that is what the attribute of the name is
     assert "initial" in found
+
+
+def test_beats_that_came_cut_out_are_other_data():
+    cut, whole = {"name": "MITBIH", "mean": [0]}, {"name": "WFDBBeats", "mean": [0], "window": [1]}
+    for known, mine, told in (
+        (cut, whole, r"beats that came cut out, now window \[1\]"),
+        (whole, cut, r"window \[1\], now beats that came cut out"),
+    ):
+        here: Any = SimpleNamespace(datamodule=SimpleNamespace(description=mine))
+        with pytest.warns(UserWarning, match=told):
+            train.CLI._compare_data(here, known)
+
+
+def test_a_last_checkpoint_is_not_chosen():
+    with pytest.raises(ValueError, match=r"last_checkpoint.monitor 'val/loss' has no effect"):
+        LastCheckpoint(monitor="val/loss")
+    LastCheckpoint(monitor=None, mode="min", save_top_k=1)

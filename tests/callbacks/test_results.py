@@ -128,9 +128,10 @@ def test_the_best_checkpoint_of_an_average_is_tested_with_the_average(
     train.main([*words, "--test_after_fit=both"])
     samples = np.load(RUN / "test.npz")  # after one epoch the best weights are the last ones
     np.testing.assert_allclose(samples["probability_best"], samples["probability"], atol=1e-6)
-    with pytest.raises(SystemExit):
-        train.main([*words, "--checkpoint.save_weights_only=true"])
-    assert "not the averaged ones by which the checkpoint is chosen" in capsys.readouterr().err
+    for name in ("checkpoint", "last_checkpoint"):
+        with pytest.raises(SystemExit):
+            train.main([*words, f"--{name}.save_weights_only=true"])
+        assert f"--{name}.save_weights_only would store the weights of" in capsys.readouterr().err
 
 
 class Elsewhere(Logger):

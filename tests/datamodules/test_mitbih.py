@@ -390,6 +390,8 @@ def epochs(data: MITBIH, epoch: int):
         ({"val_records": [100, 101]}, "val_records 100 are not in DS1"),
         ({"patient": 101, "protocol": "patient_specific"}, "patient 101 is not in DS2"),
         ({"patient": 100}, "patient 100 needs the protocol patient_specific"),
+        ({"val_fraction": 0.5}, "val_fraction 0.5 has no effect with inter_patient"),
+        ({"protocol": "kaggle", "val_records": [101]}, "val_records has no effect with kaggle"),
         ({"leads": 0}, "leads must be an integer from 1"),
         ({"lead": []}, "lead must name a signal, such as MLII"),
         ({"test_fraction": 1}, "test_fraction must be"),

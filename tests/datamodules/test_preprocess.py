@@ -143,6 +143,10 @@ def test_beats(tmp_path: Path):
                 signal = read.p_signal.T
             peaks = [sample for sample, _ in written[record]]
             assert torch.equal(prepare(signal, rate=360, peaks=peaks), batch)
+            seconds: Any = [peak / 360 for peak in peaks]
+            for wrong in (seconds, [*peaks, 14 * 360]):
+                with pytest.raises(ValueError, match="peaks must be "):
+                    prepare(signal, rate=360, peaks=wrong)
     scaled = torch.rand(187, dtype=torch.float64)  # of the last form, as in Kaggle's files
     assert prepared_by(data)(scaled).shape == (1, 1, 187)
     with pytest.raises(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
@@ -106,8 +107,17 @@ def test_beats_are_tested_and_predicted_from_the_command_line(
     assert (best.parents[1] / "confusion.png").is_file()
     tested = command(f"test {data} {quiet} --trainer.accelerator cpu --ckpt_path {best}")
     assert "class  beats   Se gross" in tested
-    for name in ("test_aami.csv", "test/test_aami.csv", "test/test_aami_counts.csv"):
+    for name in (
+        "test_aami.csv",
+        "test/test_aami.csv",
+        "test/test_aami_counts.csv",
+        "test/data.yaml",
+    ):
         assert (best.parents[1] / name).is_file()
+    known = yaml.safe_load((best.parents[1] / "test/data.yaml").read_text())["data"]
+    assert train.folder_of_test(best.parents[1], known) == "test"
+    known["init_args"]["root"] = "incart"
+    assert train.folder_of_test(best.parents[1], known) == "test_1"
     with pytest.warns(UserWarning, match="trained on other data: normalize zscore, now minmax"):
         command(f"validate {data} {quiet} --trainer.accelerator cpu --ckpt_path {best} "
                 "--data.normalize minmax")  # fmt: skip

@@ -67,6 +67,7 @@ def test_records_without_beats_are_told(folder: tuple[Path, Any], tmp_path: Path
 
     for suffix in ("hea", "dat"):
         shutil.copy(folder[0] / f"I01.{suffix}", tmp_path)
+
     wfdb.wrann("I01", "atr", np.array([300]), ["+"], aux_note=["(AFIB"], write_dir=str(tmp_path))
     told = r"no record in .* has an annotated beat whose window lies inside it \(1 records, 0 beats"
     with pytest.raises(ValueError, match=told):
@@ -207,6 +208,8 @@ def test_annotations_count_time_in_units_of_their_own(folder: tuple[Path, Any], 
     for suffix in ("hea", "dat"):
         shutil.copy(folder[0] / f"I01.{suffix}", tmp_path)
     notes: Any = wfdb.rdann(str(folder[0] / "I01"), "atr")
+    import wfdb
+
     wfdb.wrann("I01", "atr", notes.sample * 2, notes.symbol, fs=514, write_dir=str(tmp_path))
     header = wfdb.rdheader(str(tmp_path / "I01"))
     peaks, symbols = read_notes(tmp_path / "I01", {}, header)
@@ -222,3 +225,18 @@ def test_annotations_count_time_in_units_of_their_own(folder: tuple[Path, Any], 
 )  # fmt: skip
 def test_whose_record_it_is(comment: str, patient: str):
     assert patient_of(SimpleNamespace(comments=[comment], record_name="r1")) == patient
+
+
+def test_a_record_whose_annotations_are_no_beats_has_its_beats_detected(
+    folder: tuple[Path, Any], tmp_path: Path
+):
+    for file in folder[0].glob("I01.*"):
+        shutil.copy(file, tmp_path / file.name)
+    import wfdb
+
+    wfdb.wrann("I01", "atr", np.array([5]), ["+"], aux_note=["(N"], write_dir=str(tmp_path))
+    found = read_own(tmp_path / "I01", ["II"], 1, "N")
+    (tmp_path / "I01.atr").unlink()
+    assert len(found.peaks) > 3
+    assert found.symbols is None
+    assert (found.peaks == read_own(tmp_path / "I01", ["II"], 1, "N").peaks).all()
