@@ -178,9 +178,8 @@ class Study:
         options = dict[str, Any]()
         for part in (spec["cells"][cell], spec["budget"], tested, self.settings[setting],
                      spec["arms"][split(arm)[0]], changes):  # fmt: skip
-            options = {
-                n: each for n, each in options.items() if n not in part
-            } | part  # the last wins
+            earlier = {name: each for name, each in options.items() if name not in part}
+            options = earlier | part  # train.py takes the last
         times = more.pop("times", 1)
         more = {"base": budget.stretched(spec["base"], times)} | more
         more |= {"compiled": self.lock.get("compiled", OFF)}

@@ -241,8 +241,9 @@ def _check_options(spec: dict[str, Any]) -> None:
             raise SpecError(
                 f"{place}: checkpoint.monitor would choose the best epoch on the test set: use val/"
             )
-        if wrong := _REFUSED.keys() & flat.keys():
-            raise SpecError(f"{place}: {(name := min(wrong))}: {_REFUSED[name]}")
+        for name, why in _REFUSED.items():
+            if flat.get(name) is not None:
+                raise SpecError(f"{place}: {name}: {why}")
         if "seed_everything" in flat and not place.startswith("base"):
             raise SpecError(f"{place}: seed_everything is set by `seeds`")
         if place.startswith(("arms", "tune")) and (
@@ -284,14 +285,15 @@ def _leaves(options: dict[str, Any]) -> set[str]:
 def _check_lost(spec: dict[str, Any], cell: int) -> None:
     """Refuse a mapping that would hide options of another part, or that these would win over.
 
-    A mapping with `class_path` means all of it.
+    A mapping with `class_path`, or one that is a value by itself, means all of it.
     """
     for arm, options in spec["arms"].items():
         found: dict[str, Any] = {}
         for place, each in (("cells", spec["cells"][cell]), ("budget", spec["budget"]),
                             (f"arms.{arm}", options)):  # fmt: skip
             for name in sorted(found.keys() & each.keys()):
-                if not isinstance(each[name], dict) or "class_path" in each[name]:
+                whole = name.endswith(("activation_by_site", "backbone_kwargs"))
+                if whole or not isinstance(each[name], dict) or "class_path" in each[name]:
                     continue
                 if lost := sorted(_leaves({name: found[name]}) - _leaves({name: each[name]})):
                     raise SpecError(

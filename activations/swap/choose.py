@@ -111,8 +111,8 @@ def choose(
 
 def _output(model: nn.Module, call: Call) -> str:
     """Why a bounded or positive activation makes an output, not a hidden value; or empty."""
-    module = None if call.function else model.get_submodule(call.key[0])
-    if not bounds(call.old) and not (call.last and module and makes_output(module)):
+    of_module = call.last and not call.function
+    if not bounds(call.old) and not (of_module and makes_output(model.get_submodule(call.key[0]))):
         return ""
     if call.last:
         return "an output, no layer behind it"

@@ -82,10 +82,11 @@ def is_unknown(module: nn.Module) -> bool:
 
 
 def makes_output(module: nn.Module) -> bool:
-    """Whether a module of the network's own calls only what bounds values, or what is positive."""
+    """Whether a module of the network's own bounds values or makes them positive, and no more."""
     whole = None if isinstance(module, Activation) else try_whole(module, NAME_OF)
-    names = whole.names if whole else set()
-    return bool(names) and all(map(bounds, names))
+    if whole is None or not (whole.bounded or whole.positive):
+        return False
+    return bool(whole.names) and all(map(bounds, whole.names))
 
 
 _UNKNOWN = "elementwise"

@@ -64,13 +64,14 @@ def _activation(
     call: ast.Call, function: types.FunctionType, module: nn.Module
 ) -> tuple[str | None, bool]:
     """The activation function that is called, if it is one, and whether torch has scripted it."""
-    owner = function.__code__.co_varnames[0]
-    value = _value(call.func, ChainMap({owner: module}, function.__globals__))
+    names = ChainMap({function.__code__.co_varnames[0]: module}, function.__globals__)
+    value = _value(call.func, names)
     if isinstance(value, torch.jit.ScriptFunction):
         inside = set(re.findall(r"aten::(\w+)", str(value.graph)))
         return (str(value.name) if inside & _SCRIPTED else None), True
     if value is None and isinstance(call.func, ast.Attribute) and not call.args:
-        value = getattr(Tensor, call.func.attr, None)  # x.relu()
+        of_module = isinstance(_value(call.func.value, names), nn.Module)
+        value = None if of_module else getattr(Tensor, call.func.attr, None)  # x.relu()
     name = NAME_OF.get(value) if callable(value) else None
     return (name if name not in GATE_FUNCTIONS else None), False
 

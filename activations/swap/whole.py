@@ -27,6 +27,7 @@ class Whole(NamedTuple):
         affine: whether it is a constant plus a multiple of each.
         bounded: whether it is constant far from 0, on both sides.
         linear: whether it is a constant plus a multiple of its input.
+        positive: whether no output is below 0.
     """
 
     elementwise: bool
@@ -34,6 +35,7 @@ class Whole(NamedTuple):
     affine: bool
     bounded: bool
     linear: bool = False
+    positive: bool = False
 
 
 def try_whole(module: nn.Module, functions: Mapping[Any, str]) -> Whole | None:
@@ -91,7 +93,7 @@ def _try(
     affine = torch.allclose(columns @ fit, target, rtol=1e-6, atol=1e-6)
     far = [module(torch.full_like(x, value)) for value in (-1e4, -1e3, 1e3, 1e4)]
     bounded = torch.allclose(far[0], far[1]) and torch.allclose(far[2], far[3])
-    return Whole(True, seen.names, affine, bounded)
+    return Whole(True, seen.names, affine, bounded, positive=bool((y >= 0).all()))
 
 
 class _Seen(TorchFunctionMode):

@@ -109,6 +109,12 @@ def test_an_unfair_spec_is_refused(changes: dict[str, Any], told: str):
     assert "\n" not in str(error.value)
 
 
+def test_a_config_of_a_run_is_a_base():
+    """It names all options, also those that are not given."""
+    base = [{"ckpt_path": None, "trainer": {"max_time": None, "precision": "bf16-mixed"}}]
+    assert check(small(base=base))["base"] == base
+
+
 def test_a_fair_one_gets_its_defaults():
     spec = check(small(tune=TUNE, controls=["frozen", "same_time"]))
     assert spec["alpha"] == 0.05

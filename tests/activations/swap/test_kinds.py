@@ -540,6 +540,11 @@ class Variance(nn.Module):
         return F.softplus(x).clamp(min=1e-3)
 
 
+class Smooth(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.tanh(F.softplus(x))
+
+
 class Sine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.sin(x)
@@ -558,6 +563,9 @@ def test_own_modules_that_make_an_output_or_are_not_known_are_listed():
         ("5", "Variance", "an output, no layer behind it"),
         ("2", "Sine", "elementwise, not known as an activation; include_kinds can name it"),
     )
+    model[5] = Smooth()  # negative for some inputs: no output
+    assert [call.name for call in replace_activations(model, CosLU)] == ["1", "5"]
+    model[5] = nn.Identity()
     report = replace_activations(
         model, CosLU, example_input=torch.zeros(2, 3), include_kinds="Sine"
     )
