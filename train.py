@@ -45,6 +45,7 @@ from callbacks import (
     Results,
     best_path,
     finish,
+    run_details,
     run_results,
     run_summary,
 )
@@ -418,12 +419,13 @@ class CLI(LightningCLI):
             chosen = ["last"]
         lines = [run_results(trainer, "val")] if not chosen else []
         for which in chosen:
+            self.model.tested = which if len(chosen) > 1 else ""
             for each in results:
                 each.testing = which
             # without a checkpoint, as in a fast_dev_run, the weights at the end are tested
             path = best_path(trainer) or None if which == "best" else None
             trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
-            lines.append(run_results(trainer, "test", which if len(chosen) > 1 else ""))
+            lines += [run_results(trainer, "test", self.model.tested), *run_details(trainer)]
         for each in results:
             each.write("ok", "", trainer)
         summary = run_summary(trainer, lines)

@@ -8,7 +8,7 @@ from .predictions import PredictionWriter
 from .progress import Progress
 from .results import Results, read_results
 from .schedule import ActivationSchedule
-from .summary import run_results, run_summary
+from .summary import run_details, run_results, run_summary
 
 __all__ = [
     "ActivationMonitor",
@@ -24,6 +24,7 @@ __all__ = [
     "best_path",
     "finish",
     "read_results",
+    "run_details",
     "run_results",
     "run_summary",
 ]

@@ -36,7 +36,7 @@ def run_results(trainer: Trainer, stage: str, which: str = "") -> str:
 
 
 def run_summary(trainer: Trainer, results: list[str]) -> str:
-    """The learned parameters, the texts of :func:`run_results`, and the paths of the files.
+    """The learned parameters, the texts of the results, and the paths of the files.
 
     Every process must call this: Lightning's `log_dir` is agreed on by all of them.
     """
@@ -44,8 +44,7 @@ def run_summary(trainer: Trainer, results: list[str]) -> str:
     monitors = callbacks_of(trainer, ActivationMonitor)
     for monitor in (monitor for monitor in monitors if monitor.last):
         lines += ["", "What the activations learned", monitor.table()]
-    reports = [each.report for each in callbacks_of(trainer, Results) if each.report]
-    lines += ["", *results, *(reports or _classes(trainer.callback_metrics))]
+    lines += ["", *results]
     paths: dict[str, object] = {}
     if trainer.loggers and (folder := run_folder(trainer)):
         paths["run"] = folder
@@ -60,6 +59,12 @@ def run_summary(trainer: Trainer, results: list[str]) -> str:
         pictures = sorted(file.name for file in record.path.parent.glob("*s.png"))
         paths["activations"] = ", ".join([str(record.path), *pictures])
     return "\n".join([*lines, *(f"{name:<12} {text}" for name, text in paths.items())])
+
+
+def run_details(trainer: Trainer) -> list[str]:
+    """What the data report of the last test, or its results for each class."""
+    reports = [each.report for each in callbacks_of(trainer, Results) if each.report]
+    return reports or _classes(trainer.callback_metrics)
 
 
 def _classes(metrics: Mapping[str, Tensor]) -> list[str]:

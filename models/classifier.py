@@ -140,6 +140,7 @@ class Classifier(LightningModule):
     Attributes:
         compiled: what is compiled: off, activations or model; "" until auto is decided.
         lr: learning rate that Lightning's LearningRateFinder has found; None: the optimizer's own.
+        tested: which weights a test is of, last or best, where both are tested.
 
     Raises:
         ValueError: the backbone is unknown, its activations cannot be swapped, the number of class
@@ -240,6 +241,7 @@ class Classifier(LightningModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.lr_scheduler_interval = lr_scheduler_interval
         self.lr: float | None = None
+        self.tested = ""
         self.loss, self.label_smoothing = loss, label_smoothing
         self.activation_weight_decay = activation_weight_decay
         weights = None if class_weights is None else torch.tensor(class_weights)

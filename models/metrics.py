@@ -269,8 +269,12 @@ def draw_confusion(path: Path, matrix: Tensor, names: Sequence[str]) -> Any:
 
 
 def log_classes(module: LightningModule, matrix: Tensor) -> None:
-    """Log the measures of each class, and draw the confusion matrix into the run's folder."""
+    """Log the measures of each class, and draw the confusion matrix into the run's folder.
+
+    Where the last and the best weights are tested, there is a picture of each.
+    """
     trainer = module.trainer
+    which = f"_{module.tested}" if getattr(module, "tested", "") else ""
     names = class_names(module, len(matrix))
     for measure, values in class_measures(matrix).items():
         found = zip(names, values, strict=True)
@@ -282,7 +286,7 @@ def log_classes(module: LightningModule, matrix: Tensor) -> None:
         folder = Path(folder, str(first.name), str(first.version))  # that of all runs
         folder.mkdir(parents=True, exist_ok=True)
     if folder and first and trainer.is_global_zero:
-        figure = draw_confusion(Path(folder) / "confusion.png", matrix.cpu(), names)
+        figure = draw_confusion(Path(folder) / f"confusion{which}.png", matrix.cpu(), names)
         for logger in module.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure("test/confusion", figure, module.global_step)
+                logger.experiment.add_figure(f"test/confusion{which}", figure, module.global_step)

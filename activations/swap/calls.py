@@ -326,6 +326,8 @@ def _channel_axis(
     shape: tuple[int, ...], larger: tuple[int, ...] | None, known: int | None
 ) -> int | None:
     """The axis whose size stays when the input grows from `shape` to `larger`, else `known`."""
+    if known == 0:  # no batch
+        return 0
     if len(shape) == 2:
         return 1
     if larger and len(larger) == len(shape):

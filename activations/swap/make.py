@@ -85,6 +85,11 @@ def _make(factory: Factory, call: Call, share: Share) -> tuple[nn.Module, int | 
         raise TypeError(f"the activation factory must make a torch.nn.Module, got {new!r}")
     kind, sizes = type(new).__name__, {}
     takes = sizes_taken(type(new))
+    if call.axis == 0 and (share == "channel" or "channels" in takes):
+        raise ValueError(
+            f"{kind} needs the channels of {call.name}, and its input {call.shape} has no batch: "
+            "give a batch as example_input"
+        )
     if "channels" in takes:
         sizes["channels"] = call.channels
         if call.axis not in (None, 1) and "channel_dim" not in takes:

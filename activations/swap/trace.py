@@ -247,7 +247,8 @@ class Run(TorchFunctionMode):
             self._layers.append((out.shape, out.dim() - 1, name))
             self._other = ""
         elif isinstance(module, CONVOLUTIONS):
-            self._layers.append((out.shape, 1, name))
+            batched = out.dim() - len(module.kernel_size) - 1  # 0 without a batch
+            self._layers.append((out.shape, batched, name))
             self._other = ""
         elif not kind and next(module.parameters(recurse=False), None) is not None:
             self._other = name

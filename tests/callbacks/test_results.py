@@ -61,6 +61,8 @@ def test_results_agree_with_the_files_of_the_run(
         f1 = f1_score(samples["label"], predicted, average="macro")
         assert test["test/f1"] == pytest.approx(f1, abs=1e-5)
         assert f"test {which:<4}    accuracy {test['test/acc']:.4f}" in printed
+        assert (RUN / f"confusion_{which}.png").is_file()
+    assert printed.count("class        sensitivity  predictivity  F1") == 2
     state = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert (
         results["learned"]["layer2.0.act1.alpha"] == state["backbone.layer2.0.act1.alpha"].tolist()

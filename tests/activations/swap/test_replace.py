@@ -1390,3 +1390,23 @@ def test_a_fade_on_no_device_begins_with_the_old_function():
     assert model[1].progress.item() == 0
     x = torch.randn(5, 3)
     assert torch.equal(model(x), model[0](x).relu())
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(3, 8, 1), (3, 16, 20)),
+        (nn.Conv1d(3, 8, 1), (3, 16)),
+        (nn.ConvTranspose1d(3, 8, 1), (3, 8)),
+        (nn.Linear(3, 8), (3,)),
+    ],
+)
+def test_an_example_without_a_batch_does_not_tell_the_channels(
+    layer: nn.Module, shape: tuple[int, ...]
+):
+    model, example = nn.Sequential(layer, nn.ReLU()), torch.zeros(shape)
+    with pytest.raises(ValueError, match="has no batch: give a batch as example_input"):
+        replace_activations(model, FReLU, share="channel", example_input=example)
+    with pytest.raises(ValueError, match="LSLU needs the channels of 1, and its input"):
+        replace_activations(model, LSLU, example_input=example)
+    assert len(replace_activations(model, FReLU, example_input=example)) == 1
