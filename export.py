@@ -131,7 +131,7 @@ def main(args: list[str]) -> None:
             check_data(model, data)
         if found and data is not None:
             data.prepare_data()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         if not found or config.int8 or config.tabulate:
             raise
         print(f"the data of the run are not here, and give no samples: {error}")
@@ -214,7 +214,9 @@ def with_data(args: list[str]) -> tuple[list[str], bool]:
     for name in ("--ckpt_path", "--data"):
         known.add_argument(name)
     named, _ = known.parse_known_args(args)
-    if named.data or not named.ckpt_path:
+    options = [word for word in args if word.startswith("--data.")]
+    other = named.data or any(word.startswith("--data.class_path") for word in options)
+    if other or not named.ckpt_path:
         return args, False
     try:
         path = find(named.ckpt_path)
@@ -223,7 +225,8 @@ def with_data(args: list[str]) -> tuple[list[str], bool]:
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     if not (spec := data_of(run / "config.yaml")):
         return args, False
-    return ["--data", json.dumps(spec), *args], not any(w.startswith("--data.") for w in args)
+    spec["init_args"].pop("download", None)
+    return ["--data", json.dumps(spec), *args], not options
 
 
 def check_target(folder: Path) -> None:

@@ -256,8 +256,9 @@ def _nearest(wrong: str | None, given: str, option: str, parser: Parser) -> str:
     """Classes for `option`, named nearly as `given`; else options, named nearly as `wrong`."""
     text, name = parser.format_help(), (wrong or given).rpartition(".")[2]
     section = re.search(rf"\n  {re.escape(option)} .*?(?=\n  --|\Z)", text, re.DOTALL)
-    classes = "".join((section[0] if section else "").split()).partition("knownsubclasses:")[2]
-    known = classes.rstrip(")").split(",") if classes else re.findall(r"  --([\w.]+)", text)
+    words = "".join((section[0] if section else "").split())
+    classes = words.partition("knownsubclasses:")[2].partition(")")[0]
+    known = classes.split(",") if classes else re.findall(r"  --([\w.]+)", text)
     if not classes and not wrong:
         return ""  # a value is no option
     if not classes and not parser.owner:

@@ -4,7 +4,6 @@
 import gc
 
 gc.disable()  # imports make a million objects that stay: looking for garbage is a quarter of them
-import itertools
 import json
 import logging
 import os
@@ -69,7 +68,8 @@ ABOUT = (
 )
 SPLITTING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 TYPED_PLACE = re.compile(r"--trainer\.(logger\.(init_args\.)?save_dir|default_root_dir)\b")
-TESTED = "data.yaml"  # in the folder of a test, its data
+TESTED = "data.yaml"  # in the folder of a test: its weights and data
+UNDECIDING = {"batch_size", "eval_batch_size", "workers", "cache_dir", "download"}
 CRASH, DIVERGED = 1, 3  # exit codes; Python's own for a crash is 1, too
 MISTAKES = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError)
 MISTAKES += (MisconfigurationException,)
@@ -304,7 +304,7 @@ class CLI(LightningCLI):
         elif self.subcommand == "test":
             if not any(map(TYPED_PLACE.match, sys.argv)):
                 arguments.save_dir, arguments.name = os.path.relpath(run), ""
-                self.tested = json.loads(json.dumps(config.data.as_dict(), default=str))
+                self.tested = about_test(path, config.data)
                 arguments.version = folder_of_test(run, self.tested)
         elif path.name == last and config.last_checkpoint.dirpath is None:
             arguments.save_dir = os.path.relpath(run.parent.parent)
@@ -378,11 +378,10 @@ class CLI(LightningCLI):
         changed = [
             f"{key} {known[key]}, now {mine[key]}" for key in both if known[key] != mine[key]
         ]
-        for here, now in ((known, mine), (mine, known)) if known else ():
-            if "window" in here and "window" not in now:
-                cut_out, whole = "beats that came cut out", f"window {here['window']}"
-                pair = (whole, cut_out) if here is known else (cut_out, whole)
-                changed.append("{}, now {}".format(*pair))
+        beats = all("representation" in each for each in (known, mine))
+        if beats and ("window" in known) != ("window" in mine):
+            cut = [f"window {each.get('window', '(beats came cut out)')}" for each in (known, mine)]
+            changed.append(", now ".join(cut))
         if changed:
             rank_zero_warn(
                 f"the network was trained on other data: {'; '.join(sorted(changed))}. Give the "
@@ -432,27 +431,39 @@ class CLI(LightningCLI):
         if trainer.is_global_zero:
             print(f"{summary}{finished}")
 
-    def after_test(self) -> None:
-        """Note of which data the test is, and print what they report besides the metrics."""
+    def before_test(self) -> None:
+        """Note of which weights and data the test is."""
         folder = run_folder(self.trainer) if self.trainer.loggers else None  # all must ask for it
         if folder and self.tested and self.trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
             with replacing(folder / TESTED) as unfinished:
-                unfinished.write_text(yaml.safe_dump({"data": self.tested}, sort_keys=False))
+                unfinished.write_text(yaml.safe_dump(self.tested, sort_keys=False))
+
+    def after_test(self) -> None:
+        """Print what the data report besides the metrics."""
         for each in callbacks_of(self.trainer, Results):
             if each.report and self.trainer.is_global_zero:
                 print(each.report)
 
 
-def folder_of_test(run: Path, data: Any) -> str:
-    """The name of the folder in `run` for a test on `data`: a test on other data keeps its own."""
-    for number in itertools.count():
-        name = f"test_{number}" if number else "test"
-        if not (run / name).exists():
-            return name
-        with suppress(OSError, yaml.YAMLError, KeyError, TypeError):
-            if yaml.safe_load((run / name / TESTED).read_text())["data"] == data:
-                return name
-    raise AssertionError
+def about_test(checkpoint: Path, data: Any) -> dict[str, Any]:
+    """Which weights are tested on what: options that decide nothing are left out."""
+    spec = json.loads(json.dumps(data.as_dict(), default=str))
+    options = {n: v for n, v in (spec.get("init_args") or {}).items() if n not in UNDECIDING}
+    if isinstance(root := options.get("root"), str):
+        options["root"] = os.path.abspath(os.path.expanduser(root))
+    return {"checkpoint": checkpoint.name, "data": {**spec, "init_args": options}}
+
+
+def folder_of_test(run: Path, tested: dict[str, Any]) -> str:
+    """The name of the folder in `run` for a test: one of other weights or data keeps its own."""
+    number = 0
+    while (run / (name := f"test_{number}" if number else "test")).exists():
+        with suppress(OSError, yaml.YAMLError):
+            if yaml.safe_load((run / name / TESTED).read_text()) == tested:
+                break
+        number += 1
+    return name
 
 
 def claim(save_dir: Path, name: str) -> Path:

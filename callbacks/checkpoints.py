@@ -196,7 +196,7 @@ class LastCheckpoint(ModelCheckpoint):
         **more: Any,
     ) -> None:
         for name, usual in _OF_A_CHOICE.items():
-            if more.get(name, usual) not in (None, usual):
+            if more.get(name, usual) not in (None, False, usual):
                 raise ValueError(
                     f"last_checkpoint.{name} {more[name]!r} has no effect: the last checkpoint is "
                     f"not chosen. Use --checkpoint.{name}"

@@ -89,7 +89,8 @@ class Classifier(LightningModule):
     `test/ece` is the expected calibration error, in 15 bins.
     Every sample counts once, for any number of processes. For up to ten classes `test` also logs
     `test_sensitivity/`, `test_predictivity/` and `test_f1/` of each class, and draws the confusion
-    matrix, in TensorBoard and as `confusion.png` in the run's folder.
+    matrix, in TensorBoard and as `confusion.png` in the run's folder (`confusion_last.png` and
+    `confusion_best.png` where both weights are tested).
 
     Args:
         backbone: name of the network, such as resnet20, timm/resnet50 or torchvision/vgg11.

@@ -69,7 +69,7 @@ def _run(checkpoint: Path) -> dict[str, Any] | None:
         which = "last" if last else "best" if own == best.get("epoch") else f"epoch {own + 1}"
         metrics = next((each for each in epochs if each["epoch"] == own), {})
         kept = {n: v for n, v in metrics.items() if n.startswith("val/")}
-        if which == "best" and any(kept.get(n) != v for n, v in best.items() if n != "epoch"):
+        if which == "best" and any(metrics.get(n) != v for n, v in best.items()):
             # saved in the middle of its epoch, while these are of the end
             kept = {name: value for name, value in best.items() if name != "epoch"}
         machine = found["machine"]

@@ -44,6 +44,7 @@ def check_arms(
         "metric.name": spec["metric"]["name"],
         **({"tune.metric": spec["tune"]["metric"]} if spec["tune"] else {}),
     }
+    grid = (spec["tune"] or {}).get("grid", {})
     total, device = None, "cpu"
     for cell in study.cells:
         first: dict[str, Any] = {}
@@ -51,8 +52,9 @@ def check_arms(
         for arm in dict.fromkeys(arms):
             run = study.run("verdict", arm, cell, study.seeds[0], 0)
             found = built(replace(run, compiled="auto"))
-            for setting in range(1, len(study.settings) if cell == 0 else 1):  # a slip in the grid
-                built(study.run("tune", arm, cell, study.seeds[0], setting))
+            if cell == 0 and (arm == arms[0] or any("activation" in n for n in grid)):
+                for setting in range(1, len(study.settings)):
+                    built(study.run("tune", arm, cell, study.seeds[0], setting))
             chosen = (f"test/{name}" for name in getattr(found.datamodule, "f1_over", {}))
             measured = {*found.model.test_metrics.keys(), *chosen, "test/loss"}
             # less is better, which a study knows of losses alone; the other tells of the data

@@ -180,7 +180,8 @@ def _parts(study: Study, base: dict[str, Any]) -> tuple[float, float, float]:
 
 def _seconds(study: Study, base: dict[str, Any], epochs: int, batches: int) -> float:
     """What a training of the baseline takes, on the clock of :func:`study.cost.measure`."""
-    changes = {"trainer.max_epochs": epochs, "trainer.limit_train_batches": batches}
+    changes = {"trainer.max_epochs": epochs, "trainer.max_steps": -1,
+               "trainer.limit_train_batches": batches}  # fmt: skip
     arm, cell = study.spec["baseline"], base["cell"]
     run = study.run("tune", arm, cell, study.seeds[0], 0, changes=changes)
     with tempfile.TemporaryDirectory() as name, quiet() as told:

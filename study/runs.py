@@ -417,7 +417,8 @@ class Study:
         if missing:
             return "tuning", missing
         arms = self.open_arms()
-        double = self._missing(run for c in self.cells for _, run in budget.compared(self, c))
+        unknown = [cell for cell in self.cells if budget.measured(self, cell) is None]
+        double = self._missing(run for c in unknown for _, run in budget.compared(self, c))
         wanted = [
             self.control_run(arm, cell, seed)
             for arm, cell, n in self.controlled()
@@ -475,10 +476,8 @@ class Study:
                 content["shapes"] = "shapes.ckpt"
                 learned = self.results[run.shapes]["learned"]
                 fades = self.given("model.match", split(run.arm)[0], run.cell) == "fade"
-                state = {
-                    name.replace(".new.", ".", 1) if fades else name: torch.tensor(value)
-                    for name, value in learned.items()
-                }
+                old = {n: ".".join(n.rsplit(".new.", 1)) if fades else n for n in learned}
+                state = {old[name]: torch.tensor(value) for name, value in learned.items()}
                 with replacing(folder / "shapes.ckpt") as unfinished:
                     torch.save({"state_dict": state}, unfinished)
             if content != known:

@@ -65,9 +65,7 @@ def learned(study: Study, arm: str, cell: int) -> Learned:
     ended = [study.results[run.id]["learned"] for run in runs if study.status(run) == "ok"]
     if not any(ended):
         return Learned([], [], None, [])
-    run, options = study.run("verdict", arm, cell, study.seeds[0], 0), started(study, arm, cell)
-    for each in (*run.base, run.options):
-        options |= flatten(each)
+    options = started(study, arm, cell) | _options(study, arm, cell)
     numbers = [_by_site(each) for each in ended]
     sites = sorted(numbers[0], key=natural)
     first, other = (
@@ -105,10 +103,22 @@ def started(study: Study, arm: str, cell: int) -> dict[str, Any]:
 
     They are options of train.py.
     """
-    kind = known_class(study.given("model.activation", arm, cell))
+    options = _options(study, arm, cell)
+    kind = known_class(options.get("model.activation"))
     known = read_about(study.folder).get("defaults", {}).get(kind.__name__ if kind else "", {})
     named = {f"model.activation.{name}": value for name, value in known.items()}
-    return {n: value for n, value in named.items() if study.given(n, arm, cell) is None}
+    return {name: value for name, value in named.items() if name not in options}
+
+
+def _options(study: Study, arm: str, cell: int) -> dict[str, Any]:
+    """The options of an arm, with those of the overlays; another activation has its own alone."""
+    run = study.run("verdict", arm, cell, study.seeds[0], 0)
+    found: dict[str, Any] = {}
+    for each in map(flatten, (*run.base, run.options)):
+        if "model.activation" in each:
+            found = {n: v for n, v in found.items() if not n.startswith("model.activation.")}
+        found |= each
+    return found
 
 
 def known_class(activation: Any) -> type[nn.Module] | None:
@@ -154,14 +164,12 @@ def made(options: dict[str, Any], site: str, numbers: dict[str, Any], seed: int 
     try:
         kind: Any = known_class(asked) or getattr(import_module(place), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise SpecError(
-            f"the activation {asked!r} of {site} cannot be made here: {error}"
-        ) from error
+        raise SpecError(f"{asked!r} of {site} cannot be made here: {error}") from error
     if by_site:
         given = dict(asked.get("init_args") or {}) if isinstance(asked, dict) else {}
     else:
         given = {n.removeprefix(prefix): v for n, v in options.items() if n.startswith(prefix)}
-        given = {n: v for n, v in given.items() if n.partition(".")[0] not in _OF_CLASSES}
+        given = {n: v for n, v in given.items() if n not in _OF_CLASSES and "." not in n}
     sizes = getattr(kind, "size_arguments", ("num_parameters",))  # torch's PReLU has it
     if "channels" in sizes:
         given["channels"] = 1  # of a convolution, which is no shape
@@ -169,7 +177,10 @@ def made(options: dict[str, Any], site: str, numbers: dict[str, Any], seed: int 
         given["num_parameters"] = len(next(iter(numbers.values())))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return kind(**given)
+        try:
+            return kind(**given)
+        except (TypeError, ValueError) as error:
+            raise SpecError(f"{asked!r} of {site} cannot be made: {error}") from error
 
 
 @torch.no_grad()

@@ -283,7 +283,7 @@ def _leaves(options: dict[str, Any]) -> set[str]:
 
 
 def _check_lost(spec: dict[str, Any], cell: int) -> None:
-    """Refuse a mapping that would hide options of another part, or that these would win over.
+    """Refuse a mapping that would hide options of an earlier part, or that they would win over.
 
     A mapping with `class_path`, or one that is a value by itself, means all of it.
     """
@@ -300,14 +300,13 @@ def _check_lost(spec: dict[str, Any], cell: int) -> None:
                         f"{place}: {name} would take the place of another mapping, and {lost[0]} "
                         f"would be lost: write options with dots, such as {lost[0]}"
                     )
+            for name in sorted(n for n in each if isinstance(each[n], dict)):
+                if hidden := sorted((_leaves({name: each[name]}) - {name}) & found.keys()):
+                    raise SpecError(
+                        f"{place}: {hidden[0]} in the mapping {name} has no effect, since an "
+                        "earlier part sets it by itself: write it with dots, too"
+                    )
             found |= each
-        leaves = [(leaf, name) for name in found for leaf in sorted(_leaves({name: found[name]}))]
-        for leaf, name in leaves:
-            if leaf != name and leaf in found:
-                raise SpecError(
-                    f"arms.{arm} with cells[{cell}]: {leaf} stands in the mapping {name}, and by "
-                    "itself: write it with dots alone"
-                )
 
 
 def _check_budget(cell: int, options: list[dict[str, Any]]) -> None:

@@ -46,7 +46,8 @@ def wrong(study: Study) -> list[str]:
     lines = []
     for (word, where), each in found.items():
         seeds = ", ".join(map(str, dict.fromkeys(run.seed for run in each)))
-        other = f"it ended well, but its {study.spec['metric']['name']} is no finite number"
+        lacks = "is not finite" if word == "diverged" else "is missing"
+        other = f"it ended well, but its {study.spec['metric']['name']} {lacks}"
         message = str(study.results[each[0].id].get("message") or other).partition(". ")[0]
         logs = ", ".join(f"runs/{run.id}/log" for run in each)
         lines.append(f"{word}: {where}, {counted(len(each), 'run')}, seed {seeds}: {message} "

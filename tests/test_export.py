@@ -425,8 +425,15 @@ def test_data_that_are_not_here_are_left_out_or_found_elsewhere(tmp_path: Path, 
         False,
     )
     assert with_data(["--ckpt_path", str(run), "--data=Digits"])[1] is False
-    said = refused(["export", "--ckpt_path", str(run), "--format", "pt2", "--int8"], capsys)
-    assert "add onnx" in said
+    root.with_name("moved").mkdir()
+    for name, at in (
+        ("--int8", []),
+        ("--format", ["safetensors", f"--data.root={tmp_path}/moved"]),
+    ):
+        said = refused(["export", "--ckpt_path", str(run), name, *at], capsys)
+        assert (
+            "moved' holds fewer than two class folders" if at else f"no folder '{root}'"
+        ) in said
 
 
 @pytest.mark.parametrize(

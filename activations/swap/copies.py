@@ -8,7 +8,7 @@ import copy
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -70,10 +70,14 @@ def check_copies(model: nn.Module) -> None:
     except Exception as error:
         text = f"{type(model).__name__} cannot be copied for a trial run: {error}"
         for name, module in model.named_modules():
+            hooks = [*map(id, hooks_of(module))]  # they stay behind
+            left = {n for n, each in vars(module).items() if id(each) in hooks}
+            left |= {"_parameters", "_buffers", "_modules"}
             for attribute, value in vars(module).items():
                 try:
-                    if attribute not in ("_parameters", "_buffers", "_modules"):
-                        copy.deepcopy(value)
+                    if attribute not in left:
+                        with _Taking(Tensor.detach):
+                            copy.deepcopy(value)
                 except Exception:
                     path = f"{name}.{attribute}".lstrip(".")
                     raise ValueError(f"{text}. Set {path} after the swap") from error
@@ -84,10 +88,9 @@ def check_copies(model: nn.Module) -> None:
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Restore the buffers on leaving, where a copy of `model` may run its own parts.
 
-    A `forward` that was replaced by a function holds the parts of this network, in a copy too.
+    A function that holds a part of this network, such as a new `forward`, holds it in a copy too.
     """
-    forwards = (vars(module).get("forward") for module in model.modules())
-    held = any(isinstance(each, FunctionType) and each.__closure__ for each in forwards)
+    held = any(_holds(each) for module in model.modules() for each in vars(module).values())
     kept = {buffer: buffer.clone() for buffer in model.buffers()} if held else {}
     try:
         yield
@@ -95,6 +98,17 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in kept.items():
                 buffer.copy_(value)
+
+
+def _holds(function: Any) -> bool:
+    """Whether a function has a module, or a method of one, from outside."""
+    if not isinstance(function, FunctionType):
+        return False
+    values = [*(function.__defaults__ or ())]
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # it is empty
+            values.append(cell.cell_contents)
+    return any(isinstance(getattr(v, "__self__", v), nn.Module) for v in values)
 
 
 @contextmanager

@@ -75,15 +75,17 @@ def kind_of(module: nn.Module) -> str | None:
 
 def is_unknown(module: nn.Module) -> bool:
     """Whether a module of the network's own is elementwise and bends, and calls no activation."""
-    if isinstance(module, Scheduled) or type(module).__module__.startswith(LIBRARIES):
-        return False
     alone = next(module.children(), None) is None
-    return alone and _as_a_whole(module, plain(type(module).__name__)) == _UNKNOWN
+    if not alone or kind_of(module) or isinstance(module, Activation | Scheduled):
+        return False
+    return _as_a_whole(module, plain(type(module).__name__)) == _UNKNOWN
 
 
 def makes_output(module: nn.Module) -> bool:
     """Whether a module of the network's own bounds values or makes them positive, and no more."""
-    whole = None if isinstance(module, Activation) else try_whole(module, NAME_OF)
+    if isinstance(module, Activation) or type(module).__module__.startswith(("torch.", *LIBRARIES)):
+        return False
+    whole = try_whole(module, NAME_OF)
     if whole is None or not (whole.bounded or whole.positive):
         return False
     return bool(whole.names) and all(map(bounds, whole.names))

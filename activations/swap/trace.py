@@ -225,18 +225,18 @@ class Run(TorchFunctionMode):
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         name, kind = self._names[id(module)], self._kinds[module]
         self.counts[name] += 1
-        if not kind and not self._inside:
+        running, outside = self._stack[-1] if self._stack else "", not self._inside
+        self._inside += bool(kind)
+        self._stack.append(name)  # first: `_leave` takes it off after an exception, too
+        if not kind and outside:
             self.flow.into((args, kwargs), module)
-        if kind and not self._inside:
+        if kind and outside:
             x = (*args, *kwargs.values())[0]
-            running = self._stack[-1] if self._stack else ""
             place = locate(_caller(), module, self._names, running)
             old = type(module).__name__
             gate = kind == "gate" or _makes_gate(old, x)
             self._record(x, (name, None), old, gate, place)
             self._version = _version(x)
-        self._inside += bool(kind)
-        self._stack.append(name)
 
     def _leave(self, module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> Any:
         name, kind = self._stack.pop(), self._kinds[module]

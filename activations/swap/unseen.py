@@ -6,7 +6,7 @@ import linecache
 import re
 import types
 from collections import ChainMap, Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -67,12 +67,12 @@ def _activation(
     names = ChainMap({function.__code__.co_varnames[0]: module}, function.__globals__)
     value = _value(call.func, names)
     if isinstance(value, torch.jit.ScriptFunction):
-        inside = set(re.findall(r"aten::(\w+)", str(value.graph)))
+        inside = set(re.findall(r"aten::(\w+)", str(value.inlined_graph)))
         return (str(value.name) if inside & _SCRIPTED else None), True
     if value is None and isinstance(call.func, ast.Attribute) and not call.args:
         of_module = isinstance(_value(call.func.value, names), nn.Module)
         value = None if of_module else getattr(Tensor, call.func.attr, None)  # x.relu()
-    name = NAME_OF.get(value) if callable(value) else None
+    name = NAME_OF.get(value) if callable(value) and isinstance(value, Hashable) else None
     return (name if name not in GATE_FUNCTIONS else None), False
 
 
@@ -81,7 +81,9 @@ def _value(node: ast.expr, names: Mapping[str, Any]) -> Any:
         return names.get(node.id)
     if isinstance(node, ast.Attribute):
         of = _value(node.value, names)
-        if isinstance(of, nn.Module):  # a property would run code
-            return vars(of).get(node.attr, of._modules.get(node.attr))
-        return getattr(of, node.attr, None)
+        if isinstance(of, types.ModuleType | type):
+            return getattr(of, node.attr, None)
+        if isinstance(of, nn.Module) and node.attr in of._modules:
+            return of._modules[node.attr]
+        return getattr(of, "__dict__", {}).get(node.attr)  # a property would run code
     return None

@@ -27,7 +27,7 @@ class Whole(NamedTuple):
         affine: whether it is a constant plus a multiple of each.
         bounded: whether it is constant far from 0, on both sides.
         linear: whether it is a constant plus a multiple of its input.
-        positive: whether no output is below 0.
+        positive: whether no output is below 0, and it is constant far from 0 on one side.
     """
 
     elementwise: bool
@@ -92,8 +92,9 @@ def _try(
     fit = torch.linalg.lstsq(columns, target, driver="gelsd").solution
     affine = torch.allclose(columns @ fit, target, rtol=1e-6, atol=1e-6)
     far = [module(torch.full_like(x, value)) for value in (-1e4, -1e3, 1e3, 1e4)]
-    bounded = torch.allclose(far[0], far[1]) and torch.allclose(far[2], far[3])
-    return Whole(True, seen.names, affine, bounded, positive=bool((y >= 0).all()))
+    sides = torch.allclose(far[0], far[1]), torch.allclose(far[2], far[3])
+    positive = any(sides) and bool((y >= 0).all())
+    return Whole(True, seen.names, affine, bounded=all(sides), positive=positive)
 
 
 class _Seen(TorchFunctionMode):

@@ -19,7 +19,7 @@ from sklearn.metrics import f1_score
 from torch.utils.data import DataLoader, TensorDataset
 
 import train
-from callbacks import BestCheckpoint, Results, read_results, run_results, run_summary
+from callbacks import BestCheckpoint, Results, read_results, run_details
 from datamodules import MITBIH
 from datamodules.aami import of_tests
 from models import Classifier
@@ -273,7 +273,7 @@ def test_samples_without_positions_and_groups(tmp_path: Path):
     assert made.tables["aami"].loc["gross", "majority"] == pytest.approx(
         run.callback_metrics["test/acc_majority"].item()
     )
-    assert results.report in run_summary(run, [run_results(run, "test")])
+    assert run_details(run) == [results.report]
     images = torch.cat([batch[0] for batch in data.test_dataloader()])
     labels = torch.from_numpy(samples["label"])
     loader = DataLoader(TensorDataset(images, labels), 7)

@@ -149,6 +149,10 @@ def test_two_annotation_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         monkeypatch.setattr("sys.argv", [*words[:3], *more])
         with pytest.raises(SystemExit, match=message):
             main()
+    monkeypatch.setattr("sys.argv", ["aami", "test.npz", "--start", "300"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--start 300 needs annotation files" in capsys.readouterr().err
 
 
 def test_tests_of_several_networks_are_one(tmp_path: Path):

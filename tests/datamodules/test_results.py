@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 import train
-from callbacks import PredictionWriter, run_results, run_summary
+from callbacks import PredictionWriter, run_details, run_summary
 from datamodules import CIFAR10, MITBIH
 from models import Classifier
 from models.metrics import class_measures, draw_confusion
@@ -36,7 +36,8 @@ def test_measures_of_each_class(tmp_path: Path):
     run = trainer(tmp_path, logger=logger, max_epochs=2, log_every_n_steps=2)
     run.fit(model, datamodule=data)
     [found] = run.test(model, datamodule=data, verbose=False)
-    summary = run_summary(run, [run_results(run, "test")])
+    summary = "\n".join(run_details(run))
+    assert run_summary(run, [summary]).startswith(f"\n{summary}\n")
     row = next(line for line in summary.splitlines() if line.startswith("grey")).split()
     assert float(row[1]) == pytest.approx(found["test_sensitivity/grey"], abs=1e-4)
     batches: Any = run.predict(model, datamodule=data)
@@ -114,10 +115,12 @@ def test_beats_are_tested_and_predicted_from_the_command_line(
         "test/data.yaml",
     ):
         assert (best.parents[1] / name).is_file()
-    known = yaml.safe_load((best.parents[1] / "test/data.yaml").read_text())["data"]
+    known = yaml.safe_load((best.parents[1] / "test/data.yaml").read_text())
+    assert known["data"]["init_args"]["root"] == str(tmp_path / "mitdb")
+    assert "batch_size" not in known["data"]["init_args"]
     assert train.folder_of_test(best.parents[1], known) == "test"
-    known["init_args"]["root"] = "incart"
-    assert train.folder_of_test(best.parents[1], known) == "test_1"
+    for other in ({**known, "checkpoint": "last.ckpt"}, {**known, "data": {"class_path": "x"}}):
+        assert train.folder_of_test(best.parents[1], other) == "test_1"
     with pytest.warns(UserWarning, match="trained on other data: normalize zscore, now minmax"):
         command(f"validate {data} {quiet} --trainer.accelerator cpu --ckpt_path {best} "
                 "--data.normalize minmax")  # fmt: skip

@@ -67,7 +67,6 @@ def test_records_without_beats_are_told(folder: tuple[Path, Any], tmp_path: Path
 
     for suffix in ("hea", "dat"):
         shutil.copy(folder[0] / f"I01.{suffix}", tmp_path)
-
     wfdb.wrann("I01", "atr", np.array([300]), ["+"], aux_note=["(AFIB"], write_dir=str(tmp_path))
     told = r"no record in .* has an annotated beat whose window lies inside it \(1 records, 0 beats"
     with pytest.raises(ValueError, match=told):
@@ -208,8 +207,6 @@ def test_annotations_count_time_in_units_of_their_own(folder: tuple[Path, Any], 
     for suffix in ("hea", "dat"):
         shutil.copy(folder[0] / f"I01.{suffix}", tmp_path)
     notes: Any = wfdb.rdann(str(folder[0] / "I01"), "atr")
-    import wfdb
-
     wfdb.wrann("I01", "atr", notes.sample * 2, notes.symbol, fs=514, write_dir=str(tmp_path))
     header = wfdb.rdheader(str(tmp_path / "I01"))
     peaks, symbols = read_notes(tmp_path / "I01", {}, header)

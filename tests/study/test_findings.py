@@ -111,8 +111,22 @@ def test_an_own_class_is_not_taken_for_ours(tmp_path: Path, monkeypatch: pytest.
     assert defaults(check(small(arms=arms))) == {}
     own = made(arms["CosLU"], "act1", {"weight": [1.0]})
     assert type(own).__module__ == "its_lab"
-    with pytest.raises(SpecError, match=r"the activation 'gone.CosLU' of act1 cannot be made here"):
+    with pytest.raises(SpecError, match=r"'gone.CosLU' of act1 cannot be made here"):
         made({"model.activation": "gone.CosLU"}, "act1", {"weight": [1.0]})
+
+
+def test_another_activation_has_its_own_arguments(tmp_path: Path):
+    """Not those of the overlay's; what cannot be made is told."""
+    named = {"class_path": "CosLU", "init_args": {"alpha": 0.5}}
+    arms = {"ReLU": ARMS["ReLU"], "PReLU": {"model.activation": "torch.nn.PReLU"}}
+    lock(tmp_path, check(small(arms=arms, base=[{"model": {"activation": named}}])))
+    study = Study.read(tmp_path)
+    run = study.verdict_run("PReLU", 0, study.seeds[0])
+    write(study, run, result(90, run.seed, learned={"act1.weight": [2.0]}))
+    found = parameters(learned(Study.read(tmp_path), "PReLU", 0))
+    assert found["weight"].start.item() == 0.25
+    with pytest.raises(SpecError, match="'CosLU' of act1 cannot be made: "):
+        made({"model.activation": "CosLU", "model.activation.gamma": 1}, "act1", {"alpha": [1.0]})
 
 
 def test_a_function_that_the_base_or_the_cell_names_is_found(tmp_path: Path):

@@ -215,7 +215,8 @@ def test_a_test_value_that_is_not_finite_is_a_divergence(tmp_path: Path):
     for tests, word in (({"test/acc": None}, "diverged"), ({}, "failed")):
         write(made, run, result(90, 1000, test={"last": {"test/loss": 1.0, **tests}}))
         assert Study.read(tmp_path).status(run) == word
-        assert "its test/acc is no finite number" in wrong(Study.read(tmp_path))[0]
+        lacks = "is not finite" if word == "diverged" else "is missing"
+        assert f"its test/acc {lacks}" in wrong(Study.read(tmp_path))[0]
 
 
 def test_several_versions_of_a_package_are_told(tmp_path: Path):

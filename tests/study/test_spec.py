@@ -76,7 +76,7 @@ def arms(**more: Any) -> dict[str, Any]:
           "budget": {"trainer": {"max_epochs": 2}}}, "budget: trainer would take the place"),
         ({"cells": [{"data": "Digits", "model.label_smoothing": 0.1}],
           **arms(SiLU={"model": {"label_smoothing": 0.2}})},
-         "arms.SiLU with cells[0]: model.label_smoothing stands in the mapping model, and by"),
+         "arms.SiLU: model.label_smoothing in the mapping model has no effect, since an earlier"),
         ({"tune": {**TUNE, "seeds": [1000, 2]}}, "[1000] belong to the verdict (1000 to 1007)"),
         ({"tune": {**TUNE, "seeds": 1}}, "a list of whole numbers"),
         ({"tune": {**TUNE, "metric": "test/acc"}}, "tune.metric must be of the validation"),
@@ -107,6 +107,11 @@ def test_an_unfair_spec_is_refused(changes: dict[str, Any], told: str):
         check(small(**changes))
     assert told in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_another_place_of_data_that_are_a_mapping(tmp_path: Path):
+    data = {"class_path": "ImageFolder", "init_args": {"root": "a"}}
+    check(small(cells=[{"data": data, "data.root": "b", "model.optimizer.init_args.lr": 1}]))
 
 
 def test_a_config_of_a_run_is_a_base():

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections import Counter
+from dataclasses import dataclass
 
 import pytest
 import timm
@@ -17,7 +18,7 @@ from torch.ao import quantization
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
-from activations import CosLU, DiTAC, penalty, replace_activations
+from activations import Activation, CosLU, DiTAC, penalty, replace_activations
 from activations.swap.copies import copied
 from activations.swap.kinds import kind_of
 
@@ -482,11 +483,21 @@ def test_a_function_in_a_branch_that_no_trial_took_is_listed():
 
 
 def scripted(x: Tensor) -> Tensor:
-    return torch.relu(x) + 1
+    return F.relu(x) + 1
 
 
 with warnings.catch_warnings(action="ignore"):
     scripted = torch.jit.script(scripted)
+
+
+@dataclass
+class Helper:
+    def __call__(self, x):
+        return x
+
+    @property
+    def ready(self):
+        raise RuntimeError("a property is not read")
 
 
 def twice(function):
@@ -499,6 +510,7 @@ class Ways(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.fn, self.experts = nn.Conv2d(3, 4, 1), F.mish, nn.ModuleList([Branches()])
+        self.helper, self.unhashable = Helper(), Helper()
 
     @property
     def broken(self):
@@ -517,7 +529,7 @@ class Ways(nn.Module):
             return self.experts[0](x)
         if way == 2:
             return self.fn(self.conv(x).relu())
-        if way == 3:
+        if way == 3 and self.helper.ready.wait() and self.unhashable(x):
             return self.broken(self.other(self.short(x)))
         return F.relu(x)
 
@@ -548,6 +560,29 @@ class Smooth(nn.Module):
 class Sine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.sin(x)
+
+
+class Wave(Activation):
+    @staticmethod
+    def formula(x: Tensor) -> Tensor:
+        return torch.sin(x)
+
+
+class OwnSigmoid(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 1 / (1 + torch.exp(-x))
+
+
+class LiSHT(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.tanh(x)
+
+
+def test_what_is_known_is_not_listed_as_unknown():
+    model = nn.Sequential(nn.Linear(3, 4), Wave(), OwnSigmoid(), nn.Linear(4, 4), LiSHT())
+    report = replace_activations(model, CosLU, example_input=torch.zeros(2, 3))
+    assert [call.name for call in report] == ["1", "4"]
+    assert report.left == (("2", "OwnSigmoid", "a gate"),)
 
 
 class Affine(nn.Module):
