@@ -22,7 +22,7 @@ def notes(study: Study) -> dict[str, str]:
 def highlights(studies: Sequence[Study]) -> list[str]:
     """How many functions are better, which is best and worst and why; which equal one costs most.
 
-    Three at most.
+    Three at most. What holds on other test data, too, comes first.
     """
     found = [
         (study, *place, verdict)
@@ -37,7 +37,7 @@ def highlights(studies: Sequence[Study]) -> list[str]:
     lines = [_counts(largest, [verdict for study, *_, verdict in found if study is largest])]
     for kind in (Kind.BETTER, Kind.WORSE):
         if decided := [each for each in found if each[-1].kind is kind]:
-            study, arm, cell, verdict = max(decided, key=lambda each: _size(each[-1]))
+            study, arm, cell, verdict = max(decided, key=_rank)
             known = [f"{_told(study, verdict)}.", _elsewhere(study, arm, cell, verdict)]
             known.append(notes(study).get(arm, ""))
             lines.append(" ".join(filter(None, known)))
@@ -52,6 +52,12 @@ def highlights(studies: Sequence[Study]) -> list[str]:
             "study's options (fused functions take less: docs/performance.md)."
         )
     return lines
+
+
+def _rank(found: tuple[Study, str, int, Verdict]) -> tuple[bool, float]:
+    """Whether a verdict is the same on other test data, and the size of its difference."""
+    verdict, elsewhere = found[-1], on_new_images(*found)
+    return elsewhere is not None and elsewhere.kind is verdict.kind, _size(verdict)
 
 
 def _told(study: Study, verdict: Verdict) -> str:
