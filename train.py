@@ -69,6 +69,10 @@ ABOUT = (
 SPLITTING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 TYPED_PLACE = re.compile(r"--trainer\.(logger\.(init_args\.)?save_dir|default_root_dir)\b")
 TESTED = "data.yaml"  # in the folder of a test: its weights and data
+_SPLITS = ("protocol", "split_seed", "val_fraction", "test_fraction", "val_records",
+           "test_records", "patient")  # fmt: skip
+_OF_SWAP = {"share": "site", "match": False, "include": "*", "exclude": None,
+            "include_kinds": None}  # fmt: skip
 UNDECIDING = {"batch_size", "eval_batch_size", "workers", "cache_dir", "download"}
 CRASH, DIVERGED = 1, 3  # exit codes; Python's own for a crash is 1, too
 MISTAKES = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError)
@@ -240,6 +244,13 @@ class CLI(LightningCLI):
                 raise ValueError(f"--{name}.monitor is empty: name a metric, such as val/acc")
         for option in ("model", "data", "trainer"):
             check_given(config.as_dict().get(option), option)
+        named = config.model.activation or config.model.activation_by_site
+        for name, usual in _OF_SWAP.items():
+            if self.subcommand == "fit" and not named and config.model[name] != usual:
+                rank_zero_warn(
+                    f"--model.{name} has no effect without --model.activation: the network keeps "
+                    "its own activations"
+                )
         trainer, off = config.trainer, set[str]()
         for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
             if isinstance(given := trainer[name], int | float) and given <= 0:
@@ -306,6 +317,11 @@ class CLI(LightningCLI):
                 arguments.save_dir, arguments.name = os.path.relpath(run), ""
                 self.tested = about_test(path, config.data)
                 arguments.version = folder_of_test(run, self.tested)
+            if changed := other_splits(run, config.data):
+                rank_zero_warn(
+                    "the test set may hold samples on which the network was trained, since these "
+                    f"options of the data were others then: {'; '.join(changed)}"
+                )
         elif path.name == last and config.last_checkpoint.dirpath is None:
             arguments.save_dir = os.path.relpath(run.parent.parent)
             arguments.name, arguments.version = run.parent.name, run.name
@@ -453,6 +469,27 @@ def about_test(checkpoint: Path, data: Any) -> dict[str, Any]:
     if isinstance(root := options.get("root"), str):
         options["root"] = os.path.abspath(os.path.expanduser(root))
     return {"checkpoint": checkpoint.name, "data": {**spec, "init_args": options}}
+
+
+def other_splits(run: Path, data: Any) -> list[str]:
+    """The options by which a data set is divided that are not those of a run on the same set."""
+    with suppress(OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        known = yaml.safe_load((run / "config.yaml").read_text())["data"]
+        mine = data.as_dict()
+        if known["class_path"].rpartition(".")[2] != mine["class_path"].rpartition(".")[2]:
+            return []
+        old, new = known.get("init_args") or {}, mine.get("init_args") or {}
+        return [
+            f"{name} {old[name]}, now {new[name]}"
+            for name in _SPLITS
+            if name in old.keys() & new.keys() and plain(old[name]) != plain(new[name])
+        ]
+    return []
+
+
+def plain(value: Any) -> Any:
+    """A value as YAML and the command line have it alike."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def folder_of_test(run: Path, tested: dict[str, Any]) -> str:

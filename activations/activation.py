@@ -204,7 +204,7 @@ class Activation(Leaf):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Start anew: also what `to_empty` needs after a construction on the meta device."""
-        for part in [*self.modules()][1:]:
+        for part in [*self.modules()][:0:-1]:  # what holds others comes after them
             if callable(reset := getattr(part, "reset_parameters", None)):
                 reset()
         for name, start in self._starts.items():

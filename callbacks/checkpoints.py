@@ -281,7 +281,11 @@ class LastCheckpoint(ModelCheckpoint):
                 forget_later(trainer.loggers, trainer.global_step)
             self._log_again(trainer)
             if "metrics" not in self._resume:  # saved at an epoch's end, ahead of ReduceLROnPlateau
+                self._put_results_back(trainer)  # the sanity check has removed them
+                progress: Any = trainer.fit_loop.epoch_progress.current
+                progress.completed -= 1  # it counts from the epoch that has ended
                 trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", True)
+                progress.completed += 1
             for name, states in self._resume.get("metrics", {}).items():
                 metric = pl_module.get_submodule(name)
                 for key, value in states.items() if trainer.is_global_zero else ():

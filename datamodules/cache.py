@@ -17,7 +17,7 @@ from torch import Tensor
 Create = Callable[[str, tuple[int, ...], Any], np.ndarray]
 # to be raised with every change of what a file becomes (`read_image`, `cut`, `read_rows`, ...):
 # what earlier code has prepared is then not used any more
-FORM = 3
+FORM = 4
 
 
 def home(cache_dir: str | Path | None) -> Path:

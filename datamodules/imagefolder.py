@@ -144,7 +144,13 @@ class ImageFolder(Pool):
 
     @cached_property
     def _splits(self) -> dict[str, Path]:
-        found = [name for name in class_folders(self.folder) if class_folders(self.folder / name)]
+        there = class_folders(self.folder)
+        found = [name for name in there if class_folders(self.folder / name)]
+        if not found and there and all(any(n.lower() in p for p in PARTS.values()) for n in there):
+            raise ValueError(
+                f"{some(there)} in {str(self.folder)!r} hold images themselves: put them into a "
+                "folder for each class, train/<class>/*"
+            )
         same = {part: [n for n in found if n.lower() in known] for part, known in PARTS.items()}
         if not same["train"]:
             return {"train": self.folder}

@@ -148,7 +148,9 @@ def read_image(
             decoded = _encoding(image)
             if image.format != "JPEG":  # which is decoded at about the wanted size
                 _check_pixels(image)
-            turned = _orientation(image) >= 5  # it lies on its side
+            if image.format == "TIFF":  # PIL turns it as it is loaded, and gives its size turned
+                image.load()
+            deep, turned = image.mode.startswith(DEEP), _orientation(image) >= 5  # on its side
             width, height = image.size[::-1] if turned else image.size
             box = (place or middle)(width, height)
             if resize:  # a large JPEG is decoded at about the wanted size
@@ -165,7 +167,7 @@ def read_image(
         raise damaged(file, error, "replace or delete it") from error
     # of 16 bits in each colour PIL keeps the upper 8
     highest = max(high for _, high in pixels.getextrema())  # pyright: ignore
-    if re.search(r";16|\b65535\b", decoded) and 0 < highest <= 16:
+    if not deep and re.search(r";16|\b65535\b", decoded) and 0 < highest <= 16:
         raise ValueError(
             f"{str(file)!r} has colours of 12 bits or fewer in 16 bits, which are nearly black in "
             "8 bits: convert it to 8 bits"

@@ -408,10 +408,10 @@ class Classifier(LightningModule):
             self._use_found_rate(self.lr)
         for config in self.trainer.lr_scheduler_configs:
             planned = getattr(config.scheduler, "total_steps", math.inf)
-            if isinstance(config.scheduler, OneCycleLR) and planned < self._steps():
+            if isinstance(config.scheduler, OneCycleLR) and planned != self._steps():
                 raise ValueError(
-                    f"OneCycleLR has been planned for {planned} steps and cannot be made longer, "
-                    f"to {self._steps()}: start a new run from these weights with "
+                    f"OneCycleLR has been planned for {planned} steps and cannot be made longer or "
+                    f"shorter, to {self._steps()}: start a new run from these weights with "
                     "--model.checkpoint_path, or go on with as many steps"
                 )
         weights = getattr(self.trainer.datamodule, "class_weights", None)  # pyright: ignore[reportAttributeAccessIssue]
@@ -511,6 +511,11 @@ class Classifier(LightningModule):
         """The optimizer, of weights and of activations' own parameters, and the scheduler."""
         optimizer = self._optimizer(self.backbone)
         if self.lr_scheduler is None:
+            if self.lr_scheduler_interval == "epoch":
+                raise ValueError(
+                    "lr_scheduler_interval: epoch has no effect on the default cosine, which moves "
+                    "each step: name a scheduler with --model.lr_scheduler"
+                )
             steps = self._steps()
             timers = [each for each in getattr(self.trainer, "callbacks", ()) if _has_limit(each)]
             if timers:

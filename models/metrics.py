@@ -213,10 +213,12 @@ def check_monitors(trainer: Trainer) -> None:
     ]
     known = [name for name in trainer.callback_metrics if name.startswith("val")]
     for each in users:
-        most = str(each.monitor) in ("val/acc", "val/f1", "val/auroc", "val/acc_top5")
-        if isinstance(each, EarlyStopping) and most and each.mode == "min":
+        part = getattr(each, "scheduler", each)
+        mode, kind = getattr(part, "mode", ""), type(part).__name__
+        if mode == "min" and str(each.monitor).startswith(("val/acc", "val/f1", "val/auroc")):
             raise ValueError(
-                f"EarlyStopping with mode min stops while {each.monitor} gets better: add mode: max"
+                f"{kind} with mode min takes a lower {each.monitor} for the better one: add mode: "
+                "max"
             )
         name = str(each.monitor or "epoch")
         unknown = name.startswith("val") or ("/" not in name and name not in ("epoch", "step"))

@@ -351,15 +351,40 @@ def test_a_users_own_checkpoints_change_nothing(
 class Noisy(Small):
     """Dropout, means that are logged at the end of an epoch, and a rate that follows results."""
 
+    every = 1
+
     def configure_optimizers(self) -> Any:
         optimizer = super().configure_optimizers()
-        return [optimizer], [{"scheduler": ReduceLROnPlateau(optimizer), "monitor": "val/loss"}]
+        plateau = ReduceLROnPlateau(optimizer, patience=0, threshold=1.0)
+        config = {"scheduler": plateau, "monitor": "val/loss", "frequency": self.every}
+        return [optimizer], [config]
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         loss = self.loss(nn.functional.dropout(batch[0], 0.3), batch[1])
         self.log("mean", loss, on_step=False, on_epoch=True)
         self.log("most", loss, on_step=False, on_epoch=True, reduce_fx=max)
         return loss
+
+
+@pytest.mark.parametrize(("done", "every"), [(1, 1), (2, 2), (3, 2)])
+def test_a_rate_that_follows_results_goes_on_from_the_end_of_an_epoch(
+    tmp_path: Path, done: int, every: int
+):
+    def fit(name: str, epochs: int, path: Path | None = None) -> Any:
+        last, model = LastCheckpoint(dirpath=tmp_path / name, filename="last"), Noisy()
+        model.every = every
+        run = trainer(tmp_path, last, enable_checkpointing=True, max_epochs=epochs,
+                      check_val_every_n_epoch=every, num_sanity_val_steps=2,
+                      limit_train_batches=2)  # fmt: skip
+        run.fit(model, datamodule=Tiny(), ckpt_path=path)
+        return [model.state_dict(), run.lr_scheduler_configs[0].scheduler.state_dict()]
+
+    torch.manual_seed(7)
+    whole = fit("whole", 4)
+    assert whole[1]["num_bad_epochs"] == 0  # the rate fell each time
+    torch.manual_seed(7)
+    fit("part", done)
+    assert same(whole, fit("again", 4, tmp_path / "part/last.ckpt"))
 
 
 @pytest.mark.gpu
@@ -491,7 +516,7 @@ def test_a_one_cycle_is_not_made_longer(tmp_path: Path):
         run.fit(model, datamodule=Tiny(), ckpt_path=path)
 
     fit(1)
-    with pytest.raises(ValueError, match="planned for 2 steps and cannot be made longer, to 4"):
+    with pytest.raises(ValueError, match=r"planned for 2 steps and cannot be made longer .*, to 4"):
         fit(2, tmp_path / "last.ckpt")
 
 

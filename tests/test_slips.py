@@ -180,7 +180,10 @@ RUN_LINES = [
     ("RUN --trainer.logger false --model.lr_scheduler_interval step --model.lr_scheduler ReduceLROnPlateau "
      "--model.lr_scheduler.monitor val/loss", "val/loss is not measured after each step"),
     ("RUN --trainer.logger false --trainer.callbacks EarlyStopping --trainer.callbacks.monitor val/acc",
-     "stops while val/acc gets better: add mode: max"),
+     "EarlyStopping with mode min takes a lower val/acc for the better one: add mode: max"),
+    ("RUN --trainer.logger false --model.lr_scheduler ReduceLROnPlateau --model.lr_scheduler.monitor val/acc",
+     "ReduceLROnPlateau with mode min takes a lower val/acc for the better one"),
+    ("RUN --trainer.logger false --model.lr_scheduler_interval epoch", "no effect on the default cosine"),
     ("RUN --trainer.logger false --checkpoint.monitor acc", "monitor 'acc' is not measured: choose one of"),
     ("RUN --ckpt_path .", "no weights at 'checkpoints/last.ckpt'"),
     ("RUN -c none.yaml", "none.yaml"),

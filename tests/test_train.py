@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from jsonargparse import Namespace
 
 import activations as A
 import train
@@ -473,3 +474,29 @@ def test_a_last_checkpoint_is_not_chosen():
     with pytest.raises(ValueError, match=r"last_checkpoint.monitor 'val/loss' has no effect"):
         LastCheckpoint(monitor="val/loss")
     LastCheckpoint(monitor=None, mode="min", save_top_k=1, save_last=False)
+
+
+def test_options_of_a_swap_without_an_activation_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    line = "fit --data Digits --model.backbone resnet8 --trainer.fast_dev_run 1 --trainer.accelerator cpu"
+    with pytest.warns(UserWarning, match=r"--model.share has no effect without --model.activation"):
+        train.main([*line.split(), "--model.share", "channel"])
+
+
+def test_other_splits_than_those_of_the_training_are_told(tmp_path: Path):
+    then = {"protocol": "intra_patient", "split_seed": 0, "val_records": [101], "root": "a"}
+    spec = {"class_path": "datamodules.MITBIH", "init_args": then}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": spec}))
+    now = {**then, "val_records": (101,), "root": "b"}
+    for options, told in (
+        (now, []),
+        ({**now, "protocol": "inter_patient"}, ["protocol intra_patient, now inter_patient"]),
+        ({**now, "split_seed": 3}, ["split_seed 0, now 3"]),
+    ):
+        data = Namespace(class_path="MITBIH", init_args=Namespace(**options))
+        assert train.other_splits(tmp_path, data) == told
+    other = Namespace(class_path="datamodules.WFDBBeats", init_args=Namespace(split_seed=3))
+    assert train.other_splits(tmp_path, other) == []
+    assert train.other_splits(tmp_path / "gone", other) == []

@@ -260,7 +260,9 @@ class DiTAC(Activation):
             return None
         whole = getattr(self.theta, "full_tensor", None)  # of what is sharded
         theta = precise(whole() if whole else self.theta)
-        return self.penalty_weight * ((theta @ self.precision.to(theta)) * theta).sum()
+        # no matrix product, which autocast would make one of half precision
+        product = (theta[:, :, None] * self.precision.to(theta)).sum(1)
+        return self.penalty_weight * (product * theta).sum()
 
     def table_and_ends(self) -> tuple[Tensor, Tensor]:
         """T at the knots of the table, and its slopes at a and b: (P, table + 1) and (P, 2)."""

@@ -80,9 +80,8 @@ class DSReLU(Activation):
         if not 0.0 <= progress <= 1.0:
             raise ValueError(f"progress must lie in [0, 1], got {progress!r}")
         fraction = _sigmoid(self.k * (progress - 0.5))
-        if self.normalized:
-            first = _sigmoid(-self.k / 2)
-            fraction = (fraction - first) / (1 - 2 * first)
+        if self.normalized:  # (S(t) - S(0)) / (S(1) - S(0)), also for small k
+            fraction = 0.5 + 0.5 * math.tanh(self.k * (progress - 0.5) / 2) / math.tanh(self.k / 4)
         return self.a + (self.b - self.a) * fraction
 
     def set_progress(self, progress: float) -> None:

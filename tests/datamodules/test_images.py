@@ -204,6 +204,21 @@ def test_bits_palettes_cmyk_and_rotation(tmp_path: Path):
     Image.fromarray(grey_ramp()).save(tmp_path / "turned.jpg", exif=exif)
     turned = read_image(tmp_path / "turned.jpg", 16)[0].astype(int)
     assert np.abs(turned - grey_ramp().T).max() < 12
+    wide = np.arange(32 * 16, dtype=np.uint16).reshape(16, 32) // 2
+    for place in (1, 6):
+        exif[0x0112] = place
+        Image.fromarray(wide.astype(np.uint8)).save(tmp_path / f"{place}.tiff", exif=exif)
+    upright, turned = (read_image(tmp_path / f"{place}.tiff", 16)[0] for place in (1, 6))
+    np.testing.assert_array_equal(turned, upright.T[:, ::-1])  # a quarter clockwise
+
+
+@pytest.mark.parametrize("highest", [1, 16, 260, 4100])
+def test_a_dark_grey_image_of_16_bits_is_scaled(tmp_path: Path, highest: int):
+    values = np.linspace(0, highest, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / "dark.png")
+    whole = next(each for each in (255, 4095, 65535) if highest <= each)
+    found = read_image(tmp_path / "dark.png", 16)[0]
+    np.testing.assert_allclose(found, values * (255 / whole), atol=0.51)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])

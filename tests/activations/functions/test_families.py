@@ -474,3 +474,31 @@ def test_parameters_in_half_precision_are_combined_in_float32():
             parameter.copy_(rounded)
     x = torch.tensor([-3000.0, -30.0, 2.0]).half()
     assert torch.equal(half(x), plain(x.float()).half())
+
+
+def test_a_penalty_is_not_computed_in_half_precision():
+    torch.manual_seed(0)
+    module = A.DiTAC(theta="prior")
+    plain = module.penalty()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = module.penalty()
+    torch.testing.assert_close(found, plain, rtol=1e-6, atol=0)
+
+
+def test_a_slope_that_hardly_bends_is_a_line():
+    found = [A.DSReLU(a=2.0, b=0.5, k=1e-17, normalized=True).slope_at(t) for t in (0, 0.25, 1)]
+    assert found == pytest.approx([2.0, 1.625, 0.5])
+    usual = A.DSReLU(a=2.0, b=0.5, k=3.0, normalized=True)
+    first, at, last = (1 / (1 + math.exp(-3 * (t - 0.5))) for t in (0, 0.2, 1))
+    assert usual.slope_at(0.2) == pytest.approx(2 - 1.5 * (at - first) / (last - first))
+
+
+def test_a_mixture_starts_its_members_anew_as_they_begin():
+    mixture = A.LinComb([lambda: A.DynamicReLU(channels=8), nn.ReLU])
+    x = torch.randn(4, 8, 3, 3)
+    fresh = mixture(x)
+    with torch.no_grad():
+        for parameter in mixture.parameters():
+            parameter += 1
+    mixture.reset_parameters()
+    torch.testing.assert_close(mixture(x), fresh)
