@@ -172,6 +172,12 @@ def _mode(monitor: str | None) -> Literal["min", "max"]:
     return "min" if str(monitor).endswith(("loss", "error", "ece", "mae", "mse")) else "max"
 
 
+def has_diverged(exception: BaseException) -> bool:
+    """Whether it tells of a training that diverged, and not of a slip in somebody's arithmetic."""
+    slips = ZeroDivisionError | OverflowError | FloatingPointError
+    return isinstance(exception, ArithmeticError) and not isinstance(exception, slips)
+
+
 class LastCheckpoint(ModelCheckpoint):
     """Saves `last.ckpt` after every epoch, better or not; a run resumed from it goes on exactly.
 
@@ -350,7 +356,7 @@ class LastCheckpoint(ModelCheckpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: Any) -> None:
         """Say how to go on."""
         self._restore_handlers()
-        if self._saved and trainer.is_global_zero and not isinstance(exception, ArithmeticError):
+        if self._saved and trainer.is_global_zero and not has_diverged(exception):
             config = self.path.parent.parent / "config.yaml"
             command = f"python train.py fit -c {shlex.quote(str(config))}"
             command = command if config.is_file() else "the same command"

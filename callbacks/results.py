@@ -21,7 +21,7 @@ from torch.utils.data import DistributedSampler
 from activations.files import replacing
 from activations.groups import learned_values
 
-from .checkpoints import BestCheckpoint
+from .checkpoints import BestCheckpoint, has_diverged
 from .lightning_private import callbacks_of
 from .machine import code, commit, machine, now
 from .record import run_folder
@@ -249,7 +249,7 @@ class Results(Callback):
         if isinstance(exception, Exception) and self._folder and self._begun:
             if self._clock:
                 self.on_fit_end(trainer, pl_module)
-            diverged = isinstance(exception, ArithmeticError)
+            diverged = has_diverged(exception)
             with suppress(OSError):  # of a full disk the error itself tells
                 self.write("diverged" if diverged else "failed", str(exception), trainer)
 

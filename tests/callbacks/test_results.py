@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import train
 from callbacks import BestCheckpoint, Results, read_results, run_details
+from callbacks.checkpoints import has_diverged
 from datamodules import MITBIH
 from datamodules.aami import of_tests
-from models import Classifier
+from models import Classifier, DivergedError
 from tests.data import Tiny, write_records
 from tests.trainings import Small, classifier, trainer
 
@@ -310,3 +311,8 @@ def test_a_table_of_runs_names_what_it_cannot_read(tmp_path: Path):
     assert [(row["run"], row["status"]) for row in rows] == [(n, "unreadable") for n in "abc"]
     with pytest.raises(FileNotFoundError, match="no such folder"):
         read_results(tmp_path / "missing")
+
+
+def test_a_slip_in_arithmetic_is_no_divergence():
+    assert has_diverged(DivergedError())
+    assert not any(map(has_diverged, (ZeroDivisionError(), OverflowError(), ValueError())))
