@@ -1,6 +1,5 @@
 """`python train.py export`: a trained network as files that other programs run."""
 
-import copy
 import json
 import shutil
 from argparse import ArgumentParser
@@ -15,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
 import datamodules
-from activations import set_progress, tabulate
+from activations import tabulate
 from activations.activation import positive
 from activations.files import check_writable, replacing
 from models import Classifier, load
@@ -33,7 +32,7 @@ from models.export import (
     write_weights,
 )
 from models.hub import about, card, push
-from models.network import find
+from models.network import find, has_ended
 from models.program import read
 from models.side import Joined, class_scores, side_of
 from options import Parser
@@ -372,14 +371,6 @@ class Samples:
         if self.data is None:
             return f"{RANDOM} random inputs, since no data were given (--data)"
         return f"the test set of {type(self.data).__name__}"
-
-
-def has_ended(network: nn.Module) -> bool:
-    """Whether all schedules of a network are at their end."""
-    end = copy.deepcopy(network)
-    set_progress(end, 1.0)
-    pairs = zip(network.buffers(), end.buffers(), strict=True)
-    return all(torch.equal(one, other) for one, other in pairs)
 
 
 def check(

@@ -54,7 +54,7 @@ from callbacks.record import run_folder
 from datamodules import *  # noqa: F403 - so that its classes have short names
 from models import Classifier, DivergedError
 from models.checkpoints import check_complete, check_fits, check_given, read_checkpoint
-from models.network import find
+from models.network import find, has_ended
 from options import SLIP, Parser, explain, parsable
 
 gc.enable()
@@ -440,6 +440,11 @@ class CLI(LightningCLI):
             # without a checkpoint, as in a fast_dev_run, the weights at the end are tested
             path = best_path(trainer) or None if which == "best" else None
             trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
+            if path and not has_ended(self.model.backbone):
+                rank_zero_warn(
+                    "the best checkpoint is of the middle of a schedule: its functions are not yet "
+                    "what they become. --test_after_fit last tests those"
+                )
             lines += [run_results(trainer, "test", self.model.tested), *run_details(trainer)]
         for each in results:
             each.write("ok", "", trainer)

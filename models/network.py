@@ -1,5 +1,6 @@
 """A trained network, ready to use: a plain module that knows its data, without Lightning."""
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from inspect import signature
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from activations import set_progress
 from datamodules.preprocess import Preparation
 
 from .build import build_network
@@ -309,3 +311,11 @@ def _class_names(data: Any, dims: int, channels: int, classes: int, source: str)
             "it is damaged, give another checkpoint, such as an earlier one"
         )
     return [*known.class_names, *numbers[len(known.class_names) :]]
+
+
+def has_ended(network: nn.Module) -> bool:
+    """Whether all schedules of a network are at their end."""
+    end = copy.deepcopy(network)
+    set_progress(end, 1.0)
+    pairs = zip(network.buffers(), end.buffers(), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)

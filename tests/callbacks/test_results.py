@@ -316,3 +316,14 @@ def test_a_table_of_runs_names_what_it_cannot_read(tmp_path: Path):
 def test_a_slip_in_arithmetic_is_no_divergence():
     assert has_diverged(DivergedError())
     assert not any(map(has_diverged, (ZeroDivisionError(), OverflowError(), ValueError())))
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_the_best_weights_of_the_middle_of_a_schedule_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    words = [*LINE.replace("CosLU", "DSReLU").split(), "--trainer.max_epochs=2"]
+    first = ["--checkpoint.monitor=train/loss", "--checkpoint.mode=max", "--schedule.end=1.0"]
+    with pytest.warns(UserWarning, match="the best checkpoint is of the middle of a schedule"):
+        train.main([*words, *first, "--test_after_fit=best"])
