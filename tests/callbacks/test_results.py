@@ -323,7 +323,7 @@ def test_the_best_weights_of_the_middle_of_a_schedule_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    words = [*LINE.replace("CosLU", "DSReLU").split(), "--trainer.max_epochs=2"]
+    words = [*LINE.split(), "--model.match=fade", "--trainer.max_epochs=2"]
     first = ["--checkpoint.monitor=train/loss", "--checkpoint.mode=max", "--schedule.end=1.0"]
     with pytest.warns(UserWarning, match="the best checkpoint is of the middle of a schedule"):
         train.main([*words, *first, "--test_after_fit=best"])
