@@ -4,7 +4,7 @@ import inspect
 import math
 import reprlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, Protocol, TypedDict, TypeVar, runtime_checkable
 
@@ -204,7 +204,7 @@ class Activation(Leaf):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Start anew: also what `to_empty` needs after a construction on the meta device."""
-        for part in [*self.modules()][:0:-1]:  # what holds others comes after them
+        for part in _inside(self):
             if callable(reset := getattr(part, "reset_parameters", None)):
                 reset()
         for name, start in self._starts.items():
@@ -421,3 +421,10 @@ def inside(x: Tensor) -> Tensor:
     """`x` with infinities moved to the largest finite number, so that sin and cos stay finite."""
     largest = torch.finfo(x.dtype).max
     return x.clamp(-largest, largest)
+
+
+def _inside(module: nn.Module) -> Iterator[nn.Module]:
+    """All parts of a module, each behind its own parts."""
+    for part in module.children():
+        yield from _inside(part)
+        yield part
