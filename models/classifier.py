@@ -408,11 +408,16 @@ class Classifier(LightningModule):
             self._use_found_rate(self.lr)
         for config in self.trainer.lr_scheduler_configs:
             planned = getattr(config.scheduler, "total_steps", math.inf)
-            if isinstance(config.scheduler, OneCycleLR) and planned != self._steps():
+            if isinstance(config.scheduler, OneCycleLR) and planned < self._steps():
                 raise ValueError(
-                    f"OneCycleLR has been planned for {planned} steps and cannot be made longer or "
-                    f"shorter, to {self._steps()}: start a new run from these weights with "
+                    f"OneCycleLR has been planned for {planned} steps and cannot be made longer, "
+                    f"to {self._steps()}: start a new run from these weights with "
                     "--model.checkpoint_path, or go on with as many steps"
+                )
+            if isinstance(config.scheduler, OneCycleLR) and planned > self._steps():
+                rank_zero_warn(
+                    f"OneCycleLR is planned for {planned} steps and the training ends after "
+                    f"{self._steps()}, before the learning rate has fallen"
                 )
         weights = getattr(self.trainer.datamodule, "class_weights", None)  # pyright: ignore[reportAttributeAccessIssue]
         self._balance = None if weights is None else weights.to(self.device, self.dtype)

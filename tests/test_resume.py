@@ -516,8 +516,12 @@ def test_a_one_cycle_is_not_made_longer(tmp_path: Path):
         run.fit(model, datamodule=Tiny(), ckpt_path=path)
 
     fit(1)
-    with pytest.raises(ValueError, match=r"planned for 2 steps and cannot be made longer .*, to 4"):
+    with pytest.raises(ValueError, match="planned for 2 steps and cannot be made longer, to 4"):
         fit(2, tmp_path / "last.ckpt")
+    model = classifier(CosLU, lr_scheduler=partial(OneCycleLR, max_lr=0.1, total_steps=6))
+    run = trainer(tmp_path, max_epochs=2, limit_train_batches=2)
+    with pytest.warns(UserWarning, match="planned for 6 steps and the training ends after 4"):
+        run.fit(model, datamodule=Tiny())
 
 
 def fit_and_save(
