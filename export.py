@@ -119,7 +119,7 @@ def main(args: list[str]) -> None:
             )
     check_formats(formats)
     path = find(config.ckpt_path)
-    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    run = run_of(path)
     output = Path(config.output or run / "export")
     check_target(output)
     model = Classifier.load_from_checkpoint(path, "cpu", trust=config.trust).eval()
@@ -221,11 +221,17 @@ def with_data(args: list[str]) -> tuple[list[str], bool]:
         path = find(named.ckpt_path)
     except (OSError, ValueError):  # of which the export itself tells
         return args, False
-    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    run = run_of(path)
     if not (spec := data_of(run / "config.yaml")):
         return args, False
     spec["init_args"].pop("download", None)
     return ["--data", json.dumps(spec), *args], not options
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint is of."""
+    folder = checkpoint.parent
+    return folder.parent if folder.name == "checkpoints" else folder
 
 
 def check_target(folder: Path) -> None:
