@@ -27,6 +27,7 @@ from activations.fusion.layout import view_of
 from tests.cases import CASES, Case, variants_later
 
 FUSED = [case for case in CASES if case.kind is not A.DynamicReLU]
+PER_CHANNEL = [case for case in FUSED if case.per_channel]
 # torch 2.14's own forward-mode differentiation, which only the tests use
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
 
@@ -36,6 +37,14 @@ def fused(on: bool = True) -> Iterator[None]:
     """As if every activation had been given to `fuse`, or none."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(A.Activation, "fused", on)
+        yield
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """The formula itself, for whole tensors: neither fused nor in blocks."""
+    with fused(False), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "BLOCK", sys.maxsize)
         yield
 
 
@@ -91,7 +100,7 @@ def numbers(case: Case, shape: tuple[int, ...], seed: int = 1) -> Tensor:
 
 def plain_parts(case: Case, x: Tensor, grad: Tensor, **more: Any) -> dict[str, Tensor]:
     """The plain formula's value and gradients in float64."""
-    with fused(False):
+    with plain():
         module = case.make(**more).double()
         x = x.double().clone().requires_grad_()
         y = module(x)
@@ -103,7 +112,7 @@ def plain_parts(case: Case, x: Tensor, grad: Tensor, **more: Any) -> dict[str, T
 
 def absolute_terms(case: Case, x: Tensor, grad: Tensor, name: str, **more: Any) -> Tensor:
     """Sum over elements of the absolute terms of a parameter's gradient, element by element."""
-    with fused(False):
+    with plain():
         module = case.make(**more).double()
         parameter = dict(module.named_parameters())[name]
         flat = parameter.detach().view(-1)
@@ -196,7 +205,7 @@ def test_inductor_values_and_gradients(case: Case, dtype: torch.dtype, device: s
     check(case, case.shape, dtype, device)
 
 
-@pytest.mark.parametrize("case", [c for c in FUSED if c.per_channel], ids=str)
+@pytest.mark.parametrize("case", PER_CHANNEL, ids=str)
 @pytest.mark.parametrize("channel_dim", [1, -1])
 @pytest.mark.parametrize("device", DEVICES)
 def test_inductor_per_channel(case: Case, channel_dim: int, device: str, inductor: None):
@@ -219,8 +228,17 @@ def test_blocks_make_the_same_numbers(case: Case, monkeypatch: pytest.MonkeyPatc
             assert_only_the_input_is_kept(case)
 
 
-@pytest.mark.parametrize("case", variants_later([c for c in FUSED if c.per_channel]), ids=str)
-@pytest.mark.parametrize("channel_dim", [1, -1])
+def slow_but(quick: list[Any], *choices: Any) -> list[Any]:
+    """All combinations of `choices`; those that are not in `quick` are marked as slow."""
+    rows = itertools.product(*choices)
+    return [row if row in quick else pytest.param(*row, marks=pytest.mark.slow) for row in rows]
+
+
+@pytest.mark.parametrize(  # each function along one axis, the next one along the other
+    ("case", "channel_dim"),
+    slow_but([(c, (1, -1)[n % 2]) for n, c in enumerate(PER_CHANNEL)], PER_CHANNEL, (1, -1)),
+    ids=str,
+)
 def test_blocks_per_channel(case: Case, channel_dim: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(blocks, "BLOCK", 60)
     with fused(False):
@@ -522,12 +540,6 @@ def test_every_rank_dtype_gradient_and_autocast_is_one_graph_each_way(
     for shape, gradient, autocast in itertools.product(SHAPES[None], gradients, (False, True)):
         x = numbers(FRELU, shape).to(dtype)
         one_graph_each_way(counter, x, gradient, autocast)
-
-
-def slow_but(quick: list[Any], *choices: Any) -> list[Any]:
-    """All combinations of `choices`; those that are not in `quick` are marked as slow."""
-    rows = itertools.product(*choices)
-    return [row if row in quick else pytest.param(*row, marks=pytest.mark.slow) for row in rows]
 
 
 @pytest.mark.parametrize(
