@@ -27,8 +27,8 @@ from .blocks import Blocks, UntraceableError, worth_it
 from .layout import View, packed, view_of
 
 _BACKEND = "inductor"
-_PLAIN: set[Hashable] = set()  # devices without a compiler, formulas that did not compile
-_WHOLE: set[Hashable] = set()  # formulas that cannot be computed in blocks
+_PLAIN: set[Hashable] = set()  # devices without a compiler, kinds that did not compile
+_WHOLE: set[Hashable] = set()  # kinds of expressions that cannot be computed in blocks
 _REMEDIES = {
     "cpu": "Install a C++ compiler (apt install g++), or name one in the variable CXX. ",
     "cuda": "Install triton (pip install triton). ",
@@ -58,6 +58,11 @@ class Expression(NamedTuple):
     values: tuple[Tensor, ...] = ()
     constants: tuple[Hashable, ...] = ()
     tables: tuple[Tensor, ...] = ()
+
+    @property
+    def kind(self) -> tuple[Callable[..., Tensor], tuple[Hashable, ...]]:
+        """What is compiled: the formula and its constants. All mixtures share one formula."""
+        return self.formula, self.constants
 
 
 def fusible(x: Tensor, compiled: bool) -> bool:
@@ -96,8 +101,8 @@ def evaluate(
         The result, or None if no kernel could be compiled; a warning says so once.
     """
     formula, values, constants, tables = expression
-    compiled = compiled and formula not in _PLAIN and x.device.type not in _PLAIN
-    if not compiled and (formula in _WHOLE or not worth_it(x)):
+    compiled = compiled and expression.kind not in _PLAIN and x.device.type not in _PLAIN
+    if not compiled and (expression.kind in _WHOLE or not worth_it(x)):
         return None
     if any(each.device != x.device for each in (*values, *tables)):
         return None  # torch says which
@@ -113,18 +118,19 @@ def evaluate(
     except KernelError as failed:
         error = failed.error
         if not compiled:
-            _keep_whole(formula, error)
+            _keep_whole(expression, error)
             return None
-        _give_up(x.device.type if lacks_compiler(error) else formula, error)
+        _give_up(x.device.type if lacks_compiler(error) else expression, error)
         return evaluate(expression, x, num_parameters, channel_dim, plain, compiled=False)
     return result
 
 
-def _give_up(what: Hashable, error: Exception) -> None:
-    """Compute `what`, a device or a formula, plainly from now on, and say so."""
-    _PLAIN.add(what)
-    name = f"activations on {what}" if isinstance(what, str) else getattr(what, "__name__", what)
-    remedy = _REMEDIES.get(str(what), "") if lacks_compiler(error) else ""
+def _give_up(what: str | Expression, error: Exception) -> None:
+    """Compute `what`, a device or a kind of expressions, plainly from now on, and say so."""
+    device = isinstance(what, str)
+    _PLAIN.add(what if device else what.kind)
+    name = f"activations on {what}" if device else _name(what)
+    remedy = _REMEDIES.get(what, "") if device and lacks_compiler(error) else ""
     warnings.warn(
         f"{name} stay plain, several times slower than fused, since torch.compile failed "
         f"({_first_line(error)}). {remedy}To compute them plainly without this warning choose "
@@ -133,15 +139,19 @@ def _give_up(what: Hashable, error: Exception) -> None:
     )
 
 
-def _keep_whole(formula: Hashable, error: Exception) -> None:
-    """Compute `formula` for whole tensors from now on, and say so."""
-    _WHOLE.add(formula)
+def _keep_whole(what: Expression, error: Exception) -> None:
+    """Compute this kind of expressions for whole tensors from now on, and say so."""
+    _WHOLE.add(what.kind)
     warnings.warn(
-        f"{getattr(formula, '__name__', formula)} is computed for whole tensors, which is slower "
+        f"{_name(what)} is computed for whole tensors, which is slower "
         f"than in blocks ({_first_line(error)}). To do so without this warning override `function` "
         "instead of naming a `formula`",
         stacklevel=5,
     )
+
+
+def _name(expression: Expression) -> str:
+    return getattr(expression.formula, "__name__", str(expression.formula))
 
 
 def _first_line(error: Exception) -> str:
@@ -189,7 +199,7 @@ class _Fused(torch.autograd.Function):
         kernel, _, view, expression, plain = ctx.call
         number = len(expression.values)
         again = torch.is_grad_enabled()  # create_graph=True
-        if again or is_batched(grad) or expression.formula in _WHOLE:
+        if again or is_batched(grad) or expression.kind in _WHOLE:
             options = {"create_graph": again, "allow_unused": True}
             with torch.enable_grad():
                 # x may come from these values, by an earlier call: they are no part of that one
@@ -207,7 +217,7 @@ class _Fused(torch.autograd.Function):
         try:
             found = iter(kernel(len(view.sizes), needed)(*inputs))
         except UntraceableError as error:
-            _keep_whole(expression.formula, error)
+            _keep_whole(expression, error)
             return _Fused.backward(ctx, grad)
         of_x = next(found).as_strided(x.shape, x.stride()).data if needed[0] else None
         of_values = [

@@ -938,6 +938,30 @@ def test_what_cannot_be_compiled_stays_plain_and_is_said_once(
     assert counter.ran == 1
 
 
+def _sometimes_uncompilable(x: Tensor, compiles: bool) -> Tensor:
+    return x.cos() if compiles else _uncompilable(x)
+
+
+class SometimesUncompilable(A.Activation):
+    """A formula whose constants decide whether it can be compiled, as a mixture's members do."""
+
+    def __init__(self, compiles: bool) -> None:
+        super().__init__()
+        self.compiles = compiles
+
+    def expression(self) -> fusion.Expression:
+        return fusion.Expression(_sometimes_uncompilable, (), (self.compiles,))
+
+
+def test_one_kind_that_cannot_be_compiled_leaves_the_others_fused(counter: Counter):
+    x = torch.randn(3, 4)
+    with pytest.warns(UserWarning, match="stay plain"):
+        torch.testing.assert_close(SometimesUncompilable(False)(x), x.sin())
+    assert counter.ran == 0
+    torch.testing.assert_close(SometimesUncompilable(True)(x), x.cos())
+    assert counter.ran == 1
+
+
 def test_what_torch_no_longer_has_is_said_once(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr(torch._C, "_len_torch_dispatch_stack")
     monkeypatch.setattr(fusion, "_PLAIN", set())
