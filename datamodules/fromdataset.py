@@ -2,10 +2,11 @@
 
 import hashlib
 import inspect
+import io
 import os
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from . import cache
 from .samples import Samples, Source
 
 # how the classes of torchvision choose a part
@@ -71,12 +73,10 @@ class FromDataset(Samples):
         if other := [part for part in parts if names[part] != names["train"]]:
             raise ValueError(f"{kind.__name__}: {other[0]} has other classes than train")
         plain = [each for each in made_of[2:] if not callable(each)]
-        arguments = [getattr(make, "keywords", {}), *given.values()]
-        values = [*plain, *(value for each in arguments for value in each.values())]
-        files = [self.stamp(Path(v)) for v in values if isinstance(v, str | os.PathLike)]
-        file = getattr(sys.modules[kind.__module__], "__file__", None)
-        code = self.stamp(Path(file)) if file else _source(kind)
-        key = (kind.__module__, kind.__qualname__, told([plain, given, arguments]), files, code)
+        arguments = [plain, getattr(make, "keywords", {}), given]
+        files = [self.stamp(path) for path in paths(arguments)]
+        code = [code_of(each) for each in kind.__mro__[:-1]]
+        key = (kind.__module__, kind.__qualname__, told(arguments), files, code)
         return Source(kind.__name__, parts, names["train"], key)
 
     def _made(self, make: Any, kind: type, arguments: dict[str, Any]) -> Any:
@@ -89,6 +89,31 @@ class FromDataset(Samples):
                 "the arguments of a part with --data.train, --data.val and --data.test, those of "
                 "all with --data.dataset.NAME VALUE"
             ) from error
+
+
+def paths(value: Any) -> Iterator[Path]:
+    """The texts among arguments that may be paths."""
+    if isinstance(value, str | os.PathLike):
+        if str(value):  # else the current folder
+            yield Path(value)
+    elif isinstance(value, dict | list | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from paths(each)
+
+
+class _Pickler(pickle.Pickler):
+    """Notes the classes and functions of what it pickles by name alone: their code may change."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(file)
+        self.code = dict[str, Any]()
+
+    def reducer_override(self, value: Any) -> Any:
+        kind = value if hasattr(value, "__qualname__") else type(value)
+        for each in getattr(kind, "__mro__", (kind,)):
+            name = f"{each.__module__}.{each.__qualname__}"
+            self.code[name] = code_of(each)
+        return NotImplemented
 
 
 def told(value: Any) -> Any:
@@ -107,14 +132,21 @@ def told(value: Any) -> Any:
         return [told(each) for each in value]
     if value is None or isinstance(value, str | bytes | int | float | complex | os.PathLike):
         return repr(value)
+    pickler = _Pickler(whole := io.BytesIO())
     try:
-        return hashlib.sha256(pickle.dumps(value)).hexdigest()
+        pickler.dump(value)
     except Exception:  # of any code
         return os.urandom(16)
+    return hashlib.sha256(whole.getvalue()).hexdigest(), sorted(pickler.code.items())
 
 
-def _source(kind: type) -> Any:
-    """The code of a class without a file, such as one of a notebook."""
+def code_of(kind: Any) -> Any:
+    """The file of a class or function as it is now; its code if it has none, as in a notebook."""
+    module = sys.modules.get(kind.__module__)
+    if file := getattr(module, "__file__", None):
+        return cache.stamp(Path(file).parent, [file])
+    if inspect.isbuiltin(kind) or kind.__module__ in sys.builtin_module_names:
+        return None
     try:
         return inspect.getsource(kind)
     except (OSError, TypeError):

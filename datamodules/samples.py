@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -106,8 +107,15 @@ class Samples(Pool):
     def stamp(self, path: Path) -> Any:
         """Name, size and time of a file, or of the files in a folder; None if there are none."""
         path, own = path.expanduser(), home(self.cache_dir)
-        within = path.rglob("*") if path.is_dir() else [path]
-        files = sorted(file for file in within if file.is_file() and own not in file.parents)
+        within, seen = [path], set[Path]()
+        for folder, folders, names in os.walk(path, followlinks=True):
+            here = Path(folder)
+            if own in (here, *here.parents) or here.resolve() in seen:  # links may lead in circles
+                folders.clear()
+                continue
+            seen.add(here.resolve())
+            within += [here / name for name in names]
+        files = sorted(file for file in within if os.path.isfile(file))  # of any text
         return stamp(path.parent, files) if files else None
 
     def read(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

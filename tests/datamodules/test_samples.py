@@ -1,6 +1,7 @@
 """Sets of samples that a class gives: what is read of each, their parts, and what is refused."""
 
 import gzip
+import importlib
 import struct
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from torchvision.transforms import v2
 
 import models
 from datamodules import FromDataset
-from datamodules.fromdataset import told
+from datamodules.fromdataset import paths, told
 from models import Classifier
 from tests.data import part_of
 from tests.trainings import trainer
@@ -299,6 +300,43 @@ def test_large_arrays_are_told_apart(tmp_path: Path):
         pixels = data.load("train")[0][torch.arange(len(images))]
         assert pixels.amax((1, 2, 3)).tolist() == images.max((1, 2, 3)).tolist()
     assert len(list((tmp_path / "cache").glob("Arrays-*[0-9a-f]"))) == 2
+
+
+def test_an_edited_transform_and_its_base_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_base.py").write_text("class Base:\n    step = 1\n")
+    code = "import own_base\nclass Add(own_base.Base):\n    def __call__(self, x): return x + self.step\n"
+    (tmp_path / "own_form.py").write_text(code)
+    form = importlib.import_module("own_form").Add()
+    compose = v2.Compose([form])
+    first = part_of(read(partial(Made, form=compose), tmp_path), "train")[0]
+    assert read(partial(Made, form=compose), tmp_path)._arrays  # nothing has changed
+    assert len(list((tmp_path / "cache").glob("Made-*[0-9a-f]"))) == 1
+    (tmp_path / "own_base.py").write_text("class Base:\n    step = 20\n")
+    type(form).step = 20  # as after a new start
+    second = part_of(read(partial(Made, form=compose), tmp_path), "train")[0]
+    np.testing.assert_array_equal(second, (first + 19).byte())
+
+
+def test_files_behind_a_linked_folder_are_told(tmp_path: Path):
+    folder, far = tmp_path / "root", tmp_path / "far"
+    folder.mkdir()
+    far.mkdir()
+    (far / "a.bin").write_bytes(b"1")
+    (folder / "link").symlink_to(far)
+    (far / "circle").symlink_to(folder)
+    data = read(Made, tmp_path)
+    before = data.stamp(folder)
+    (far / "a.bin").write_bytes(b"12")
+    assert data.stamp(folder) != before
+    assert [name for name, *_ in before[1]] == ["root/link/a.bin"]
+    assert data.stamp(Path(300 * "no path")) is None
+
+
+def test_paths_in_lists_are_told():
+    assert [*paths([{"a": ["x", Path("y")]}, 3, "", "z"])] == [Path("x"), Path("y"), Path("z")]
 
 
 def test_keys_of_values():
