@@ -23,8 +23,10 @@ if command -v nvidia-cuda-mps-control >/dev/null; then
   fi
 fi
 
+packed=()
+if [ -e "results/studies/$name" ] && [ ! -e "studies/$name" ]; then packed=(--packed); fi
 # what has not ended by then is stopped, and would go on from its checkpoint
 timeout "${minutes}m" "$python" -m study run "$spec" --dir "studies/$name" --set "data.root=$data" \
-  --jobs "$jobs" --minutes "$minutes" 2>&1 | tee "$out/$name.log" || true
+  --jobs "$jobs" --minutes "$minutes" "${packed[@]}" 2>&1 | tee "$out/$name.log" || true
 "$python" -m study pack "studies/$name"
 tar czf "$out/$name.tgz" -C results/studies "$name"

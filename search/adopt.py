@@ -23,7 +23,7 @@ from study.spec import SpecError, flatten
 from .evolution import EVOLVED, Member, Search
 
 # where the study of an adopted function trains, but where it was searched
-PLACES = {"CIFAR10": "resnet20", "CIFAR100": "resnet20", "MITBIH": "resnet34_1d"}
+PLACES = {"CIFAR10": "resnet20", "CIFAR100": "resnet20", "MITBIH": "timm/resnet34"}
 LEARNED_BY = 0.05  # how far tests/cases.py moves a parameter
 
 

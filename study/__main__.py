@@ -83,6 +83,8 @@ def _add_spec(parser: argparse.ArgumentParser) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_spec(parser)
     parser.add_argument("--amend", default="", help="why the locked question is changed")
+    parser.add_argument("--packed", action="store_true",
+                        help="go on from results/studies/<name>, by its code")  # fmt: skip
     parser.add_argument("--on", default="local",
                         help="local; Ray: auto or an address; slurm")  # fmt: skip
     add_jobs(parser)

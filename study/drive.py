@@ -20,7 +20,7 @@ from .copied import FOLDER, copy_code, own_code
 from .cost import SECONDS
 from .judged import hidden_runs
 from .local import DRIVER, LATE, POLL, STAYS, Launcher, default_jobs
-from .packed import COSTS, read_packed, take
+from .packed import COSTS, kept, offered, read_packed, take
 from .report import report
 from .runs import Study, read_about, read_prepared, read_runs, write_about
 from .shapes import defaults
@@ -48,7 +48,7 @@ def run(folder: Path, spec: dict[str, Any], options: Any) -> int:
         folder.mkdir(parents=True, exist_ok=True)
 
     def does() -> int:
-        lock_checked(folder, spec, options.amend)
+        lock_checked(folder, spec, options.amend, options.packed)
         return _drive(options, folder, end)
 
     return driven(folder, does)
@@ -101,10 +101,21 @@ def _leave(number: int, frame: Any) -> None:
     sys.exit(128 + number)
 
 
-def lock_checked(folder: Path, spec: dict[str, Any], amend: str = "") -> None:
-    """Lock a study; a new question is tried first, so that a slip is not locked."""
-    if taken := take(folder, None if amend else spec):
+def lock_checked(folder: Path, spec: dict[str, Any], amend: str = "", packed: bool = False) -> None:
+    """Lock a study; a new question is tried first, so that a slip is not locked.
+
+    With `packed`, a new folder begins with the packed results of its name.
+    """
+    asked = None if amend else spec
+    if packed and (taken := take(folder, asked)):
         print(taken, flush=True)
+    elif packed and not (folder / LOCK).is_file():
+        raise SpecError(
+            f"--packed: {kept(folder)} holds no study that asks this: leave out --packed, or name "
+            "the folder with --dir studies/NAME"
+        )
+    elif offered(folder, asked):
+        print(f"{kept(folder)} holds results of this question: --packed goes on from them")
     known = read_lock(folder)["sha256"] if (folder / LOCK).is_file() else ""
     old, own = read_about(folder), own_code(spec)
     begun, compiled = bool(read_runs(folder) or read_packed(folder)), OFF
@@ -120,8 +131,8 @@ def lock_checked(folder: Path, spec: dict[str, Any], amend: str = "") -> None:
     lock(folder, spec, amend, begun=begun, compiled=compiled)
     about = {"defaults": defaults(spec), "own": own, "options": {}}
     if not begun or known != sha256(spec):
-        kept = old if begun else {}
-        write_about(folder, {name: each | kept.get(name, {}) for name, each in about.items()})
+        earlier = old if begun else {}
+        write_about(folder, {name: each | earlier.get(name, {}) for name, each in about.items()})
     if known and known != sha256(spec):  # other arms or networks may have another cost
         for name in COSTS:
             (folder / name).unlink(missing_ok=True)

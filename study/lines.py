@@ -1,17 +1,58 @@
 """What a study says, in plain words: a line for each verdict and for what stands beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .crossed import METRICS, NewImages, new_images
 from .packed import read_samples
 from .runs import Study
 from .verdict import Kind, Verdict
+from .words import counted
 
 EXPLORATORY = "(exploratory) "
+AT_THE_EDGE = "At the edge of the grid, so that a wider one might be better"
 UNTUNED = (
     "Not tuned: all arms have the same learning rate, which may suit one better than another. "
     "`tune` in the spec gives each its own."
 )
+
+
+def tuning_lines(study: Study) -> list[str]:
+    """The setting that the tuning chose for each arm, and what the verdicts owe to that choice."""
+    tune = study.spec["tune"]
+    if not tune:
+        return [UNTUNED]
+    if any(study.status(run) == "missing" for run in study.tuning()):
+        return []
+    chosen: dict[int, list[str]] = {}
+    for cell in study.cells:
+        for arm in study.spec["arms"]:
+            chosen.setdefault(study.tuned(arm, cell)[0], []).append(study.label(arm, cell))
+    edge = set(at_the_edge(study))
+    listed = []
+    for number, arms in sorted(chosen.items()):
+        mark = " (the edge of the grid)" if edge.issuperset(arms) else ""
+        listed.append(f"{setting_name(study.settings[number])}{mark}: {', '.join(arms)}")
+    seeds = counted(len(tune["seeds"]), "seed")
+    wider = " At the edge of the grid a wider one might be better." if edge else ""
+    return [
+        f"Chosen for each arm by {tune['metric']} of {seeds}: {'; '.join(listed)}.{wider} The "
+        "verdicts are about these settings; no interval holds the chance in this choice."
+    ]
+
+
+def setting_name(setting: Mapping[str, Any]) -> str:
+    """A setting of the grid in short, such as "lr 0.1"."""
+    return ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in setting.items())
+
+
+def at_the_edge(study: Study) -> list[str]:
+    """The arms whose chosen setting is the first or last of a grid of one option."""
+    last = len(study.settings) - 1
+    if last < 2 or len(study.spec["tune"]["grid"]) > 1:
+        return []
+    places = [(arm, cell) for cell in study.cells for arm in study.spec["arms"]]
+    return [study.label(*each) for each in places if study.tuned(*each)[0] in (0, last)]
 
 
 def verdict_lines(study: Study, verdicts: Sequence[Verdict]) -> list[str]:

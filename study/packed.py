@@ -97,22 +97,34 @@ def _check_same(lock: dict[str, Any], target: Path) -> None:
     old = read_lock(target)
     if not _same(old, lock):
         raise SpecError(
-            f"{target} holds another study, of code {old['code']} (here {lock['code']}) and with "
+            f"{target} holds another study, of code {old['code']} (here {lock['code']}), locked at "
+            f"{old['time']} (here {lock['time']}) and with "
             f"{counted(len(old['amendments']), 'amendment')}: rename the folder of yours, or "
             "delete the packed one"
         )
 
 
 def _same(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether two locks are of one study, of which the new one may have more amendments."""
+    """Whether two locks are of one study, of which the new one may have more amendments.
+
+    Two studies that ask the same of the same code were locked at different times.
+    """
     later = old["amendments"] == new["amendments"][: len(old["amendments"])]
     same = old["sha256"] == new["sha256"] or new["amendments"] != old["amendments"]
-    return old["code"] == new["code"] and later and same
+    return all(old[name] == new[name] for name in ("code", "time")) and later and same
 
 
 def kept(folder: Path) -> Path:
     """Where the results of a study are packed."""
     return KEPT / folder.resolve().name
+
+
+def offered(folder: Path, spec: dict[str, Any] | None = None) -> bool:
+    """Whether a folder has no lock, but a packed study its name, which asks the same as `spec`."""
+    source = kept(folder)
+    if (folder / LOCK).is_file() or not (source / LOCK).is_file():
+        return False
+    return spec is None or sha256(spec) == read_lock(source)["sha256"]
 
 
 def take(folder: Path, spec: dict[str, Any] | None = None) -> str:
@@ -125,12 +137,10 @@ def take(folder: Path, spec: dict[str, Any] | None = None) -> str:
     Returns:
         The line to print; "" if nothing was taken.
     """
+    if not offered(folder, spec):
+        return ""
     source = kept(folder)
-    if (folder / LOCK).is_file() or not (source / LOCK).is_file():
-        return ""
     known = read_lock(source)
-    if spec and sha256(spec) != known["sha256"]:
-        return ""
     with replacing(folder / TAKEN) as unfinished:
         shutil.copytree(source, unfinished)
     _copy_costs(source, folder)

@@ -14,10 +14,10 @@ from .judged import judge_study
 from .levels import critical_value
 from .lines import (
     EXPLORATORY,
-    UNTUNED,
     new_image_lines,
     on_new_images,
     published,
+    tuning_lines,
     verdict_lines,
 )
 from .page import Block, code, folded, heading, listed, markdown, paragraph, replaced, tabled
@@ -170,8 +170,7 @@ def _section(study: Study, rows: list[Row]) -> list[Block]:
         f"{study.lock['time'][:10]} at commit {study.lock['commit']}."
     )
     blocks: list[Block] = [heading(study.folder.name), paragraph(about)]
-    tuning = [] if spec["tune"] else [UNTUNED]
-    blocks.append(listed([*budget_lines(study), *tuning, *judge_study(study)]))
+    blocks.append(listed([*budget_lines(study), *tuning_lines(study), *judge_study(study)]))
     if undecided := [_outlook(each) for each in verdicts if each.kind is Kind.UNDECIDED]:
         text = "Undecided, and the seeds for a verdict in 80% of studies, if the truth is as seen:"
         blocks += [paragraph(text), listed(undecided)]
@@ -186,7 +185,7 @@ def _section(study: Study, rows: list[Row]) -> list[Block]:
         f"{arm}: {each['text']}" for arm, each in spec["published"].items() if "text" in each
     ]
     blocks += [paragraph("Published:"), listed(sources)] if sources else []
-    return [*blocks, paragraph("All anew, at that commit:"), code(_command(study))]
+    return [*blocks, paragraph("All anew, by the code of that commit:"), code(_command(study))]
 
 
 def _outlook(verdict: Verdict) -> str:
@@ -206,5 +205,6 @@ def _command(study: Study) -> str:
     file = f"configs/study/{name}.yaml" if (SPECS / f"{name}.yaml").is_file() else "SPEC.yaml"
     places = [f"{each}=..." for each in ("data.root", "model.checkpoint_path")
               if any(each in cell for cell in study.spec["cells"])]  # fmt: skip
-    words = ["python -m study run", file, *(["--set", *places] if places else [])]
+    words = [f"git checkout {study.lock['commit']}\npython -m study run", file]
+    words += ["--set", *places] if places else []
     return " ".join([*words, f"--dir studies/{name}_again"])

@@ -17,7 +17,15 @@ from .cost import about_steps
 from .judged import judge_study
 from .latex import latex
 from .learned import learned_functions
-from .lines import UNTUNED, new_image_lines, published, verdict_lines
+from .lines import (
+    AT_THE_EDGE,
+    UNTUNED,
+    at_the_edge,
+    new_image_lines,
+    published,
+    setting_name,
+    verdict_lines,
+)
 from .page import (
     Block,
     code,
@@ -259,8 +267,7 @@ def _tuning(study: Study) -> list[Block]:
         f"{', '.join(map(str, tune['seeds']))}, which no verdict uses. A star marks the setting "
         "that was chosen; n/a: a run diverged or failed, which is chosen only if all are so."
     ))  # fmt: skip
-    names = [", ".join(f"{n.rpartition('.')[2]} {v}" for n, v in each.items())
-             for each in study.settings]  # fmt: skip
+    names = [setting_name(each) for each in study.settings]
     body = []
     for cell in study.cells:
         for arm in spec["arms"]:
@@ -268,16 +275,8 @@ def _tuning(study: Study) -> list[Block]:
             texts = ["n/a" if math.isnan(m) else f"{scale * m:.2f}" for m in means]
             texts[best] += " *"
             body.append([study.label(arm, cell), *texts])
-    edge = [
-        study.label(arm, cell)
-        for cell in study.cells
-        for arm in spec["arms"]
-        if len(study.settings) > 2 and study.tuned(arm, cell)[0] in (0, len(study.settings) - 1)
-    ]
-    if edge and len(tune["grid"]) == 1:
-        parts.append(paragraph(
-            f"At the edge of the grid, so that a wider one might be better: {', '.join(edge)}."
-        ))  # fmt: skip
+    if edge := at_the_edge(study):
+        parts.append(paragraph(f"{AT_THE_EDGE}: {', '.join(edge)}."))
     return [*parts, tabled(["arm", *names], body)]
 
 

@@ -168,9 +168,10 @@ def test_every_overlay_builds_swaps_steps_and_predicts(file: Path):
     torch.manual_seed(0)
     options = yaml.safe_load(file.read_text())["model"]
     options.pop("optimizer", None)
-    dims = options.get("dims", 2)
+    dims = 1 if file.stem.endswith("_1d") else 2
     side = 32 if dims == 2 else 70
-    options |= {"num_classes": 5, "in_channels": 1, "image_size": side, "activation": CosLU}
+    options |= {"num_classes": 5, "in_channels": 1, "image_size": side, "dims": dims}
+    options |= {"activation": CosLU}
     model = alone(Classifier(backbone_kwargs=SMALLER.get(file.stem), **options))
     assert len(model.swapped) >= 4
     images, labels = torch.randn(2, 1, *[side] * dims), torch.tensor([3, 1])

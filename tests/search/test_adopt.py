@@ -17,7 +17,8 @@ import search.__main__
 from activations import Formula
 from activations.functions.formula import parse
 from callbacks.machine import ROOT
-from search.adopt import _study, adopt, finite_at_the_end, finite_up_to, kinks, latex
+from models import build_backbone
+from search.adopt import PLACES, _study, adopt, finite_at_the_end, finite_up_to, kinks, latex
 from search.evolution import EVOLVED, Search
 from search.screen import Candidate
 from study.spec import SpecError, read_spec
@@ -217,3 +218,9 @@ def test_the_oracle_of_formulas_bounds_rounding():
         bound = np.finfo(np.float32).eps * bound
         assert (error <= 4 * bound + 1e-37).all()
         assert error.max() > bound.max() / 100
+
+
+@pytest.mark.parametrize("backbone", sorted(set(PLACES.values())))
+def test_the_networks_of_the_studies_exist(backbone: str):
+    with torch.device("meta"):
+        assert build_backbone(backbone, 4) is not None

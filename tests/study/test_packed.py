@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from callbacks.machine import code, code_of
 from study import copied, packed
 from study.copied import copy_code, options_read
+from study.drive import lock_checked
 from study.lines import new_image_lines
 from study.packed import pack, read_packed, read_samples, take
 from study.runs import Study, read_about, read_prepared, write_about
@@ -123,11 +124,30 @@ def test_packed_results_are_copied_and_only_taken_by_the_same_question(done: Stu
     assert not fresh.exists()
     told = take(fresh, check(small(cells=CELLS, seeds={"looks": [5]})))
     assert told.startswith(f"{fresh} goes on from {tmp_path}/kept/mine: 34 runs, of code {code()}")
+    assert take(fresh) == ""  # it is there
     fresh.rename(renamed := tmp_path / "renamed")
     shutil.rmtree(tmp_path / "kept")
     again = Study.read(renamed, read_packed(renamed))
     assert again.next_runs() == ("", [])
     assert read_samples(again, next(iter(done.results))) is not None
+
+
+def test_a_run_trains_anew_unless_it_is_told_to_go_on(
+    done: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    pack(done.folder)
+    spec = check(small(cells=CELLS, seeds={"looks": [5]}))
+    new, again, other = (tmp_path / name / "mine" for name in ("new", "again", "other"))
+    lock_checked(new, spec)
+    assert "kept/mine holds results of this question: --packed goes on" in capsys.readouterr().out
+    assert not read_packed(new)
+    lock_checked(again, spec, packed=True)
+    lock_checked(again, spec, packed=True)  # the same line again
+    assert capsys.readouterr().out.count("goes on from") == 1
+    assert len(read_packed(again)) == 34
+    with pytest.raises(SpecError, match=r"--packed: .*kept/mine holds no study that asks this"):
+        lock_checked(other, check(small(cells=CELLS, seeds={"looks": [5]}, margin=0.5)), "", True)
+    assert not (other / "spec.lock.yaml").exists()
 
 
 def test_a_packed_lock_names_no_folder_of_a_machine(

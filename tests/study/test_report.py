@@ -25,7 +25,7 @@ from study.__main__ import main
 from study.cost import measure
 from study.latex import escape
 from study.learned import learned_functions
-from study.lines import new_image_lines
+from study.lines import new_image_lines, tuning_lines
 from study.page import code, folded, heading, html, listed, markdown, paragraph, tabled
 from study.plan import plan
 from study.report import report
@@ -44,6 +44,38 @@ VALUES = {  # points, of the seeds 1000 to 1004
     "A&B_1": [91.0, 0.0, 90.0, 90.0, 90.0],
 }
 GRID = {"ReLU": [60, 70], "SiLU": [80, 70], "CosLU": [65, 66], "A&B_1": [50, 40]}
+
+
+def test_the_chosen_settings_are_told(tmp_path: Path):
+    study = made(tmp_path)
+    chosen = {
+        arm: study.settings[study.tuned(arm, 0)[0]]["model.optimizer.weight_decay"]
+        for arm in study.spec["arms"]
+    }
+    (line,) = tuning_lines(study)
+    assert line.startswith("Chosen for each arm by val/acc of 1 seed: weight_decay ")
+    found = dict(re.findall(r"weight_decay ([\d.]+): (.*?)[;.](?= )", line))
+    told = {arm: float(value) for value, arms in found.items() for arm in arms.split(", ")}
+    assert told == chosen
+    assert len(set(chosen.values())) == 2
+    run = next(study.tuning())
+    del study.results[run.id]
+    assert tuning_lines(study) == []  # not over
+
+
+def test_the_edge_of_the_grid_is_told(tmp_path: Path):
+    tune = {"grid": {"model.optimizer.lr": [0.1, 0.2, 0.4]}, "seeds": [1], "metric": "val/acc"}
+    lock(tmp_path, check(small(tune=tune)))
+    study = Study.read(tmp_path)
+    best = {"ReLU": 1, "SiLU": 0, "CosLU": 2}
+    for run in study.tuning():
+        write(study, run, {**result(90 - abs(run.setting - best[run.arm])), "test": {}})
+    (line,) = tuning_lines(Study.read(tmp_path))
+    assert (
+        "lr 0.1 (the edge of the grid): SiLU; lr 0.2: ReLU; lr 0.4 (the edge of the grid): Co"
+        in line
+    )
+    assert "At the edge of the grid a wider one might be better." in line
 
 
 def made(folder: Path, **changes: Any) -> Study:
