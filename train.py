@@ -24,10 +24,10 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import BackboneFinetuning, WeightAveraging
+from lightning.pytorch.callbacks import BackboneFinetuning, LearningRateFinder, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import distributed
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -67,7 +67,9 @@ ABOUT = (
     "other programs by one more command: python train.py export --help"
 )
 SPLITTING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
-TYPED_PLACE = re.compile(r"--trainer\.(logger\.(init_args\.)?save_dir|default_root_dir)\b")
+TYPED_PLACE = re.compile(
+    r"--trainer\.(?:logger\.)?(?:init_args\.)?(save_dir|name|version|default_root_dir)\b"
+)
 TESTED = "data.yaml"  # in the folder of a test: its weights and data
 _SPLITS = ("protocol", "split_seed", "val_fraction", "test_fraction", "val_records",
            "test_records", "patient")  # fmt: skip
@@ -308,12 +310,13 @@ class CLI(LightningCLI):
         """A resumed run goes on in its own folder, and its tests are inside; others have none."""
         path = Path(config.ckpt_path or "").absolute()
         run, last = path.parent.parent, f"{config.last_checkpoint.filename}.ckpt"
+        typed = {found[1] for word in sys.argv if (found := TYPED_PLACE.match(word))}
         if self.subcommand in ("validate", "predict"):
             config.trainer.logger = False  # all that they tell is printed, or in a file
         elif path.parent.name != "checkpoints" or not (run / "config.yaml").is_file():
             return
         elif self.subcommand == "test":
-            if not any(map(TYPED_PLACE.match, sys.argv)):
+            if not typed:
                 arguments.save_dir, arguments.name = os.path.relpath(run), ""
                 self.tested = about_test(path, config.data)
                 arguments.version = folder_of_test(run, self.tested)
@@ -323,6 +326,8 @@ class CLI(LightningCLI):
                     f"options of the data were others then: {'; '.join(changed)}"
                 )
         elif path.name == last and config.last_checkpoint.dirpath is None:
+            if is_elsewhere(run.resolve(), arguments, typed):
+                return
             arguments.save_dir = os.path.relpath(run.parent.parent)
             arguments.name, arguments.version = run.parent.name, run.name
 
@@ -340,6 +345,10 @@ class CLI(LightningCLI):
         callbacks[:] = [
             HeadFirst(like=each) if type(each) is BackboneFinetuning else each for each in callbacks
         ]
+        finders = callbacks_of(self.trainer, LearningRateFinder)
+        if finders and self.config[str(self.subcommand)].ckpt_path:
+            rank_zero_info("LearningRateFinder is left out: the checkpoint has the rate")
+            callbacks[:] = [each for each in callbacks if each not in finders]
         if self.trainer.loggers or self.subcommand == "fit":
             folders = [logger.save_dir for logger in self.trainer.loggers if logger.save_dir]
             for folder in folders or [self.trainer.default_root_dir]:
@@ -465,6 +474,17 @@ class CLI(LightningCLI):
         for each in callbacks_of(self.trainer, Results):
             if each.report and self.trainer.is_global_zero:
                 print(each.report)
+
+
+def is_elsewhere(run: Path, arguments: Any, typed: set[str]) -> bool:
+    """Whether a logger's options that were typed name another folder than that of a run."""
+    place = bool(typed & {"save_dir", "default_root_dir"})
+    if place and Path(arguments.save_dir).resolve() not in run.parents:
+        return True
+    if "name" in typed and Path(arguments.name or "").name != run.parent.name:
+        return True
+    number = str(arguments.version).removeprefix("version_")
+    return "version" in typed and number != run.name.removeprefix("version_")
 
 
 def about_test(checkpoint: Path, data: Any) -> dict[str, Any]:

@@ -266,8 +266,12 @@ def trainings(options: Namespace) -> Iterator[dict[str, Any]]:
                  "--trainer.logger.save_dir", str(place.resolve())]  # fmt: skip
         code, _ = call(options, f"fit_{slug}", words)
         found = {"wanted": f"learns Digits: {name}", "met": False}
-        for results in place.rglob("results.json"):
-            accuracy = json.loads(results.read_text())["epochs"][-1]["val/acc"]
+        for file in place.rglob("results.json"):
+            results = json.loads(file.read_text())
+            accuracy = (results["epochs"] or [{}])[-1].get("val/acc")
+            if results["status"] != "ok" or accuracy is None:
+                said = f"{results['status']}: {results['message']}"
+                return found | {"found": f"{said[:200]}, see fit_{slug}.log"}
             said = f"{accuracy:.1%} of the validation set after {epochs} epochs"
             return found | {"found": said, "met": accuracy > 0.9}
         return found | {"found": f"no result (code {code}), see fit_{slug}.log"}

@@ -1,5 +1,6 @@
 """A run's best and last checkpoint, and what lets a resumed run go on exactly."""
 
+import math
 import os
 import re
 import shlex
@@ -18,17 +19,23 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
     EarlyStopping,
+    EMAWeightAveraging,
+    LearningRateFinder,
     ModelCheckpoint,
+    ModelPruning,
     StochasticWeightAveraging,
     Timer,
 )
+from lightning.pytorch.utilities import rank_zero_warn
 
 from activations.files import remove_unfinished, replacing
 
 from .board import forget_later
 from .lightning_private import (
     at_epoch_end,
+    averaged_models,
     callbacks_of,
     count_by_epochs,
     goes_on_inside,
@@ -36,6 +43,7 @@ from .lightning_private import (
     logged_in_training,
     logged_next,
     resumed_from,
+    take_averages,
     validates_next,
 )
 from .monitor import ActivationMonitor
@@ -44,6 +52,17 @@ from .record import run_folder
 _OF_A_RUN = ("config.yaml", "results.json", "test.npz", "*.csv", "*.png")
 _OF_A_CHOICE = {"monitor": None, "mode": "min", "save_top_k": 1, "save_last": None}
 _RESUME = "supple_resume"  # key in a checkpoint
+_ANEW = (
+    "would begin a resumed run at its first epoch, with trained weights: leave it out "
+    "(--trainer.callbacks null leaves out all), and give what it has found"
+)
+_NOT_RESUMED: dict[type, str] = {
+    StochasticWeightAveraging: "forgets its average when a run is resumed: use "
+    "EMAWeightAveraging, or leave out --ckpt_path",
+    ModelPruning: "forgets what it has pruned when a run is resumed: leave out --ckpt_path",
+    LearningRateFinder: _ANEW,
+    BatchSizeFinder: _ANEW,
+}
 TWICE = 1.0  # seconds: a program and its launcher are told of the same signal
 
 
@@ -256,11 +275,9 @@ class LastCheckpoint(ModelCheckpoint):
     ) -> None:
         """Keep it until the training starts."""
         if trainer.state.fn == "fit" and resumed_from(trainer):
-            if callbacks_of(trainer, StochasticWeightAveraging):
-                raise ValueError(
-                    "Lightning's StochasticWeightAveraging forgets its average when a run is "
-                    "resumed: use EMAWeightAveraging, or leave out --ckpt_path"
-                )
+            for kind, why in _NOT_RESUMED.items():
+                if callbacks_of(trainer, kind):
+                    raise ValueError(f"Lightning's {kind.__name__} {why}")
             self._resume = checkpoint.get(_RESUME, {})
             if self._resume and goes_on_inside(checkpoint):
                 self._resume = {"metrics": {}, "means": {}} | self._resume
@@ -281,6 +298,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the state back, and let signals wait for the end of a step."""
+        _check_average_begins(trainer)
         self._step, self._time = trainer.global_step, time.monotonic()
         if self._resume:
             if self._goes_on_here(trainer) and trainer.is_global_zero:
@@ -340,6 +358,11 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let signals end the program at once again."""
         self._restore_handlers()
+        if any(each.n_averaged == 0 for each in averaged_models(trainer)):
+            rank_zero_warn(
+                "the training ended before the average of the weights began: the checkpoints and "
+                "the network hold the weights of the start. Let the average begin earlier"
+            )
         if self._signal:
             raise SystemExit(128 + self._signal)
 
@@ -350,6 +373,7 @@ class LastCheckpoint(ModelCheckpoint):
             progress.completed = progress.processed  # Lightning leaves out the last epoch
             self._log_again(trainer)
             self._put_results_back(trainer)  # the sanity check has removed them
+            take_averages(trainer, pl_module)
             if trainer.is_global_zero and not self.path.exists():
                 copy(Path(resumed_from(trainer)), self.path)
 
@@ -403,6 +427,30 @@ class LastCheckpoint(ModelCheckpoint):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+
+
+def _check_average_begins(trainer: Trainer) -> None:
+    """Refuse an average of the weights that would never begin, and say if it begins late.
+
+    Until then every validation and checkpoint has the weights of the start.
+    """
+    steps, epochs = trainer.estimated_stepping_batches, trainer.max_epochs or 0
+    for each in callbacks_of(trainer, EMAWeightAveraging):
+        if steps == math.inf:
+            continue
+        first = next((k for k in range(int(steps)) if each.should_update(step_idx=k)), None)
+        epoch = next((k for k in range(epochs) if each.should_update(epoch_idx=k)), None)
+        if first is None and epoch is None:
+            raise ValueError(
+                f"{type(each).__name__} would begin after the {steps:,} steps of this training, "
+                "whose results would be those of the first weights: lower update_starting_at_step, "
+                "or train longer"
+            )
+        if first and epoch is None:
+            rank_zero_warn(
+                f"{type(each).__name__} begins at step {first:,}: until then the weights of the "
+                "start are validated and saved"
+            )
 
 
 def best_path(trainer: Trainer) -> str:

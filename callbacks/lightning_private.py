@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
 from torch.optim.swa_utils import AveragedModel
 
@@ -38,6 +38,13 @@ def forget_averages(trainer: Trainer) -> None:
     """
     for callback in callbacks_of(trainer, WeightAveraging):
         callback._average_model = None
+
+
+def take_averages(trainer: Trainer, module: LightningModule) -> None:
+    """Give the network its averaged weights, as at the end of a training, which may be left out."""
+    for callback in callbacks_of(trainer, WeightAveraging):
+        if callback._average_model is not None:
+            callback._copy_average_to_current(module)
 
 
 def count_by_epochs(trainer: Trainer) -> None:

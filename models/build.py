@@ -13,6 +13,17 @@ from .side import Side
 from .weights import kaiming_
 
 
+def _gain(activation: Callable[[], nn.Module] | None) -> float:
+    function = activation() if activation else nn.ReLU()
+    try:
+        return gain(function)
+    except ValueError as error:
+        raise ValueError(
+            f"init: kaiming measures a function of single numbers, and {type(function).__name__} "
+            "takes whole images: use init: library"
+        ) from error
+
+
 def build_network(
     backbone: str = "resnet20",
     num_classes: int = 10,
@@ -54,7 +65,7 @@ def build_network(
     example = torch.zeros(2, in_channels, *[image_size] * dims)
     check_input(network, example)
     if init == "kaiming":
-        kaiming_(network, gain(activation() if activation else nn.ReLU()))
+        kaiming_(network, _gain(activation))
     factories = dict(activation_by_site or {}) | ({"*": activation} if activation else {})
     report = SwapReport()
     if factories:

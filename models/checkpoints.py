@@ -38,6 +38,7 @@ INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # by which Lightning 
 SMALLEST = {"num_classes": 1, "in_channels": 1, "image_size": 1, "dims": 1,
             "side_size": 0, "activation_weight_decay": 0}  # fmt: skip
 LARGEST, LONGEST = 2**13, 2**22  # pixels of a side, samples of a signal
+_OF_WEIGHTS = ("pretrained", "checkpoint_path", "weights", "weights_backbone")
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -174,8 +175,8 @@ def check_stored(stored: Mapping[str, Any], source: str, trust: Sequence[str] = 
     """
     packages = (*TRUSTED, *trust)
     for option, value in stored.items():
-        if value and option in ("pretrained", "checkpoint_path"):
-            raise ValueError(f"{source!r} asks for other weights ({option}), none are read for it")
+        if asked := next(_weights_asked(value, option), ""):
+            raise ValueError(f"{source!r} asks for other weights ({asked}), none are read for it")
         kind, names = FACTORIES.get(option), list[str]()
         for name in _names(value, option, source):  # before what follows in the option is read
             if kind is None:
@@ -197,6 +198,18 @@ def check_stored(stored: Mapping[str, Any], source: str, trust: Sequence[str] = 
             origin = f"{thing.__module__}.{thing.__qualname__}"
             if not _inside(origin, packages):
                 raise _untrusted(source, name, option, origin)
+
+
+def _weights_asked(value: Any, name: str) -> Iterator[str]:
+    """The options, at any depth, with which a class would read or fetch weights."""
+    if name in _OF_WEIGHTS and (isinstance(value, str) or value is True) and value:
+        yield name
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _weights_asked(inner, str(key))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _weights_asked(inner, "")
 
 
 def check_given(value: Any, option: str) -> None:

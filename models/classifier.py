@@ -52,7 +52,13 @@ from .metrics import (
     warn_of_absent,
 )
 from .side import class_scores, side_of
-from .weights import freeze_shapes, load_shapes, load_weights, read_weights
+from .weights import (
+    freeze_shapes,
+    load_shapes,
+    load_weights,
+    read_weights,
+    without_other_shapes,
+)
 
 # the short name ReduceLROnPlateau means the first: Lightning's, which knows its `monitor`
 SchedulerCallable = (
@@ -65,8 +71,14 @@ def _sgd(params: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=1e-4)
 
 
+_SLOWER = (
+    "Lower the learning rate (--model.optimizer.lr) or the bound of the gradients "
+    "(--trainer.gradient_clip_val 1)"
+)
+
+
 class DivergedError(ArithmeticError):
-    """The training loss is not finite any more."""
+    """The training loss, or the network's output, is not finite any more."""
 
 
 def _has_limit(callback: Any) -> bool:
@@ -232,6 +244,7 @@ class Classifier(LightningModule):
         )
         if checkpoint_path:
             state, new = read_weights(checkpoint_path), tuple(f"{c.name}." for c in self.swapped)
+            state = without_other_shapes(self.backbone, state, checkpoint_path)
             load_weights(self.backbone, state, source=checkpoint_path, fresh=(*new, "side."))
         if activation_from:
             if match:
@@ -454,8 +467,7 @@ class Classifier(LightningModule):
         if self.trainer.strategy.reduce_boolean_decision(not math.isfinite(loss), all=False):
             raise DivergedError(
                 f"the training loss is {loss} at the end of epoch {self.current_epoch}: the run "
-                "has diverged. Lower the learning rate (--model.optimizer.lr) or the bound of the "
-                "gradients (--trainer.gradient_clip_val 1)"
+                f"has diverged. {_SLOWER}"
             )
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
@@ -471,8 +483,21 @@ class Classifier(LightningModule):
         return {"index": index, "label": labels, "probability": scores.softmax(1)}
 
     def on_validation_epoch_end(self) -> None:
-        """Log what the data choose."""
+        """Log what the data choose; stop a run whose network gives no numbers any more."""
         log_chosen(self, self.val_metrics)
+        self._check_outputs(self.val_loss)
+
+    def _check_outputs(self, mean_loss: MeanMetric) -> None:
+        """Accuracy would take a sample whose scores are NaN for the first class."""
+        if self.trainer.sanity_checking or not mean_loss.compute().isnan():
+            return
+        what = "the network's output is NaN for some samples"
+        if self.trainer.state.fn == "fit":
+            raise DivergedError(
+                f"{what} of the validation in epoch {self.current_epoch}: the run has diverged. "
+                f"{_SLOWER}"
+            )
+        rank_zero_warn(f"{what}, which count as the first class: the metrics tell nothing")
 
     def on_validation_end(self) -> None:
         """Say which classes have no sample; before the first epoch, refuse unknown metrics."""
@@ -484,6 +509,7 @@ class Classifier(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log what the data choose and the measures of each class; draw the confusion matrix."""
         log_chosen(self, self.test_metrics)
+        self._check_outputs(self.test_loss)
         if self.confusion is not None:
             log_classes(self, self.confusion.compute())
             self.confusion.reset()
@@ -634,10 +660,15 @@ class Classifier(LightningModule):
                 "LearningRateFinder sets the optimizer's rate, which OneCycleLR and CyclicLR do "
                 f"not use: leave it out, and give them the rate that it found, {lr:.3g}"
             )
-        for group in self.trainer.optimizers[0].param_groups:
-            scale = self.activation_lr_scale if group["name"] == "activations" else 1
-            group["lr"] = group["initial_lr"] = lr * scale
-        for scheduler in schedulers:
+        planned = [scheduler.get_last_lr() for scheduler in schedulers[:1]]
+        for number, group in enumerate(self.trainer.optimizers[0].param_groups):
+            found = lr * (self.activation_lr_scale if group["name"] == "activations" else 1)
+            # a warm-up has lowered it already
+            share = planned[0][number] / group["initial_lr"] if "initial_lr" in group else 1
+            group["lr"], group["initial_lr"] = found * share, found
+        while schedulers:
+            scheduler: Any = schedulers.pop()
+            schedulers += getattr(scheduler, "_schedulers", [])  # of SequentialLR, ChainedScheduler
             groups = scheduler.optimizer.param_groups
             scheduler.base_lrs = [group["initial_lr"] for group in groups]
 

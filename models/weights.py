@@ -49,6 +49,50 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return content
 
 
+def trained_with(path: str | Path) -> str:
+    """The class of the activations that a checkpoint of this project stores; "" if it tells none.
+
+    Several functions have parameters of the same names and shapes.
+    """
+    content = read_file(Path(path)) if Path(path).suffix == ".ckpt" else None
+    options = content.get("hyper_parameters") if isinstance(content, dict) else None
+    if not isinstance(options, dict) or options.get("activation_by_site"):
+        return ""
+    activation = options.get("activation")
+    found = activation.get("class_path") if isinstance(activation, dict) else None
+    return found.rpartition(".")[2] if isinstance(found, str) else ""
+
+
+def others(network: nn.Module, kind: str) -> dict[str, str]:
+    """The shapes of a network that are of another class than `kind`: parameter -> class."""
+    found = {}
+    for name in shape_parameters(network):
+        parts = name.split(".")[:-1]
+        holders = [network.get_submodule(".".join(parts[:k])) for k in range(len(parts), 0, -1)]
+        if kind not in (type(each).__name__ for each in holders):
+            found[name] = type(holders[0]).__name__ if holders else type(network).__name__
+    return found
+
+
+def without_other_shapes(
+    network: nn.Module, state: dict[str, Tensor], path: str | Path
+) -> dict[str, Tensor]:
+    """`state` without the shapes of a checkpoint whose activations are of another class.
+
+    The network's own stay as they start, and a warning says so.
+    """
+    kind = trained_with(path)
+    mine = others(network, kind) if kind else {}
+    if not (lost := mine.keys() & state.keys()):
+        return state
+    warnings.warn(
+        f"{path} was trained with {kind}: {', '.join(sorted({mine[n] for n in lost}))} keeps the "
+        "values of its own start",
+        stacklevel=3,
+    )
+    return {name: value for name, value in state.items() if name not in lost}
+
+
 def load_weights(
     network: nn.Module, state: dict[str, Tensor], *, source: str, fresh: tuple[str, ...] = ()
 ) -> None:
@@ -126,9 +170,14 @@ def load_shapes(network: nn.Module, path: str | Path) -> None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file lacks a value, or has one of another shape.
+        ValueError: the file lacks a value, or has one of another shape, or of another function.
     """
     state, own = read_weights(path), shape_parameters(network)
+    if (kind := trained_with(path)) and (mine := others(network, kind)):
+        raise ValueError(
+            f"activation_from: {str(path)!r} was trained with {kind}, this network has "
+            f"{next(iter(mine.values()))}: name a checkpoint of the same activation"
+        )
     wrong = [n for n, value in own.items() if n not in state or state[n].shape != value.shape]
     if wrong or not own:
         what = (

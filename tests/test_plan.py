@@ -11,7 +11,14 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from torch import nn
-from torch.optim.lr_scheduler import CyclicLR, ExponentialLR, OneCycleLR
+from torch.optim.lr_scheduler import (
+    CyclicLR,
+    ExponentialLR,
+    LinearLR,
+    OneCycleLR,
+    SequentialLR,
+    StepLR,
+)
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MetricCollection
 from torchvision.transforms import v2
@@ -94,6 +101,18 @@ def test_a_rate_that_was_found_is_used(tmp_path: Path):
     expected = [found / 2 * (1 + math.cos(math.pi * i / 24)) for i in range(24)]
     assert [rate["weights"] for rate in rates] == pytest.approx(expected)
     assert [rate["activations"] for rate in rates] == pytest.approx([r / 2 for r in expected])
+    for make in (
+        partial(LinearLR, start_factor=0.1, total_iters=2),
+        lambda optimizer: SequentialLR(
+            optimizer, [LinearLR(optimizer, 0.1, total_iters=2), StepLR(optimizer, 1)], [2]
+        ),
+    ):
+        finder = LearningRateFinder(min_lr=1e-4, max_lr=0.5, num_training_steps=15)
+        rates = recorded(tmp_path, finder, lr_scheduler=make, max_epochs=3).rates
+        found = finder.optimal_lr.suggestion() if finder.optimal_lr else None
+        assert found
+        epochs = [rate["weights"] for rate in rates[::8]]
+        assert epochs == pytest.approx([0.1 * found, 0.55 * found, found])
     with pytest.raises(ValueError, match="leave it out, and give them the rate"):
         recorded(tmp_path, LearningRateFinder(num_training_steps=15),
                  lr_scheduler=partial(CyclicLR, base_lr=0.01, max_lr=0.1))  # fmt: skip

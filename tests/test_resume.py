@@ -19,9 +19,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
     EarlyStopping,
+    EMAWeightAveraging,
     LearningRateFinder,
     ModelCheckpoint,
+    ModelPruning,
     StochasticWeightAveraging,
     Timer,
 )
@@ -544,7 +547,37 @@ def test_float64_goes_on_unrounded(tmp_path: Path):
     assert same(fit_and_save(tmp_path / "again", path=path, precision="64-true"), whole)
 
 
-def test_a_resumed_average_that_lightning_forgets_is_refused(tmp_path: Path):
+def test_what_lightning_forgets_of_a_resumed_run_is_refused(tmp_path: Path):
     fit_and_save(tmp_path)
-    with pytest.raises(ValueError, match="StochasticWeightAveraging forgets its average"):
-        fit_and_save(tmp_path, StochasticWeightAveraging(0.01), path=tmp_path / "step=2.ckpt")
+    for callback, why in (
+        (StochasticWeightAveraging(0.01), "forgets its average"),
+        (ModelPruning("l1_unstructured", parameter_names=["weight"]), "forgets what it has pruned"),
+        (LearningRateFinder(), "would begin a resumed run at its first epoch"),
+        (BatchSizeFinder(), "would begin a resumed run at its first epoch"),
+    ):
+        with pytest.raises(ValueError, match=f"{type(callback).__name__} {why}"):
+            fit_and_save(tmp_path, callback, path=tmp_path / "step=2.ckpt")
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed|.*Checkpoint directory")
+def test_an_average_is_tested_when_nothing_is_left_to_train(tmp_path: Path):
+    whole = fit_and_save(tmp_path, EMAWeightAveraging(decay=0.8))
+    again = fit_and_save(tmp_path, EMAWeightAveraging(decay=0.8), path=tmp_path / "last.ckpt")
+    assert same(again, whole)
+    raw = torch.load(tmp_path / "last.ckpt", weights_only=True)["current_model_state"]
+    assert not same(again, raw)
+
+
+def test_an_average_that_never_begins_is_refused_and_a_late_one_told(tmp_path: Path):
+    with pytest.raises(ValueError, match="EMAWeightAveraging would begin after the 4 steps"):
+        fit_and_save(tmp_path / "never", EMAWeightAveraging(update_starting_at_step=4))
+    with pytest.warns(UserWarning, match="begins at step 2: until then the weights of the start"):
+        fit_and_save(tmp_path / "late", EMAWeightAveraging(update_starting_at_step=2))
+
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            trainer.should_stop = True
+
+    ended = pytest.warns(UserWarning, match="ended before the average of the weights began")
+    with ended, pytest.warns(UserWarning, match="begins at step 3"):
+        fit_and_save(tmp_path / "stop", EMAWeightAveraging(update_starting_at_step=3), Stop())

@@ -341,6 +341,26 @@ def test_a_run_with_two_loggers_goes_on_in_its_folder_below_the_chosen_root(
     assert torch.load(last, weights_only=True)["epoch"] == 1
     assert (run / "config.yaml").is_file()
     assert all((run.parent / f"version_{n}/metrics.csv").is_file() for n in (1, 2))
+    kept = last.read_bytes()
+    command(f"{line} --trainer.max_epochs 3 --ckpt_path {last} --trainer.default_root_dir fork")
+    assert last.read_bytes() == kept
+    fork = tmp_path / "fork/Digits-resnet8-own/version_0/checkpoints/last.ckpt"
+    assert torch.load(fork, weights_only=True)["epoch"] == 2
+
+
+def test_a_typed_place_that_is_not_the_runs_own_is_told_apart(tmp_path: Path):
+    run = tmp_path / "runs/name/version_3"
+    for changes, typed, expected in (
+        ({}, {"save_dir", "name", "version"}, False),
+        ({"save_dir": tmp_path / "other"}, {"save_dir"}, True),
+        ({"save_dir": tmp_path / "other"}, {"default_root_dir"}, True),
+        ({"save_dir": tmp_path / "other"}, set(), False),  # of a configuration
+        ({"name": "fork"}, {"name"}, True),
+        ({"version": "version_3"}, {"version"}, False),
+        ({"version": 4}, {"version"}, True),
+    ):
+        arguments = {"save_dir": tmp_path / "runs", "name": "name", "version": 3} | changes
+        assert train.is_elsewhere(run, SimpleNamespace(**arguments), typed) is expected
 
 
 def test_two_processes_start_quickly_and_test_every_sample_once(

@@ -1,5 +1,6 @@
 """Schedule, alternation and monitor together under Lightning's own options."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,13 @@ from activations import (
     set_progress,
     shape_parameters,
 )
-from callbacks import ActivationMonitor, ActivationSchedule, AlternatingOptimization
-from models import Classifier
+from callbacks import (
+    ActivationMonitor,
+    ActivationSchedule,
+    AlternatingOptimization,
+    BestCheckpoint,
+)
+from models import Classifier, DivergedError
 from models.metrics import classification_metrics
 from tests.data import Tiny
 from tests.trainings import Small, by_hand, classifier, is_shape, is_weight, same, trainer
@@ -229,3 +235,20 @@ def test_a_compiled_network(tmp_path: Path):
     fit(tmp_path, model=model)
     for name, value in expected().state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_network_that_gives_no_numbers_is_not_chosen(tmp_path: Path):
+    class Break(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            if trainer.global_step == 3:
+                pl_module.backbone.fc.bias.data.fill_(math.nan)
+
+    last = BestCheckpoint(tmp_path, "best", "val/acc")
+    run = trainer(tmp_path, Break(), last, enable_checkpointing=True, max_epochs=2,
+                  limit_train_batches=3, num_sanity_val_steps=0)  # fmt: skip
+    model = classifier(CosLU)
+    with pytest.raises(DivergedError, match="NaN for some samples of the validation in epoch 0"):
+        run.fit(model, datamodule=Tiny())
+    assert not (tmp_path / "best.ckpt").exists()
+    with pytest.warns(UserWarning, match="NaN for some samples, which count as the first class"):
+        trainer(tmp_path).test(model, datamodule=Tiny(), verbose=False)

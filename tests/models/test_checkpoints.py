@@ -115,6 +115,18 @@ def test_no_other_weights_are_read_for_stored_arguments(tmp_path: Path):
             load(file)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [{"backbone": "timm/resnet10t", "pretrained": True}, {"deep": [{"weights": "DEFAULT"}]}],
+    ids=["pretrained", "weights"],
+)
+def test_no_stored_activation_asks_for_weights(given: dict[str, Any]):
+    with pytest.raises(ValueError, match="asks for other weights"):
+        check_stored({"activation": {"class_path": "models.Classifier", "init_args": given}}, "a")
+    mixture = {"class_path": "activations.LinComb", "init_args": {"weights": [0.5, 0.5]}}
+    check_stored({"activation": mixture}, "a")
+
+
 def test_a_stored_formula_is_a_text(tmp_path: Path):
     formula = "x * sigmoid(beta * x) + abs(-x) ** 2 / 3.5"
     made = partial(Formula, formula=formula, constants={"beta": 0.5})

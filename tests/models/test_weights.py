@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
-from activations import DELU, BSpline, CosLU, ReLUN, gain, parameter_groups
+from activations import DELU, LSLU, BSpline, CosLU, ReLUN, SinLU, gain, parameter_groups
 from activations.groups import shape_parameters
 from models import Classifier, build_backbone, kaiming_, load_weights
 
@@ -202,3 +202,27 @@ def test_shapes_alone_are_taken_over_and_frozen(tmp_path: Path):
             Classifier("resnet8", 3, 1, 8, activation_from=str(tmp_path / "x.ckpt"), **wrong)
     with pytest.raises(ValueError, match="learn nothing"):
         Classifier("resnet8", 3, 1, 8, torch.nn.ReLU, activation_frozen=True)
+
+
+def test_shapes_of_another_function_are_not_taken_for_its_own(tmp_path: Path):
+    """CosLU and SinLU have parameters of the same names and shapes."""
+    trained = Classifier("resnet8", 3, 1, 8, CosLU)
+    with torch.no_grad():
+        for value in shape_parameters(trained.backbone).values():
+            value.fill_(2.5)
+    content = {"state_dict": trained.state_dict(), "hyper_parameters": dict(trained.hparams)}
+    torch.save(content, file := tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match="was trained with CosLU, this network has SinLU"):
+        Classifier("resnet8", 3, 1, 8, SinLU, activation_from=str(file))
+    with pytest.warns(UserWarning, match="trained with CosLU: SinLU keeps the values of its own"):
+        other = Classifier("resnet8", 3, 1, 8, SinLU, checkpoint_path=str(file))
+    assert all((value == 1).all() for value in shape_parameters(other.backbone).values())
+    assert torch.equal(*(m.backbone.get_parameter("conv1.weight") for m in (other, trained)))
+    same = Classifier("resnet8", 3, 1, 8, CosLU, checkpoint_path=str(file))
+    assert all((value == 2.5).all() for value in shape_parameters(same.backbone).values())
+    Classifier("resnet8", 3, 1, 8, CosLU, activation_from=str(file))
+
+
+def test_kaiming_says_what_it_cannot_measure():
+    with pytest.raises(ValueError, match="single numbers, and LSLU takes whole images"):
+        Classifier("resnet8", 3, 1, 8, LSLU, init="kaiming")
