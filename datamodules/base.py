@@ -1,5 +1,6 @@
 """The base class of all data sets: splits that share no sample, and their loaders."""
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from .augment import named
@@ -133,6 +134,11 @@ class ImageDataModule(LightningDataModule, ABC):
             **({"resize": RESIZE} if self.dims == 2 else {}),
         }
 
+    @property
+    def shared(self) -> bool:
+        """Whether :meth:`load` gives the samples of all splits, whatever the part."""
+        return False
+
     @abstractmethod
     def load(self, split: Part) -> Data:
         """Read one part: images (M, C, H, W) in uint8, and labels (M,) in int64."""
@@ -256,19 +262,47 @@ class ImageDataModule(LightningDataModule, ABC):
 
     predict_dataloader = test_dataloader
 
-    def state_dict(self) -> dict[str, int]:
-        """The position of the training loader.
+    def state_dict(self) -> dict[str, Any]:
+        """The position of the training loader, and which samples the training has.
 
         Lightning stores the state of a loader too, but does not restore it into a loader that was
         made before the checkpoint was read, as for a scheduler that asks for the number of steps.
         """
-        return self._train_loader.state_dict() if self._train_loader else {}
+        position = self._train_loader.state_dict() if self._train_loader else {}
+        return {**position, "trained_on": self._trained_on()}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Let the training loader, also the next one, continue from that position."""
-        self._resume = state_dict
-        if self._train_loader and state_dict:
-            self._train_loader.load_state_dict(state_dict)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the training loader, also the next one, continue from that position.
+
+        Other training samples than those of the checkpoint are told.
+        """
+        position = dict(state_dict)
+        known, here = position.pop("trained_on", ""), self._trained_on()
+        if known and here and known != here:
+            then, now = (each.rpartition(" ")[0] for each in (known, here))
+            rank_zero_warn(
+                f"the training samples are not those of the checkpoint ({then} then, {now} here): "
+                "files or options of the data are others, so that the validation and test sets "
+                "may hold samples on which the network was trained"
+            )
+        self._resume = position
+        if self._train_loader and position:
+            self._train_loader.load_state_dict(position)
+
+    def _trained_on(self) -> str:
+        """Number and digest of the training samples, their places and classes; "" if not known."""
+        if self._train is not None:
+            labels, indices = self._train[1], self.train_indices
+        elif self.shared and self._test is not None:
+            labels = self._test[1]
+            try:
+                indices = self.choose("train", labels)
+            except ValueError:  # all samples are for the test
+                return ""
+        else:
+            return ""
+        digest = hashlib.sha256(indices.numpy().tobytes() + labels[indices].numpy().tobytes())
+        return f"{len(indices):,} of {len(labels):,} {digest.hexdigest()[:16]}"
 
     def _loader(self, part: Part, indices: Tensor, *, training: bool = False) -> ImageLoader:
         data = self._train if part == "train" else self._test

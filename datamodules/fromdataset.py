@@ -62,10 +62,10 @@ class FromDataset(Samples):
             )
         known = inspect.signature(kind).parameters
         name = next((name for name in CHOICES if name in known), None)
-        usual = {part: {name: value} for part, value in CHOICES[name].items()} if name else {}
+        chosen = {part: {name: value} for part, value in CHOICES[name].items()} if name else {}
         own = {"train": self.train, "val": self.val, "test": self.test}
-        given = {p: usual.get(p) if chosen is None else chosen for p, chosen in own.items()}
-        given = {part: chosen for part, chosen in given.items() if chosen is not None}
+        given = {part: chosen.get(part) if its is None else its for part, its in own.items()}
+        given = {part: its for part, its in given.items() if its is not None}
         parts = {
             p: self._made(make, kind, arguments) for p, arguments in ({"train": {}} | given).items()
         }
@@ -74,7 +74,8 @@ class FromDataset(Samples):
             raise ValueError(f"{kind.__name__}: {other[0]} has other classes than train")
         plain = [each for each in made_of[2:] if not callable(each)]
         arguments = [plain, getattr(make, "keywords", {}), given]
-        files = [self.stamp(path) for path in paths(arguments)]
+        usual = [each.default for each in known.values()]  # such as a folder
+        files = [self.stamp(path) for path in paths([arguments, usual])]
         code = [code_of(each) for each in kind.__mro__[:-1]]
         key = (kind.__module__, kind.__qualname__, told(arguments), files, code)
         return Source(kind.__name__, parts, names["train"], key)

@@ -61,6 +61,7 @@ class HuggingFace(Samples):
             if getattr(self, part) is None and set(found[name].unique(label)) in ({-1}, {None}):
                 rank_zero_info(f"{self.path}: {name} is left out, since it has no labels")
                 del parts[part]
+        check_classes(self.path, {name: found[name].features[label] for name in parts.values()})
         names, number = getattr(kind, "names", None), None
         if names is None and "string" in str(kind.dtype):
             known = {name for part in parts.values() for name in found[part].unique(label)}
@@ -150,6 +151,24 @@ class HuggingFace(Samples):
 def _holds_bytes(kind: Any) -> bool:
     """Whether a column of another program holds files, as bytes or as a struct with bytes."""
     return "bytes" in kind if isinstance(kind, dict) else "binary" in str(kind)
+
+
+def check_classes(path: str, kinds: Mapping[str, Any]) -> None:
+    """Refuse parts whose labels number other classes, such as those that were encoded one by one.
+
+    Args:
+        path: of the set, for the message.
+        kinds: the feature of the labels of each part.
+    """
+    known = {part: (getattr(kind, "names", None), kind.dtype) for part, kind in kinds.items()}
+    first, (names, dtype) = next(iter(known.items()))
+    for part, (others, other) in known.items():
+        if others != names or ("string" in str(other)) != ("string" in str(dtype)):
+            raise ValueError(
+                f"{path!r}: the labels of {part} ({others or other}) number other classes than "
+                f"those of {first} ({names or dtype}): give all parts one feature, such as by "
+                "cast_column of the package datasets"
+            )
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ class ImageLoader:
         works = isinstance(images, Images) or bool(training and data.augment)
         each = max(1, cores() // local) if data.workers is None else data.workers
         self.workers = each if works else 0
-        self._resumed_epoch = -1
+        self._resumed_epoch, self._resumed_size = -1, None
         if len(self) == 0 or len(indices) < world_size:
             raise ValueError(
                 f"{len(indices)} images do not fill one batch of {self.batch_size} in each of "
@@ -153,16 +153,29 @@ class ImageLoader:
         self.sampler.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and the number of its next batch."""
-        return {"epoch": self.sampler.epoch, "next_batch": self.next_batch}
+        """The epoch, the number of its next batch, and the samples of a batch in all processes."""
+        size = self.batch_size * self.world_size
+        return {"epoch": self.sampler.epoch, "next_batch": self.next_batch, "size": size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue inside the stored epoch."""
         self._resumed_epoch, self.next_batch = state["epoch"], state["next_batch"]
+        self._resumed_size = state.get("size")
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        """The batches of the epoch; after a resume, those that are left of it."""
+        """The batches of the epoch; after a resume, those that are left of it.
+
+        Raises:
+            ValueError: the epoch began with batches of another size.
+        """
         first = self.next_batch if self._resumed_epoch == self.sampler.epoch else 0
+        size = self.batch_size * self.world_size
+        if first and self._resumed_size not in (size, None):
+            raise ValueError(
+                f"the checkpoint is inside epoch {self.sampler.epoch}, whose batches have "
+                f"{self._resumed_size} samples in all processes, here {size}: go on with the same "
+                "batch_size and devices, or from a checkpoint between two epochs"
+            )
         self._resumed_epoch = -1
         order = self.sampler.draw() if self.training else self.indices
         mine = distinct(order, len(self.labels))[self.rank :: self.world_size]

@@ -189,6 +189,11 @@ class MITBIH(WFDBBeats):
             return rows["signals"].unsqueeze(1), rows["labels"]
         return super().load(split)
 
+    @property
+    def shared(self) -> bool:
+        """All beats of the records are loaded for each split; Kaggle's files have two parts."""
+        return self.protocol != "kaggle"
+
     def choose(self, split: Split, labels: Tensor) -> Tensor:
         """The beats of whole records, or a part of every class."""
         if self.protocol == "kaggle":

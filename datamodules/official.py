@@ -66,13 +66,14 @@ class Official(ImageDataModule):
             if labels:
                 pixels = np.empty((len(files), 3, self.image_size, self.image_size), np.uint8)
                 Images(files, self.image_size).decode_into(pixels, self.workers, resize=False)
-                images, targets = pixels[:, : self.in_channels], np.array(labels)
+                images = grey(pixels) if self.in_channels == 1 else pixels
+                targets = np.array(labels)
             else:
                 images, targets = self._official(split)
             create("images", images.shape, np.uint8)[:] = images
             create("labels", targets.shape, np.int64)[:] = targets
 
-        name, key = f"{type(self).__name__}-{split}", stamp(self.folder, files)
+        name, key = f"{type(self).__name__}-{split}", (*stamp(self.folder, files), "luminance")
         arrays = prepare(self.cache_dir, name, key, build)
         return arrays["images"], arrays["labels"]
 
@@ -107,3 +108,10 @@ class Official(ImageDataModule):
                 "--data.download true"
             ) from error
         return images, labels
+
+
+def grey(pixels: np.ndarray) -> np.ndarray:
+    """The luminance of colours (M, 3, H, W), as Pillow rounds it: ITU-R 601-2."""
+    weights = np.array([19595, 38470, 7471], np.uint32)
+    sums = np.einsum("c,mchw->mhw", weights, pixels, dtype=np.uint32)
+    return ((sums + 2**15) >> 16).astype(np.uint8)[:, None]

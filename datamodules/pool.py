@@ -94,6 +94,11 @@ class Pool(ImageDataModule):
         val = self._some_of_each(labels, parts == 0, first, self.val_fraction)
         return torch.where(val, 1, parts)
 
+    @property
+    def shared(self) -> bool:
+        """All images are loaded for each split."""
+        return True
+
     def load(self, split: Part) -> Data:
         """All images and their classes, whatever the split."""
         if self._pool is None:
@@ -103,7 +108,7 @@ class Pool(ImageDataModule):
                     "random_resized_crop needs files of photos, as ImageFolder and ImageList have "
                     f"them: {type(self).__name__} has its images as squares"
                 )
-            self._splits = self.divide(labels, parts, first)
+            self._split_of = self.divide(labels, parts, first)
             self._report(labels, first)
             self._pool = images, labels
             trained = labels[self.choose("train", labels)]
@@ -112,7 +117,7 @@ class Pool(ImageDataModule):
 
     def choose(self, split: Split, labels: Tensor) -> Tensor:
         """The images that :meth:`divide` has assigned to a split."""
-        return (self._splits == NUMBER[split]).nonzero().flatten()
+        return (self._split_of == NUMBER[split]).nonzero().flatten()
 
     def _some_of_each(self, labels: Tensor, among: Tensor, first: Tensor, part: float) -> Tensor:
         """Mask of `part` of each class within the mask `among`; copies stay together."""
@@ -124,7 +129,7 @@ class Pool(ImageDataModule):
     def _report(self, labels: Tensor, first: Tensor) -> None:
         copies = (first != torch.arange(len(first))).nonzero().flatten()
         if len(copies):
-            dropped = int((self._splits == LEFT_OUT).sum())
+            dropped = int((self._split_of == LEFT_OUT).sum())
             contrary = int((labels[copies] != labels[first[copies]]).sum())
             shown = next(iter(self.describe(int(copies[0])).values()))
             rank_zero_info(

@@ -197,7 +197,13 @@ class Preparation:
                     "a beat alone has no rhythm, which this network takes beside it (rr): give the "
                     "record, or the whole signal with its rate"
                 )
-            if self.cycles and not (signal.min() >= 0 and signal.max() <= 1):
+            scaled = signal.min() >= 0 and signal.max() <= 1
+            if self.lead is None and not scaled:
+                raise ValueError(
+                    f"a beat of {self.name} is scaled to [0, 1] as in Kaggle's files, this one "
+                    f"goes from {signal.min():.3g} to {signal.max():.3g}: scale it so"
+                )
+            if self.cycles and not scaled:
                 raise ValueError(
                     f"a beat of {self.name} is scaled over {self.cycles:g} RR intervals of its "
                     "record, which no beat alone tells: give the record, the whole signal with its "

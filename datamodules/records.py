@@ -16,10 +16,11 @@ SUFFIXES = (".hea", ".dat", ".atr")
 # escape beat as an atrial one, a bundle branch block as normal, R-on-T as PVC, and an unclassified
 # beat as unknown
 ALIKE = {"n": "e", "B": "N", "r": "V", "?": "Q"}
-# "patient 12", "Patient ID: x12"; not "patient: 63 years"
+# "patient 12", "Patient ID: x12", "<subject_id>: 012"; not "patient: 63 years"
 PATIENT = (
-    r"\b(?:patient|subject)\b\W*(?:(?:id|no|nr|number)\b\W*)?"
-    r"(?!\d+\W*(?:years?|y/?o)\b)(\w*\d[\w-]*)"
+    r"\b(?:patient|subject)"
+    r"(?:[\W_]*(?:identifier|id|number|no|nr|n|code)(?=[\W_\d])[\W_]*|[\W_]+)"
+    r"(?!\d+\W*(?:years?|y/?o)\b)0*(\w*\d[\w-]*)"
 )
 MILLIVOLT = {"mV": 1, "uV": 1e-3, "V": 1e3}
 _damaged = partial(damaged, remedy="replace it by a whole copy")

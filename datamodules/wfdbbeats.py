@@ -166,6 +166,11 @@ class WFDBBeats(ImageDataModule):
         """Names of groups of records, of which the log tells the beats."""
         return {"records": self.names}
 
+    @property
+    def shared(self) -> bool:
+        """All beats are loaded for each split."""
+        return True
+
     def load(self, split: Part) -> tuple[Tensor, Tensor]:
         """All beats (M, C, L) and their classes, whatever the split."""
         if not self._beats:

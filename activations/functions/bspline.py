@@ -18,6 +18,8 @@ def look_up(table: Tensor, index: tuple[Tensor, ...]) -> Tensor:
     *row, cell = (part.long() for part in index)
     if row:
         cell = row[0] * table.shape[-1] + cell
+    if cell.dim() == 0:  # torch.vmap cannot index by a single number
+        return table.reshape(-1).index_select(0, cell.reshape(1))[0]
     if is_exporting():  # five times as fast in ONNX Runtime
         return table.reshape(-1).gather(0, cell.flatten()).view(cell.shape)
     return table.reshape(-1)[cell]

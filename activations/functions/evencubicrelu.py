@@ -2,6 +2,7 @@
 
 from typing import Unpack
 
+import torch
 from torch import Tensor
 
 from activations.activation import Activation, Channels, finite
@@ -10,8 +11,9 @@ from activations.fusion.kernel import Expression
 
 def even_cubic_relu(x: Tensor, alpha: Tensor, beta: Tensor, gamma: float) -> Tensor:
     """`alpha relu(x) + gamma beta |x|^3`; alpha and beta broadcast against `x`."""
-    size = x.abs()
-    # multiplied from the left: beta = 0 gives 0 where |x|^3 overflows
+    # multiplied from the left, and bounded: beta = 0 gives 0, and the gradient, too, where |x|^3
+    # overflows; any other beta overflows there
+    size = x.abs().clamp(max=torch.finfo(x.dtype).max ** 0.5 / 2)
     return alpha * x.relu() + gamma * beta * size * size * size
 
 

@@ -230,6 +230,11 @@ def test_mnist(tmp_path: Path):
         (tmp_path / "png" / "train" / "0" / "a.png").read_bytes()
     )
     images, labels = MNIST(str(tmp_path / "png"), download=True).load("train")
+    colours = Image.effect_noise((28, 28), 60).convert("RGB")
+    colours.paste((9, 20, 250), (4, 4, 20, 9))
+    colours.save(tmp_path / "png/train/4/colours.png")
+    grey = MNIST(str(tmp_path / "png")).load("train")[0][5 + 1, 0]  # as `predict` reads it
+    np.testing.assert_array_equal(grey, np.asarray(colours.convert("L")))
     assert images.shape == (11, 1, 28, 28)
     assert images.unique().tolist() == [90]
     assert labels.tolist() == [0, *range(10)]

@@ -1,5 +1,6 @@
 """Data sets: formats, splits, order, augmentation, and what bad folders are told."""
 
+import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ from lightning.pytorch import Callback, Trainer
 
 import datamodules
 from callbacks.checkpoints import BestCheckpoint
-from datamodules import CIFAR10, CIFAR100, Digits, ImageDataModule
+from datamodules import CIFAR10, CIFAR100, Digits, ImageDataModule, ImageFolder
 from datamodules.augment import Source, crop, uniform
 from datamodules.base import stratified_split
 from datamodules.loader import ImageLoader, distinct
 from datamodules.pool import Pool
-from tests.data import Tiny, part_of, write_official, write_tree
+from tests.data import Tiny, part_of, write_folder, write_official, write_tree
 from tests.trainings import Small, classifier, trainer
 
 
@@ -305,6 +306,52 @@ def test_an_interrupted_epoch_goes_on_where_it_stopped():
     iterator = iter(resumed)
     assert [index.tolist() for _, _, index in iterator] == expected[state["next_batch"] :]
     assert len(list(resumed)) == len(expected)  # the epoch after it is whole again
+
+
+def test_an_epoch_goes_on_with_batches_of_its_size_alone():
+    [loader] = loaders(1, training=True)
+    next(iter(loader))
+    for batch_size, processes, fits in ((6, 1, True), (3, 2, True), (12, 1, False), (6, 2, False)):
+        for resumed in loaders(processes, training=True, batch_size=batch_size):
+            resumed.load_state_dict(loader.state_dict())
+            if fits:
+                next(iter(resumed))
+                continue
+            with pytest.raises(ValueError, match="inside epoch 2, whose batches have 6 samples"):
+                next(iter(resumed))
+            resumed.load_state_dict(loader.state_dict())
+            resumed.set_epoch(3)  # the checkpoint was of an epoch's end
+            next(iter(resumed))
+
+
+def test_other_training_samples_than_those_of_a_checkpoint_are_told(tmp_path: Path):
+    write_folder(tmp_path / "photos")
+    options: Any = {"root": str(tmp_path / "photos"), "image_size": 16, "cache_dir": str(tmp_path)}
+
+    def read(*stages: str, **more: Any) -> ImageFolder:
+        data = ImageFolder(**options, **more)
+        for stage in stages:
+            data.setup(stage)
+        return data
+
+    state = read("fit").state_dict()
+    assert state == {"trained_on": state["trained_on"]}
+    for stages in (("fit",), ("test",), ("fit", "test"), ()):
+        read(*stages).load_state_dict(state)  # warnings are errors
+    with pytest.warns(UserWarning, match="training samples are not those of the checkpoint"):
+        read("test", split_seed=7).load_state_dict(state)
+    shutil.copy(tmp_path / "photos/ant/3.jpg", tmp_path / "photos/bee/new.jpg")
+    for stage in ("fit", "test"):
+        with pytest.warns(UserWarning, match=r"\(\d+ of 30 then, \d+ of 31 here\)"):
+            read(stage).load_state_dict(state)
+    tiny = Tiny()
+    tiny.setup("fit")
+    tiny.load_state_dict({})  # of a checkpoint that does not tell
+    with pytest.warns(UserWarning, match="not those of the checkpoint"):
+        tiny.load_state_dict({"trained_on": "48 of 60 0123"})
+    test = Tiny()
+    test.setup("test")  # the training set was not read
+    test.load_state_dict({"trained_on": "48 of 60 0123"})
 
 
 def test_lightning_sets_the_epoch_of_the_sampler(tmp_path: Path):

@@ -3,6 +3,7 @@
 import io
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 import datamodules.huggingface
 from datamodules import HuggingFace
+from datamodules.huggingface import check_classes
 from tests.data import part_of
 
 needs_datasets = pytest.mark.skipif(not find_spec("datasets"), reason="needs the package datasets")
@@ -159,3 +161,16 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(datamodules.huggingface, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"needs the package datasets: pip install '\.\[hugging"):
         HuggingFace("x")
+
+
+def test_parts_that_number_other_classes_are_refused():
+    def kind(names: list[str] | None, dtype: str = "int64") -> Any:
+        return SimpleNamespace(names=names, dtype=dtype)
+
+    check_classes("set", {"train": kind(["ant", "bee"]), "test": kind(["ant", "bee"])})
+    check_classes("set", {"train": kind(None), "test": kind(None, "int32")})
+    for other in (kind(["bee", "fly"]), kind(None), kind(None, "string")):
+        with pytest.raises(ValueError, match=r"'set': the labels of test .* number other classes"):
+            check_classes("set", {"train": kind(["ant", "bee"]), "test": other})
+    with pytest.raises(ValueError, match=r"test \(int64\) .* train \(string\)"):
+        check_classes("set", {"train": kind(None, "string"), "test": kind(None)})

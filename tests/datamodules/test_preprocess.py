@@ -167,6 +167,8 @@ def test_rows_of_kaggle(tmp_path: Path):
         prepare("100")
     with pytest.raises(ValueError, match="200 samples is no beat of MITBIH, which has 187"):
         prepare(np.zeros(200))
+    with pytest.raises(ValueError, match=r"scaled to \[0, 1\] .*goes from -1.5 to 0.9: scale it"):
+        prepare(np.linspace(-1.5, 0.9, 187))
 
 
 def write_record(folder: Path, rate: int, *, lead: str = "MLII", unit: str = "mV") -> np.ndarray:

@@ -335,6 +335,20 @@ def test_files_behind_a_linked_folder_are_told(tmp_path: Path):
     assert data.stamp(Path(300 * "no path")) is None
 
 
+def test_a_folder_that_is_the_default_of_a_class_is_told(tmp_path: Path):
+    file = tmp_path / "labels.txt"
+    file.write_text("0 1")
+
+    class Own(Made):
+        def __init__(self, train: bool = True, place: str = str(file)) -> None:
+            super().__init__(train)
+            self.label = lambda n: int(Path(place).read_text().split()[n])
+
+    assert part_of(read(Own, tmp_path), "train")[1].tolist() == [0, 1] * 20
+    file.write_text("1 0 ")
+    assert part_of(read(Own, tmp_path), "train")[1].tolist() == [1, 0] * 20
+
+
 def test_paths_in_lists_are_told():
     assert [*paths([{"a": ["x", Path("y")]}, 3, "", "z"])] == [Path("x"), Path("y"), Path("z")]
 

@@ -178,6 +178,10 @@ def test_tracing_and_function_transforms(case: Case):
 
     torch.testing.assert_close(torch.vmap(run, (None, 0))(state, x[None])[0], y)
     torch.func.grad(lambda state: run(state, x).sum())(state)
+    if case.scalar and not case.kind.channels:
+        alone = torch.vmap(torch.func.grad(lambda x: run(state, x)))(x.flatten())
+        whole = torch.func.grad(lambda x: run(state, x).sum())(x)
+        torch.testing.assert_close(alone, whole.flatten())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, and sizes become constants
         traced = torch.jit.trace(module, (x,), check_trace=False)
@@ -342,3 +346,15 @@ def test_sides_of_the_kink_are_the_papers():
     module(x).sum().backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad, torch.tensor([1.0, 1.0, module.slope.item()]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_far_inputs_have_a_gradient_at_the_default_parameters(dtype: torch.dtype):
+    """Where a term of the value is 0 times what overflows, its gradient must not be NaN."""
+    far = torch.finfo(dtype).max
+    x = torch.tensor([-far, -1e19, -7.0, 7.0, 1e19, far], dtype=dtype, requires_grad=True)
+    y = A.EvenCubicReLU()(x)
+    y.sum().backward()
+    assert torch.equal(y, x.relu())
+    assert x.grad is not None
+    assert torch.equal(x.grad, (x > 0).to(dtype))
