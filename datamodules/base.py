@@ -113,6 +113,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self._test: Data | None = None
         self._train_loader: ImageLoader | None = None
         self._resume: dict[str, int] | None = None
+        self._earlier: list[str] = []  # training samples of the runs from which this one goes on
 
     @property
     def description(self) -> dict[str, Any]:
@@ -269,7 +270,8 @@ class ImageDataModule(LightningDataModule, ABC):
         made before the checkpoint was read, as for a scheduler that asks for the number of steps.
         """
         position = self._train_loader.state_dict() if self._train_loader else {}
-        return {**position, "trained_on": self._trained_on()}
+        here = self._trained_on()
+        return {**position, "trained_on": list(dict.fromkeys([*self._earlier, here]))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let the training loader, also the next one, continue from that position.
@@ -277,9 +279,9 @@ class ImageDataModule(LightningDataModule, ABC):
         Other training samples than those of the checkpoint are told.
         """
         position = dict(state_dict)
-        known, here = position.pop("trained_on", ""), self._trained_on()
-        if known and here and known != here:
-            then, now = (each.rpartition(" ")[0] for each in (known, here))
+        self._earlier, here = position.pop("trained_on", []), self._trained_on()
+        if here and (others := [each for each in self._earlier if each not in ("", here)]):
+            then, now = (each.rpartition(" ")[0] for each in (others[0], here))
             rank_zero_warn(
                 f"the training samples are not those of the checkpoint ({then} then, {now} here): "
                 "files or options of the data are others, so that the validation and test sets "
