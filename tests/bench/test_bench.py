@@ -462,6 +462,27 @@ def test_what_fails_on_a_gpu_is_told_and_the_rest_is_kept(
     assert "did not end: late" in (tmp_path / "late.log").read_text()
 
 
+def test_a_training_that_fails_on_a_gpu_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    told = {"ok": ("ok", "", [{"val/acc": 0.97}]), "early": ("failed", "out of memory", []),
+            "late": ("diverged", "the loss is nan", [{"val/acc": None}])}  # fmt: skip
+
+    def call(options: Any, name: str, words: list[str]) -> tuple[int, str]:
+        place = Path(words[words.index("--trainer.logger.save_dir") + 1])
+        place.mkdir(parents=True)
+        status, message, epochs = told[name.removeprefix("fit_")]
+        content = {"status": status, "message": message, "epochs": epochs}
+        (place / "results.json").write_text(json.dumps(content))
+        return 0, ""
+
+    monkeypatch.setattr(gpu, "call", call)
+    monkeypatch.setattr(gpu, "TRAININGS", {name: [] for name in told})
+    options = argparse.Namespace(quick=False, out=tmp_path, device="cpu")
+    rows = {row["wanted"].rpartition(" ")[2]: row for row in gpu.trainings(options)}
+    assert [rows[name]["met"] for name in told] == [True, False, False]
+    assert rows["early"]["found"].startswith("failed: out of memory")
+    assert rows["late"]["found"].startswith("diverged: the loss is nan")
+
+
 @pytest.mark.slow
 def test_all_that_a_gpu_can_tell_tried_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     words = ["bench", "gpu", "--device", "cpu", "--quick", "--jobs", "2", "--minutes", "30"]
