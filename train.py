@@ -346,7 +346,7 @@ class CLI(LightningCLI):
             HeadFirst(like=each) if type(each) is BackboneFinetuning else each for each in callbacks
         ]
         finders = callbacks_of(self.trainer, LearningRateFinder)
-        if finders and self.config[str(self.subcommand)].ckpt_path:
+        if finders and self.subcommand == "fit" and self.config.fit.ckpt_path:
             rank_zero_info("LearningRateFinder is left out: the checkpoint has the rate")
             callbacks[:] = [each for each in callbacks if each not in finders]
         if self.trainer.loggers or self.subcommand == "fit":

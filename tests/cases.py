@@ -577,9 +577,17 @@ CASES = [
 
 
 def variants_later(cases: list[Case]) -> list[Any]:
-    """`cases`, of which three variants of DiTAC are marked as slow.
+    """`cases`, of which variants with the code of another row are marked as slow.
 
-    They differ from the first outside the interval alone. Quicker tests hold their values.
+    They have fewer terms, or differ outside an interval alone. Quicker tests hold their values.
     """
-    later = ("DiTAC-leaky", "DiTAC-ge", "DiTAC-inf")
+    later = (
+        "DiTAC-leaky",
+        "DiTAC-ge",
+        "DiTAC-inf",
+        "Rational-3",
+        "Rational-5",
+        "Fourier",
+        "Polynomial",
+    )
     return [pytest.param(c, marks=[pytest.mark.slow] if str(c) in later else []) for c in cases]

@@ -119,7 +119,11 @@ def test_the_files_hold_the_network_and_what_it_knows(tmp_path: Path, capsys: An
 
 @pytest.mark.parametrize(
     "kind",
-    [DiTAC, pytest.param(Rational, marks=pytest.mark.slow), partial(DSReLU, a=1.5, b=0.5)],
+    [
+        DiTAC,
+        pytest.param(Rational, marks=pytest.mark.slow),
+        pytest.param(partial(DSReLU, a=1.5, b=0.5), marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_three_functions_agree_in_all_formats(kind: Any, tmp_path: Path, capsys: Any):

@@ -218,7 +218,12 @@ ANGLE = {"_unmask_angle", "_unbound_angle"}
         (A.CosLU, torch.float32, {"sine", "cosine", "sigmoid"} | ANGLE),
         (A.DELU, torch.float32, {"decay_m1", "sigmoid"}),
         (A.Swish, torch.float32, {"sigmoid", "_drop_far_bound", "_find_size_in_mask"}),
-        (A.AGLU, torch.float32, {"log1p", "exp", "decay", "_find_size", "_join_branches"}),
+        pytest.param(
+            A.AGLU,
+            torch.float32,
+            {"log1p", "exp", "decay", "_find_size", "_join_branches"},
+            marks=pytest.mark.slow,
+        ),
         (A.EELU, torch.float32, {"positive_erf", "exp"}),
         (A.DiTAC, torch.float32, {"erfc", "exp"}),
         (A.CosLU, torch.bfloat16, {"rough_sine", "rough_cosine"} | ANGLE),

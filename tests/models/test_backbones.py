@@ -163,7 +163,14 @@ def alone(model: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("file", OVERLAYS, ids=lambda file: file.stem)
+# other depths of the same code
+LATER = ("resnet26", "resnet32", "resnet44", "resnet56", "timm_resnet18", "torchvision_resnet18")
+
+
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(f, marks=[pytest.mark.slow] * (f.stem in LATER), id=f.stem) for f in OVERLAYS],
+)
 def test_every_overlay_builds_swaps_steps_and_predicts(file: Path):
     torch.manual_seed(0)
     options = yaml.safe_load(file.read_text())["model"]

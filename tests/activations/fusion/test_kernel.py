@@ -213,7 +213,7 @@ def test_inductor_per_channel(case: Case, channel_dim: int, device: str, inducto
     check(case, shape, torch.float32, device, num_parameters=4, channel_dim=channel_dim)
 
 
-@pytest.mark.parametrize("case", FUSED, ids=str)
+@pytest.mark.parametrize("case", variants_later(FUSED), ids=str)
 def test_blocks_make_the_same_numbers(case: Case, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(blocks, "BLOCK", 8)
     shape = case.shape if np.prod(case.shape) % 8 else (7, *case.shape[1:])
@@ -699,8 +699,14 @@ def both_ways(make: Callable[[], A.Activation], x: Tensor) -> list[list[Tensor]]
     return found
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(
+    ("size", "layout"),
+    slow_but(
+        [(2, torch.channels_last), (4, torch.contiguous_format)],
+        (2, 4),
+        (torch.contiguous_format, torch.channels_last),
+    ),
+)
 def test_one_number_beside_one_a_channel(counter: Counter, layout: torch.memory_format, size: int):
     x = torch.randn(3, 5, size, 6).contiguous(memory_format=layout)
     plain, fused = both_ways(lambda: A.LinComb([A.CosLU, nn.SiLU], num_parameters=5), x)
@@ -756,7 +762,9 @@ class BoundedActivation(A.Activation):
         return fusion.Expression(_bounded, (self.a,), (89,))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16], ids=str
+)
 def test_bounds_in_a_formula(dtype: torch.dtype, inductor: None):
     far = torch.tensor([1e-3, 0.5, 1, 3, 15, 88.5, 90, 999, 1001, 1e5, 1e18, 1e30])
     x = torch.cat([far, -far, torch.zeros(1)]).to(dtype)

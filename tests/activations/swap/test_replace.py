@@ -465,7 +465,7 @@ def test_a_call_that_no_trial_saw_is_an_error():
         (lambda: torchvision.models.resnet18(), 17),
         (lambda: torchvision.models.googlenet(init_weights=False), 61),
         (lambda: torchvision.models.mobilenet_v3_small(), 33),
-        (lambda: timm.create_model("res2net50_26w_4s"), 81),
+        pytest.param(lambda: timm.create_model("res2net50_26w_4s"), 81, marks=pytest.mark.slow),
         (lambda: timm.create_model("test_vit"), 6),
     ],
     ids=["resnet18", "googlenet", "mobilenet_v3_small", "res2net50", "test_vit"],
