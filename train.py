@@ -24,7 +24,12 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import BackboneFinetuning, LearningRateFinder, WeightAveraging
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
+    LearningRateFinder,
+    WeightAveraging,
+)
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
@@ -345,10 +350,8 @@ class CLI(LightningCLI):
         callbacks[:] = [
             HeadFirst(like=each) if type(each) is BackboneFinetuning else each for each in callbacks
         ]
-        finders = callbacks_of(self.trainer, LearningRateFinder)
-        if finders and self.subcommand == "fit" and self.config.fit.ckpt_path:
-            rank_zero_info("LearningRateFinder is left out: the checkpoint has the rate")
-            callbacks[:] = [each for each in callbacks if each not in finders]
+        if self.subcommand == "fit" and self.checkpoint:
+            self._leave_out_finders(callbacks, self.checkpoint)
         if self.trainer.loggers or self.subcommand == "fit":
             folders = [logger.save_dir for logger in self.trainer.loggers if logger.save_dir]
             for folder in folders or [self.trainer.default_root_dir]:
@@ -378,6 +381,19 @@ class CLI(LightningCLI):
                 f"--trainer.devices {asked}: no GPU is in use here, and the CPU has {cores} cores; "
                 f"ask for at most {cores}"
             )
+
+    def _leave_out_finders(self, callbacks: list[Any], known: dict[str, Any]) -> None:
+        """Let a resumed run go on with what was found; the finders would train it anew."""
+        state = known.get(type(self.datamodule).__qualname__) or {}
+        size = state.get("size", 0) // self.trainer.world_size
+        for each in list(callbacks):
+            if isinstance(each, LearningRateFinder):
+                callbacks.remove(each)
+                rank_zero_info("LearningRateFinder is left out: the checkpoint has the rate")
+            elif isinstance(each, BatchSizeFinder) and size:
+                callbacks.remove(each)
+                self.datamodule.batch_size = size
+                rank_zero_info(f"BatchSizeFinder is left out: it had found a batch_size of {size}")
 
     def _check_averages_and_norms(self) -> None:
         """Refuse what Lightning would do without a word: lose averages, or drop activations."""
@@ -478,10 +494,13 @@ class CLI(LightningCLI):
 
 def is_elsewhere(run: Path, arguments: Any, typed: set[str]) -> bool:
     """Whether a logger's options that were typed name another folder than that of a run."""
-    place = bool(typed & {"save_dir", "default_root_dir"})
-    if place and Path(arguments.save_dir).resolve() not in run.parents:
+    place = Path(arguments.save_dir).resolve()
+    if "name" in typed and place / (arguments.name or "") != run.parent:
         return True
-    if "name" in typed and Path(arguments.name or "").name != run.parent.name:
+    # without its own option the name is made of others, which a checkpoint may know better
+    places = (place, place / (arguments.name or ""), place / run.parent.name)
+    placed = typed & {"save_dir", "default_root_dir"} and "name" not in typed
+    if placed and run.parent not in places:
         return True
     number = str(arguments.version).removeprefix("version_")
     return "version" in typed and number != run.name.removeprefix("version_")

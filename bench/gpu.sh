@@ -24,7 +24,8 @@ if command -v nvidia-cuda-mps-control >/dev/null; then
 fi
 
 packed=()
-if [ -e "results/studies/$name" ] && [ ! -e "studies/$name" ]; then packed=(--packed); fi
+lock=$name/spec.lock.yaml
+if [ -e "results/studies/$lock" ] && [ ! -e "studies/$lock" ]; then packed=(--packed); fi
 # what has not ended by then is stopped, and would go on from its checkpoint
 timeout "${minutes}m" "$python" -m study run "$spec" --dir "studies/$name" --set "data.root=$data" \
   --jobs "$jobs" --minutes "$minutes" "${packed[@]}" 2>&1 | tee "$out/$name.log" || true

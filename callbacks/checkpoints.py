@@ -53,8 +53,8 @@ _OF_A_RUN = ("config.yaml", "results.json", "test.npz", "*.csv", "*.png")
 _OF_A_CHOICE = {"monitor": None, "mode": "min", "save_top_k": 1, "save_last": None}
 _RESUME = "supple_resume"  # key in a checkpoint
 _ANEW = (
-    "would begin a resumed run at its first epoch, with trained weights: leave it out "
-    "(--trainer.callbacks null leaves out all), and give what it has found"
+    "would begin a resumed run at its first epoch, with trained weights: leave it out, and give "
+    "what it has found"
 )
 _NOT_RESUMED: dict[type, str] = {
     StochasticWeightAveraging: "forgets its average when a run is resumed: use "
@@ -63,6 +63,7 @@ _NOT_RESUMED: dict[type, str] = {
     LearningRateFinder: _ANEW,
     BatchSizeFinder: _ANEW,
 }
+_FORGETFUL = (StochasticWeightAveraging, ModelPruning)
 TWICE = 1.0  # seconds: a program and its launcher are told of the same signal
 
 
@@ -114,6 +115,11 @@ class BestCheckpoint(ModelCheckpoint):
         self._chooses = mode == "auto"
         mode = _mode(monitor) if mode == "auto" else mode
         super().__init__(dirpath, filename, monitor, mode=mode, **more)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, but no network whose output is NaN: its accuracy is that of the first class."""
+        if not trainer.callback_metrics.get("val/loss", torch.tensor(0.0)).isnan():
+            super().on_validation_end(trainer, pl_module)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Choose the metric, save whole files, and delete what a kill left unfinished."""
@@ -380,7 +386,8 @@ class LastCheckpoint(ModelCheckpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: Any) -> None:
         """Say how to go on."""
         self._restore_handlers()
-        if self._saved and trainer.is_global_zero and not has_diverged(exception):
+        goes_on = not any(callbacks_of(trainer, kind) for kind in _FORGETFUL)
+        if goes_on and self._saved and trainer.is_global_zero and not has_diverged(exception):
             config = self.path.parent.parent / "config.yaml"
             command = f"python train.py fit -c {shlex.quote(str(config))}"
             command = command if config.is_file() else "the same command"
@@ -434,22 +441,26 @@ def _check_average_begins(trainer: Trainer) -> None:
 
     Until then every validation and checkpoint has the weights of the start.
     """
-    steps, epochs = trainer.estimated_stepping_batches, trainer.max_epochs or 0
+    steps = trainer.estimated_stepping_batches
+    begun = any(each.n_averaged > 0 for each in averaged_models(trainer))
     for each in callbacks_of(trainer, EMAWeightAveraging):
-        if steps == math.inf:
+        if begun or not 0 < steps < math.inf:  # its length is not known
             continue
+        epochs = trainer.max_epochs or 0
+        epochs = range(epochs if epochs > 0 else int(steps))
         first = next((k for k in range(int(steps)) if each.should_update(step_idx=k)), None)
-        epoch = next((k for k in range(epochs) if each.should_update(epoch_idx=k)), None)
+        epoch = next((k for k in epochs if each.should_update(epoch_idx=k)), None)
         if first is None and epoch is None:
             raise ValueError(
                 f"{type(each).__name__} would begin after the {steps:,} steps of this training, "
                 "whose results would be those of the first weights: lower update_starting_at_step, "
                 "or train longer"
             )
-        if first and epoch is None:
+        if first != 0 and epoch != 0:
+            when = f"step {first:,}" if first is not None else f"the end of epoch {epoch}"
             rank_zero_warn(
-                f"{type(each).__name__} begins at step {first:,}: until then the weights of the "
-                "start are validated and saved"
+                f"{type(each).__name__} begins at {when}: until then the weights of the start are "
+                "validated and saved"
             )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -113,7 +114,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self._test: Data | None = None
         self._train_loader: ImageLoader | None = None
         self._resume: dict[str, int] | None = None
-        self._earlier: list[str] = []  # training samples of the runs from which this one goes on
+        self._divided: list[dict[str, Any]] = []  # as in the runs from which this one goes on
 
     @property
     def description(self) -> dict[str, Any]:
@@ -264,35 +265,43 @@ class ImageDataModule(LightningDataModule, ABC):
     predict_dataloader = test_dataloader
 
     def state_dict(self) -> dict[str, Any]:
-        """The position of the training loader, and which samples the training has.
+        """The position of the training loader, and how the samples are divided.
 
         Lightning stores the state of a loader too, but does not restore it into a loader that was
         made before the checkpoint was read, as for a scheduler that asks for the number of steps.
         """
         position = self._train_loader.state_dict() if self._train_loader else {}
-        here = self._trained_on()
-        return {**position, "trained_on": list(dict.fromkeys([*self._earlier, here]))}
+        divided = [*self._divided, *filter(None, [self._division()])]
+        return {**position, "divided": [d for n, d in enumerate(divided) if d not in divided[:n]]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let the training loader, also the next one, continue from that position.
 
-        Other training samples than those of the checkpoint are told.
+        If the samples of the same place are divided in another way now, a warning says so.
         """
         position = dict(state_dict)
-        self._earlier, here = position.pop("trained_on", []), self._trained_on()
-        if here and (others := [each for each in self._earlier if each not in ("", here)]):
-            then, now = (each.rpartition(" ")[0] for each in (others[0], here))
+        self._divided, here = position.pop("divided", []), self._division()
+        others = [d for d in self._divided if here and d != here and d["place"] == here["place"]]
+        if others and not (self.trainer and self.trainer.predicting):
             rank_zero_warn(
-                f"the training samples are not those of the checkpoint ({then} then, {now} here): "
-                "files or options of the data are others, so that the validation and test sets "
-                "may hold samples on which the network was trained"
+                "the samples are not divided as for the training of the checkpoint "
+                f"({others[0]['train']:,} of {others[0]['of']:,} were for training, now "
+                f"{here['train']:,} of {here['of']:,}): files or options of the data have changed, "
+                "and the validation and test sets may hold samples on which the network was trained"
             )
         self._resume = position
         if self._train_loader and position:
             self._train_loader.load_state_dict(position)
 
-    def _trained_on(self) -> str:
-        """Number and digest of the training samples, their places and classes; "" if not known."""
+    def drawn(self, labels: Tensor) -> Tensor:
+        """The positions of the samples from which splits are drawn, not those of fixed parts."""
+        return torch.arange(len(labels))
+
+    def _division(self) -> dict[str, Any]:
+        """How many samples there are and how many are for training, and a digest of which they are.
+
+        Nothing if the training samples are not known, or not drawn from others.
+        """
         if self._train is not None:
             labels, indices = self._train[1], self.train_indices
         elif self.shared and self._test is not None:
@@ -300,11 +309,21 @@ class ImageDataModule(LightningDataModule, ABC):
             try:
                 indices = self.choose("train", labels)
             except ValueError:  # all samples are for the test
-                return ""
+                return {}
         else:
-            return ""
-        digest = hashlib.sha256(indices.numpy().tobytes() + labels[indices].numpy().tobytes())
-        return f"{len(indices):,} of {len(labels):,} {digest.hexdigest()[:16]}"
+            return {}
+        drawn = self.drawn(labels)
+        trained = torch.isin(drawn, indices)
+        if trained.all():
+            return {}
+        parts = (labels[drawn].numpy().tobytes(), trained.numpy().tobytes())
+        place = os.path.realpath(os.path.expanduser(str(getattr(self, "root", ""))))
+        return {
+            "train": int(trained.sum()),
+            "of": len(drawn),
+            "digest": hashlib.sha256(b"".join(parts)).hexdigest()[:16],
+            "place": hashlib.sha256(place.encode()).hexdigest()[:8],
+        }
 
     def _loader(self, part: Part, indices: Tensor, *, training: bool = False) -> ImageLoader:
         data = self._train if part == "train" else self._test

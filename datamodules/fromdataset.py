@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import io
+import itertools
 import os
 import pickle
 import sys
@@ -62,9 +63,9 @@ class FromDataset(Samples):
             )
         known = inspect.signature(kind).parameters
         name = next((name for name in CHOICES if name in known), None)
-        chosen = {part: {name: value} for part, value in CHOICES[name].items()} if name else {}
+        plainly = {part: {name: value} for part, value in CHOICES[name].items()} if name else {}
         own = {"train": self.train, "val": self.val, "test": self.test}
-        given = {part: chosen.get(part) if its is None else its for part, its in own.items()}
+        given = {part: plainly.get(part) if its is None else its for part, its in own.items()}
         given = {part: its for part, its in given.items() if its is not None}
         parts = {
             p: self._made(make, kind, arguments) for p, arguments in ({"train": {}} | given).items()
@@ -73,8 +74,10 @@ class FromDataset(Samples):
         if other := [part for part in parts if names[part] != names["train"]]:
             raise ValueError(f"{kind.__name__}: {other[0]} has other classes than train")
         plain = [each for each in made_of[2:] if not callable(each)]
-        arguments = [plain, getattr(make, "keywords", {}), given]
-        usual = [each.default for each in known.values()]  # such as a folder
+        of_all = getattr(make, "keywords", {})
+        arguments = [plain, of_all, given]
+        chosen = {*of_all, *itertools.chain(*given.values())}
+        usual = [each.default for name, each in known.items() if name not in chosen]
         files = [self.stamp(path) for path in paths([arguments, usual])]
         code = [code_of(each) for each in kind.__mro__[:-1]]
         key = (kind.__module__, kind.__qualname__, told(arguments), files, code)
@@ -112,7 +115,7 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         kind = value if hasattr(value, "__qualname__") else type(value)
         for each in getattr(kind, "__mro__", (kind,)):
-            name = f"{each.__module__}.{each.__qualname__}"
+            name = f"{getattr(each, '__module__', '')}.{each.__qualname__}"
             self.code[name] = code_of(each)
         return NotImplemented
 
@@ -143,10 +146,10 @@ def told(value: Any) -> Any:
 
 def code_of(kind: Any) -> Any:
     """The file of a class or function as it is now; its code if it has none, as in a notebook."""
-    module = sys.modules.get(kind.__module__)
-    if file := getattr(module, "__file__", None):
+    name = getattr(kind, "__module__", None)  # methods of compiled classes have none
+    if file := getattr(sys.modules.get(name or ""), "__file__", None):
         return cache.stamp(Path(file).parent, [file])
-    if inspect.isbuiltin(kind) or kind.__module__ in sys.builtin_module_names:
+    if inspect.isbuiltin(kind) or name is None or name in sys.builtin_module_names:
         return None
     try:
         return inspect.getsource(kind)

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from .images import opened
+from .images import opened, some
 from .pool import PARTS
 from .samples import Samples, Source
 
@@ -164,9 +164,10 @@ def check_classes(path: str, kinds: Mapping[str, Any]) -> None:
     first, (names, dtype) = next(iter(known.items()))
     for part, (others, other) in known.items():
         if others != names or ("string" in str(other)) != ("string" in str(dtype)):
+            shown = [some(n) if n else kind for n, kind in ((others, other), (names, dtype))]
             raise ValueError(
-                f"{path!r}: the labels of {part} ({others or other}) number other classes than "
-                f"those of {first} ({names or dtype}): give all parts one feature, such as by "
+                f"{path!r}: the labels of {part} ({shown[0]}) number other classes than those of "
+                f"{first} ({shown[1]}): give all parts one feature, such as by "
                 "cast_column of the package datasets"
             )
 

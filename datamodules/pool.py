@@ -109,11 +109,16 @@ class Pool(ImageDataModule):
                     f"them: {type(self).__name__} has its images as squares"
                 )
             self._split_of = self.divide(labels, parts, first)
+            self._drawn = (parts == 0).nonzero().flatten()
             self._report(labels, first)
             self._pool = images, labels
             trained = labels[self.choose("train", labels)]
             self.acc_over = shots(trained.bincount(minlength=self.num_classes))
         return self._pool
+
+    def drawn(self, labels: Tensor) -> Tensor:
+        """All images, or those of the training part where the set has a test part of its own."""
+        return self._drawn
 
     def choose(self, split: Split, labels: Tensor) -> Tensor:
         """The images that :meth:`divide` has assigned to a split."""

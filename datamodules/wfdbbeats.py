@@ -20,7 +20,7 @@ from .beats import AAMI, SYMBOLS
 from .cache import Create, prepare, stamp
 from .images import require, some
 from .options import check_part, check_range
-from .records import known_sums
+from .records import PATIENT, known_sums
 
 Names = Sequence[int | str]
 
@@ -325,7 +325,7 @@ class WFDBBeats(ImageDataModule):
                 whole = np.concatenate(parts)
                 create(name, whole.shape, whole.dtype)[:] = whole
 
-        key = (*stamp(self.folder, files), self.cut, beats.Beats._fields)
+        key = (*stamp(self.folder, files), self.cut, beats.Beats._fields, PATIENT)
         return prepare(self.cache_dir, f"{type(self).__name__}-{len(self.names)}", key, build)
 
     @property

@@ -18,6 +18,8 @@ def _gain(activation: Callable[[], nn.Module] | None) -> float:
     try:
         return gain(function)
     except ValueError as error:
+        if "has no gain" in str(error):
+            raise
         raise ValueError(
             f"init: kaiming measures a function of single numbers, and {type(function).__name__} "
             "takes whole images: use init: library"

@@ -242,20 +242,23 @@ class Classifier(LightningModule):
             pretrained=pretrained,
             init=init,
         )
+        described = None if activation_by_site else self.hparams.get("activation")
         if checkpoint_path:
-            state, new = read_weights(checkpoint_path), tuple(f"{c.name}." for c in self.swapped)
-            state = without_other_shapes(self.backbone, state, checkpoint_path)
+            sites, state = [call.name for call in self.swapped], read_weights(checkpoint_path)
+            state = without_other_shapes(self.backbone, state, checkpoint_path, sites, described)
+            new = tuple(f"{site}." for site in sites)
             load_weights(self.backbone, state, source=checkpoint_path, fresh=(*new, "side."))
         if activation_from:
             if match:
                 raise ValueError("activation_from and match both set the start values: give one")
-            load_shapes(self.backbone, activation_from)
+            load_shapes(self.backbone, activation_from, described)
         if activation_frozen:
             freeze_shapes(self.backbone)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.lr_scheduler_interval = lr_scheduler_interval
         self.lr: float | None = None
         self.tested = ""
+        self._trained, self._broken = False, ""  # why it has diverged
         self.loss, self.label_smoothing = loss, label_smoothing
         self.activation_weight_decay = activation_weight_decay
         weights = None if class_weights is None else torch.tensor(class_weights)
@@ -417,6 +420,7 @@ class Classifier(LightningModule):
 
     def on_train_start(self) -> None:
         """Take the class weights of `--data.balance loss`, and a learning rate that was found."""
+        self._trained, self._broken = True, ""
         if self.lr is not None:
             self._use_found_rate(self.lr)
         for config in self.trainer.lr_scheduler_configs:
@@ -469,6 +473,8 @@ class Classifier(LightningModule):
                 f"the training loss is {loss} at the end of epoch {self.current_epoch}: the run "
                 f"has diverged. {_SLOWER}"
             )
+        if self._broken:
+            raise DivergedError(f"{self._broken}: the run has diverged. {_SLOWER}")
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         """Update the `val/` metrics."""
@@ -491,13 +497,13 @@ class Classifier(LightningModule):
         """Accuracy would take a sample whose scores are NaN for the first class."""
         if self.trainer.sanity_checking or not mean_loss.compute().isnan():
             return
-        what = "the network's output is NaN for some samples"
+        what = f"the network's output is no number for some samples of epoch {self.current_epoch}"
         if self.trainer.state.fn == "fit":
-            raise DivergedError(
-                f"{what} of the validation in epoch {self.current_epoch}: the run has diverged. "
-                f"{_SLOWER}"
-            )
-        rank_zero_warn(f"{what}, which count as the first class: the metrics tell nothing")
+            self._broken = what  # raised when the epoch's numbers are written
+        elif self._trained:
+            raise DivergedError(f"{what}: the run has diverged. {_SLOWER}")
+        else:
+            rank_zero_warn(f"{what}, which count as the first class: the metrics tell nothing")
 
     def on_validation_end(self) -> None:
         """Say which classes have no sample; before the first epoch, refuse unknown metrics."""

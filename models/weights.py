@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,48 +50,73 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return content
 
 
-def trained_with(path: str | Path) -> str:
-    """The class of the activations that a checkpoint of this project stores; "" if it tells none.
+def trained_with(path: str | Path) -> Any:
+    """The activation that a checkpoint of this project describes; None if it tells none, or many.
 
     Several functions have parameters of the same names and shapes.
     """
     content = read_file(Path(path)) if Path(path).suffix == ".ckpt" else None
     options = content.get("hyper_parameters") if isinstance(content, dict) else None
     if not isinstance(options, dict) or options.get("activation_by_site"):
-        return ""
-    activation = options.get("activation")
-    found = activation.get("class_path") if isinstance(activation, dict) else None
-    return found.rpartition(".")[2] if isinstance(found, str) else ""
+        return None
+    return options.get("activation")
 
 
-def others(network: nn.Module, kind: str) -> dict[str, str]:
-    """The shapes of a network that are of another class than `kind`: parameter -> class."""
-    found = {}
-    for name in shape_parameters(network):
-        parts = name.split(".")[:-1]
-        holders = [network.get_submodule(".".join(parts[:k])) for k in range(len(parts), 0, -1)]
-        if kind not in (type(each).__name__ for each in holders):
-            found[name] = type(holders[0]).__name__ if holders else type(network).__name__
-    return found
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two descriptions name the same function, whatever its numbers are.
+
+    An argument that one of them leaves out may have any value.
+    """
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return all(
+            str(one[key]).rpartition(".")[2] == str(other[key]).rpartition(".")[2]
+            if key == "class_path"
+            else is_same(one[key], other[key])
+            for key in one.keys() & other.keys()
+        )
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(is_same, one, other))
+    if isinstance(one, str) and isinstance(other, str):
+        return one.replace(" ", "") == other.replace(" ", "")
+    return True
 
 
 def without_other_shapes(
-    network: nn.Module, state: dict[str, Tensor], path: str | Path
+    network: nn.Module, state: dict[str, Tensor], path: str, sites: Sequence[str], activation: Any
 ) -> dict[str, Tensor]:
-    """`state` without the shapes of a checkpoint whose activations are of another class.
+    """`state` without the shapes of a checkpoint whose activations are another function.
 
     The network's own stay as they start, and a warning says so.
+
+    Args:
+        network: that is to get the weights.
+        state: tensors by name.
+        path: of the checkpoint.
+        sites: where activations were swapped in.
+        activation: as :func:`models.checkpoints.describe` describes it; None if there are several.
     """
-    kind = trained_with(path)
-    mine = others(network, kind) if kind else {}
-    if not (lost := mine.keys() & state.keys()):
+    known = trained_with(path)
+    if not known or not activation or is_same(known, activation):
+        return state
+    swapped = tuple(f"{site}." for site in sites)
+    lost = {n for n in shape_parameters(network) if n.startswith(swapped) and ".old." not in n}
+    if not (lost := lost & state.keys()):
         return state
     warnings.warn(
-        f"{path} was trained with {kind}: {', '.join(sorted({mine[n] for n in lost}))} keeps the "
-        "values of its own start",
+        f"{path} was trained with {name_of(known)}: {name_of(activation)} keeps the values of its "
+        "own start",
         stacklevel=3,
     )
     return {name: value for name, value in state.items() if name not in lost}
+
+
+def name_of(activation: Any) -> str:
+    """A description in short: the class, and the formula or the members of a mixture."""
+    name = str(activation.get("class_path")).rpartition(".")[2]
+    given = activation.get("init_args") or {}
+    members = (name_of(each) for each in given.get("members") or ())
+    more = given.get("formula") or ", ".join(members)
+    return f"{name}({more})" if more else name
 
 
 def load_weights(
@@ -161,22 +187,24 @@ def _of_channels(weight: Tensor, channels: int) -> Tensor:
     return weight[:, order] * (known / channels)
 
 
-def load_shapes(network: nn.Module, path: str | Path) -> None:
+def load_shapes(network: nn.Module, path: str | Path, activation: Any = None) -> None:
     """Load what the activations of a trained network learned as their shape, and nothing else.
 
     Args:
         network: changed in place; its activations are those of the trained network.
         path: a file that :func:`read_weights` reads.
+        activation: as :func:`models.checkpoints.describe` describes it; None if there are several.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file lacks a value, or has one of another shape, or of another function.
     """
     state, own = read_weights(path), shape_parameters(network)
-    if (kind := trained_with(path)) and (mine := others(network, kind)):
+    known = trained_with(path)
+    if known and activation and not is_same(known, activation):
         raise ValueError(
-            f"activation_from: {str(path)!r} was trained with {kind}, this network has "
-            f"{next(iter(mine.values()))}: name a checkpoint of the same activation"
+            f"activation_from: {str(path)!r} was trained with {name_of(known)}, this network has "
+            f"{name_of(activation)}: name a checkpoint of the same activation"
         )
     wrong = [n for n, value in own.items() if n not in state or state[n].shape != value.shape]
     if wrong or not own:

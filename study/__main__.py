@@ -40,6 +40,7 @@ def main(args: list[str] | None = None) -> int:
     add("status", _status, "what is done, and what is left")
     each = add("report", _report, "write the report again")
     each.add_argument("--formats", nargs="+", default=["md", "html", "latex"])
+    each.add_argument("--packed", action="store_true", help="of results/studies/<name>")
     add("pack", _pack, "write the finished results, small, into results/studies")
     each = add("slurm", _slurm, "print a SLURM array script for the runs that come next")
     each.add_argument("--threads", type=_positive, default=1, help="of the CPU, for each run")
@@ -202,7 +203,7 @@ def _report(options: Any) -> None:
     from .report import report
     from .runs import Study
 
-    if taken := take(options.folder):
+    if options.packed and (taken := take(options.folder)):
         print(taken)
     print(report(Study.read(options.folder, read_packed(options.folder)), options.formats))
 

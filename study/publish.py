@@ -205,6 +205,7 @@ def _command(study: Study) -> str:
     file = f"configs/study/{name}.yaml" if (SPECS / f"{name}.yaml").is_file() else "SPEC.yaml"
     places = [f"{each}=..." for each in ("data.root", "model.checkpoint_path")
               if any(each in cell for cell in study.spec["cells"])]  # fmt: skip
-    words = [f"git checkout {study.lock['commit']}\npython -m study run", file]
+    commit = study.lock["commit"].rstrip("+")
+    words = [f"git checkout {commit}\npython -m study run", file]
     words += ["--set", *places] if places else []
     return " ".join([*words, f"--dir studies/{name}_again"])

@@ -578,6 +578,13 @@ def test_an_average_that_never_begins_is_refused_and_a_late_one_told(tmp_path: P
         def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
             trainer.should_stop = True
 
+    by_epoch: Any = {"update_every_n_steps": 0, "update_starting_at_epoch": 1}
+    with pytest.warns(UserWarning, match="begins at the end of epoch 1: until then"):
+        fit_and_save(tmp_path / "epoch", EMAWeightAveraging(**by_epoch))
+    run = trainer(tmp_path, EMAWeightAveraging(**by_epoch), LastCheckpoint(dirpath=tmp_path),
+                  enable_checkpointing=True, max_epochs=-1, max_steps=16)  # fmt: skip
+    with pytest.warns(UserWarning, match="begins at the end of epoch 1"):
+        run.fit(classifier(CosLU), datamodule=Tiny())
     ended = pytest.warns(UserWarning, match="ended before the average of the weights began")
     with ended, pytest.warns(UserWarning, match="begins at step 3"):
         fit_and_save(tmp_path / "stop", EMAWeightAveraging(update_starting_at_step=3), Stop())

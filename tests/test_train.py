@@ -348,19 +348,29 @@ def test_a_run_with_two_loggers_goes_on_in_its_folder_below_the_chosen_root(
     assert torch.load(fork, weights_only=True)["epoch"] == 2
 
 
-def test_a_typed_place_that_is_not_the_runs_own_is_told_apart(tmp_path: Path):
-    run = tmp_path / "runs/name/version_3"
-    for changes, typed, expected in (
+@pytest.mark.parametrize(
+    ("changes", "typed", "elsewhere"),
+    [
         ({}, {"save_dir", "name", "version"}, False),
-        ({"save_dir": tmp_path / "other"}, {"save_dir"}, True),
-        ({"save_dir": tmp_path / "other"}, {"default_root_dir"}, True),
-        ({"save_dir": tmp_path / "other"}, set(), False),  # of a configuration
+        ({"save_dir": "other"}, {"save_dir"}, True),
+        ({"save_dir": "other"}, {"default_root_dir"}, True),
+        ({"save_dir": "."}, {"save_dir"}, True),  # a folder above
+        ({"save_dir": "other"}, set(), False),  # of a configuration
         ({"name": "fork"}, {"name"}, True),
+        ({"name": "own"}, {"save_dir"}, False),  # made of other options
+        ({"save_dir": "runs/name", "name": ""}, {"save_dir", "name"}, False),
         ({"version": "version_3"}, {"version"}, False),
         ({"version": 4}, {"version"}, True),
-    ):
-        arguments = {"save_dir": tmp_path / "runs", "name": "name", "version": 3} | changes
-        assert train.is_elsewhere(run, SimpleNamespace(**arguments), typed) is expected
+    ],
+    ids=str,
+)
+def test_a_typed_place_that_is_not_the_runs_own_is_told_apart(
+    tmp_path: Path, changes: dict[str, Any], typed: set[str], elsewhere: bool
+):
+    arguments = {"save_dir": "runs", "name": "name", "version": 3} | changes
+    arguments["save_dir"] = tmp_path / str(arguments["save_dir"])
+    run = tmp_path / "runs/name/version_3"
+    assert train.is_elsewhere(run, SimpleNamespace(**arguments), typed) is elsewhere
 
 
 def test_two_processes_start_quickly_and_test_every_sample_once(

@@ -243,12 +243,23 @@ def test_a_network_that_gives_no_numbers_is_not_chosen(tmp_path: Path):
             if trainer.global_step == 3:
                 pl_module.backbone.fc.bias.data.fill_(math.nan)
 
-    last = BestCheckpoint(tmp_path, "best", "val/acc")
-    run = trainer(tmp_path, Break(), last, enable_checkpointing=True, max_epochs=2,
-                  limit_train_batches=3, num_sanity_val_steps=0)  # fmt: skip
-    model = classifier(CosLU)
-    with pytest.raises(DivergedError, match="NaN for some samples of the validation in epoch 0"):
+    def fit(**options: Any) -> Any:
+        best = [BestCheckpoint(tmp_path, "best", "val/acc")] * (not options)
+        run = trainer(tmp_path, Break(), *best, enable_checkpointing=bool(best), max_epochs=1,
+                      limit_train_batches=3, num_sanity_val_steps=0, **options)  # fmt: skip
+        return run, classifier(CosLU)
+
+    told = "output is no number for some samples of epoch"
+    run, model = fit()
+    with pytest.raises(DivergedError, match=f"{told} 0: the run has diverged"):
         run.fit(model, datamodule=Tiny())
     assert not (tmp_path / "best.ckpt").exists()
-    with pytest.warns(UserWarning, match="NaN for some samples, which count as the first class"):
-        trainer(tmp_path).test(model, datamodule=Tiny(), verbose=False)
+    assert run.callback_metrics["train/loss"].isfinite()  # told, too
+    run, model = fit(limit_val_batches=0)
+    run.fit(model, datamodule=Tiny())
+    with pytest.raises(DivergedError, match=f"{told} 1: the run has diverged"):
+        run.test(model, datamodule=Tiny(), verbose=False)
+    loaded = classifier(CosLU)
+    loaded.load_state_dict(model.state_dict())
+    with pytest.warns(UserWarning, match=f"{told} 0, which count as the first class"):
+        trainer(tmp_path).test(loaded, datamodule=Tiny(), verbose=False)

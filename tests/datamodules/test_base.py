@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Callback, Trainer
+from PIL import Image
 
 import datamodules
 from callbacks.checkpoints import BestCheckpoint
@@ -324,38 +326,58 @@ def test_an_epoch_goes_on_with_batches_of_its_size_alone():
             next(iter(resumed))
 
 
-def test_other_training_samples_than_those_of_a_checkpoint_are_told(tmp_path: Path):
+def test_a_division_that_is_not_that_of_a_checkpoint_is_told(tmp_path: Path):
     write_folder(tmp_path / "photos")
     options: Any = {"root": str(tmp_path / "photos"), "image_size": 16, "cache_dir": str(tmp_path)}
 
     def read(*stages: str, **more: Any) -> ImageFolder:
-        data = ImageFolder(**options, **more)
+        data = ImageFolder(**options | more)
         for stage in stages:
             data.setup(stage)
         return data
 
     state = read("fit").state_dict()
-    assert state.keys() == {"trained_on"}
     for stages in (("fit",), ("test",), ("fit", "test"), ()):
         read(*stages).load_state_dict(state)  # warnings are errors
-    with pytest.warns(UserWarning, match="training samples are not those of the checkpoint"):
+    with pytest.warns(UserWarning, match="samples are not divided as for the training"):
         read("test", split_seed=7).load_state_dict(state)
+    shutil.copytree(tmp_path / "photos", tmp_path / "others")
     shutil.copy(tmp_path / "photos/ant/3.jpg", tmp_path / "photos/bee/new.jpg")
+    shutil.copy(tmp_path / "photos/ant/3.jpg", tmp_path / "others/bee/new.jpg")
+    read("test", root=str(tmp_path / "others")).load_state_dict(state)  # other data, on purpose
     for stage in ("fit", "test"):
         data = read(stage)
-        with pytest.warns(UserWarning, match=r"\(\d+ of 30 then, \d+ of 31 here\)"):
+        told = r"\(\d+ of 30 were for training, now \d+ of 31\)"
+        with pytest.warns(UserWarning, match=told):
             data.load_state_dict(state)
         both = data.state_dict()  # it goes on to be trained on others
-        with pytest.warns(UserWarning, match=r"\(\d+ of 30 then"):
+        with pytest.warns(UserWarning, match=told):
             read(stage).load_state_dict(both)
-    tiny = Tiny()
-    tiny.setup("fit")
-    tiny.load_state_dict({})  # of a checkpoint that does not tell
-    with pytest.warns(UserWarning, match="not those of the checkpoint"):
-        tiny.load_state_dict({"trained_on": ["48 of 60 0123"]})
-    test = Tiny()
-    test.setup("test")  # the training set was not read
-    test.load_state_dict({"trained_on": ["48 of 60 0123"]})
+    predicting: Any = SimpleNamespace(predicting=True)
+    data.trainer = predicting
+    data.load_state_dict(state)
+    fresh = Tiny()
+    fresh.setup("fit")
+    fresh.load_state_dict({})  # of a checkpoint that does not tell
+
+
+def test_a_test_set_of_its_own_may_grow(tmp_path: Path):
+    for part, count in (("train", 8), ("test", 3)):
+        write_folder(tmp_path / "photos" / part, per_class=count)
+    options: Any = {"root": str(tmp_path / "photos"), "image_size": 16, "cache_dir": str(tmp_path)}
+    data = ImageFolder(**options)
+    data.setup("fit")
+    (tmp_path / "photos/test/ant/2.jpg").rename(tmp_path / "photos/test/ant/3.jpg")
+    Image.new("RGB", (24, 20), (9, 99, 9)).save(tmp_path / "photos/test/ant/1.png")
+    for stage in ("fit", "test"):
+        other = ImageFolder(**options)
+        other.setup(stage)
+        other.load_state_dict(data.state_dict())  # warnings are errors
+    Image.new("RGB", (24, 20), (99, 9, 9)).save(tmp_path / "photos/train/ant/9.png")
+    other = ImageFolder(**options)
+    other.setup("fit")  # the validation set is a part of these
+    with pytest.warns(UserWarning, match="not divided as for the training"):
+        other.load_state_dict(data.state_dict())
 
 
 def test_lightning_sets_the_epoch_of_the_sampler(tmp_path: Path):

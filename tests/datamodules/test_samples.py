@@ -3,6 +3,7 @@
 import gzip
 import importlib
 import struct
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -306,6 +307,9 @@ def test_an_edited_transform_and_its_base_are_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.syspath_prepend(tmp_path)
+    for name in ("own_base", "own_form"):
+        monkeypatch.setitem(sys.modules, name, None)
+        monkeypatch.delitem(sys.modules, name)
     (tmp_path / "own_base.py").write_text("class Base:\n    step = 1\n")
     code = "import own_base\nclass Add(own_base.Base):\n    def __call__(self, x): return x + self.step\n"
     (tmp_path / "own_form.py").write_text(code)
@@ -347,6 +351,12 @@ def test_a_folder_that_is_the_default_of_a_class_is_told(tmp_path: Path):
     assert part_of(read(Own, tmp_path), "train")[1].tolist() == [0, 1] * 20
     file.write_text("1 0 ")
     assert part_of(read(Own, tmp_path), "train")[1].tolist() == [1, 0] * 20
+    other = tmp_path / "other.txt"
+    other.write_text("1 1")
+    for _ in range(2):  # the default is not used, and nothing of it matters
+        file.write_text(file.read_text() + " ")
+        read(partial(Own, place=str(other)), tmp_path)
+    assert len([*(tmp_path / "cache").glob("Own-*[0-9a-f]")]) == 3
 
 
 def test_paths_in_lists_are_told():
@@ -358,3 +368,10 @@ def test_keys_of_values():
     assert told(torch.ones(2, dtype=torch.bfloat16)) == told(torch.ones(2, dtype=torch.bfloat16))
     assert told(torch.ones(2)) != told(torch.ones(2).double())
     assert told(lambda x: x) != told(lambda x: x)  # cannot be told
+    for method in (
+        torch.Tensor.float,
+        np.ndarray.astype,
+        str.upper,
+        [v2.Lambda(torch.Tensor.byte)],
+    ):
+        assert told(method) == told(method)

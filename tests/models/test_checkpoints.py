@@ -111,8 +111,10 @@ def test_no_other_weights_are_read_for_stored_arguments(tmp_path: Path):
     for name in ("weights", "weights_backbone", "pretrained", "checkpoint_path"):
         known["hyper_parameters"]["backbone_kwargs"] = {name: "DEFAULT"}
         torch.save(known, file)
-        with pytest.raises(ValueError, match=rf"backbone_kwargs asks for weights \({name}\)"):
+        with pytest.raises(ValueError, match=rf"asks for other weights \({name}\)"):
             load(file)
+        with pytest.raises(ValueError, match=rf"backbone_kwargs asks for weights \({name}\)"):
+            Classifier("resnet8", backbone_kwargs={name: "DEFAULT"})
 
 
 @pytest.mark.parametrize(

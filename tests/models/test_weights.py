@@ -1,5 +1,6 @@
 """Weights from files, adapted and refused; initialisation with the activation's gain."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,18 @@ import torch
 import torchvision
 from torch import nn
 
-from activations import DELU, LSLU, BSpline, CosLU, ReLUN, SinLU, gain, parameter_groups
+from activations import (
+    DELU,
+    LSLU,
+    BSpline,
+    CosLU,
+    Formula,
+    LinComb,
+    ReLUN,
+    SinLU,
+    gain,
+    parameter_groups,
+)
 from activations.groups import shape_parameters
 from models import Classifier, build_backbone, kaiming_, load_weights
 
@@ -204,25 +216,78 @@ def test_shapes_alone_are_taken_over_and_frozen(tmp_path: Path):
         Classifier("resnet8", 3, 1, 8, torch.nn.ReLU, activation_frozen=True)
 
 
-def test_shapes_of_another_function_are_not_taken_for_its_own(tmp_path: Path):
-    """CosLU and SinLU have parameters of the same names and shapes."""
-    trained = Classifier("resnet8", 3, 1, 8, CosLU)
+def saved(model: Classifier, file: Path) -> str:
+    """A checkpoint whose shapes are all 2.5."""
     with torch.no_grad():
-        for value in shape_parameters(trained.backbone).values():
+        for value in shape_parameters(model.backbone).values():
             value.fill_(2.5)
-    content = {"state_dict": trained.state_dict(), "hyper_parameters": dict(trained.hparams)}
-    torch.save(content, file := tmp_path / "x.ckpt")
-    with pytest.raises(ValueError, match="was trained with CosLU, this network has SinLU"):
-        Classifier("resnet8", 3, 1, 8, SinLU, activation_from=str(file))
-    with pytest.warns(UserWarning, match="trained with CosLU: SinLU keeps the values of its own"):
-        other = Classifier("resnet8", 3, 1, 8, SinLU, checkpoint_path=str(file))
-    assert all((value == 1).all() for value in shape_parameters(other.backbone).values())
-    assert torch.equal(*(m.backbone.get_parameter("conv1.weight") for m in (other, trained)))
-    same = Classifier("resnet8", 3, 1, 8, CosLU, checkpoint_path=str(file))
-    assert all((value == 2.5).all() for value in shape_parameters(same.backbone).values())
-    Classifier("resnet8", 3, 1, 8, CosLU, activation_from=str(file))
+    content = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
+    torch.save(content, file)
+    return str(file)
+
+
+def formula(text: str) -> Any:
+    return partial(Formula, formula=text, constants={"beta": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("trained", "other", "names"),
+    [
+        (CosLU, SinLU, ("CosLU", "SinLU")),
+        (formula("x * sigmoid(beta * x)"), formula("x * tanh(beta * x)"), ("x . sig", "x . tanh")),
+        (
+            partial(LinComb, members=[CosLU]),
+            partial(LinComb, members=[SinLU]),
+            (r"LinComb\(CosLU\)", r"LinComb\(SinLU\)"),
+        ),
+    ],
+    ids=["class", "formula", "members"],
+)
+def test_shapes_of_another_function_are_not_taken_for_its_own(
+    tmp_path: Path, trained: Any, other: Any, names: tuple[str, str]
+):
+    """They have parameters of the same names and shapes."""
+    model = Classifier("resnet8", 3, 1, 8, trained)
+    file = saved(model, tmp_path / "x.ckpt")
+    told = f"was trained with .*{names[0]}.*, this network has .*{names[1]}"
+    with pytest.raises(ValueError, match=told):
+        Classifier("resnet8", 3, 1, 8, other, activation_from=file)
+    with pytest.warns(
+        UserWarning, match=f"{names[0]}.*: .*{names[1]}.* keeps the values of its own"
+    ):
+        begun = Classifier("resnet8", 3, 1, 8, other, checkpoint_path=file)
+    fresh = Classifier("resnet8", 3, 1, 8, other)
+    shapes = shape_parameters(fresh.backbone)
+    for name, value in begun.backbone.named_parameters():
+        expected = shapes[name] if name in shapes else model.backbone.get_parameter(name)
+        assert torch.equal(value, expected), name
+    for same in (
+        Classifier("resnet8", 3, 1, 8, trained, checkpoint_path=file),
+        Classifier("resnet8", 3, 1, 8, trained, activation_from=file),
+    ):
+        assert all((value == 2.5).all() for value in shape_parameters(same.backbone).values())
+
+
+@pytest.mark.parametrize("match", [False, "fade"])
+def test_learned_functions_that_a_network_has_of_its_own_are_kept(tmp_path: Path, match: Any):
+    """A checkpoint fits the network that has made it, whatever is swapped."""
+    options: Any = {"backbone_kwargs": {"act_layer": "prelu"}, "match": match}
+    options |= {} if match else {"include": "layer1*"}
+    model = Classifier("timm/resnet10t", 3, 1, 32, CosLU, **options)
+    file = saved(model, tmp_path / "x.ckpt")
+    again = Classifier("timm/resnet10t", 3, 1, 32, CosLU, checkpoint_path=file, **options)
+    assert all((value == 2.5).all() for value in shape_parameters(again.backbone).values())
+    if not match:
+        Classifier("timm/resnet10t", 3, 1, 32, CosLU, activation_from=file, **options)
+    with pytest.warns(UserWarning, match="SinLU keeps the values of its own start"):
+        other = Classifier("timm/resnet10t", 3, 1, 32, SinLU, checkpoint_path=file, **options)
+    of_torch = [m for m in other.backbone.modules() if isinstance(m, torch.nn.PReLU)]
+    assert of_torch
+    assert all((m.weight == 2.5).all() for m in of_torch)
 
 
 def test_kaiming_says_what_it_cannot_measure():
     with pytest.raises(ValueError, match="single numbers, and LSLU takes whole images"):
         Classifier("resnet8", 3, 1, 8, LSLU, init="kaiming")
+    with pytest.raises(ValueError, match="has no gain"):
+        Classifier("resnet8", 3, 1, 8, partial(Formula, formula="x - x"), init="kaiming")
