@@ -385,13 +385,13 @@ class CLI(LightningCLI):
     def _leave_out_finders(self, callbacks: list[Any], known: dict[str, Any]) -> None:
         """Let a resumed run go on with what was found; the finders would train it anew."""
         state = known.get(type(self.datamodule).__qualname__) or {}
-        size = state.get("size", 0) // self.trainer.world_size
         for each in list(callbacks):
             if isinstance(each, LearningRateFinder):
                 callbacks.remove(each)
                 rank_zero_info("LearningRateFinder is left out: the checkpoint has the rate")
-            elif isinstance(each, BatchSizeFinder) and size:
+            elif isinstance(each, BatchSizeFinder) and isinstance(state.get("size"), int):
                 callbacks.remove(each)
+                size = state["size"] // self.trainer.world_size
                 self.datamodule.batch_size = size
                 rank_zero_info(f"BatchSizeFinder is left out: it had found a batch_size of {size}")
 
@@ -494,13 +494,13 @@ class CLI(LightningCLI):
 
 def is_elsewhere(run: Path, arguments: Any, typed: set[str]) -> bool:
     """Whether a logger's options that were typed name another folder than that of a run."""
-    place = Path(arguments.save_dir).resolve()
-    if "name" in typed and place / (arguments.name or "") != run.parent:
+    place = Path(arguments.save_dir)
+    if "name" in typed and (place / (arguments.name or "")).resolve() != run.parent:
         return True
     # without its own option the name is made of others, which a checkpoint may know better
     places = (place, place / (arguments.name or ""), place / run.parent.name)
     placed = typed & {"save_dir", "default_root_dir"} and "name" not in typed
-    if placed and run.parent not in places:
+    if placed and run.parent not in (each.resolve() for each in places):
         return True
     number = str(arguments.version).removeprefix("version_")
     return "version" in typed and number != run.name.removeprefix("version_")

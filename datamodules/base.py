@@ -271,59 +271,68 @@ class ImageDataModule(LightningDataModule, ABC):
         made before the checkpoint was read, as for a scheduler that asks for the number of steps.
         """
         position = self._train_loader.state_dict() if self._train_loader else {}
-        divided = [*self._divided, *filter(None, [self._division()])]
+        divided = [*self._divided, *filter(None, [self.division()])]
         return {**position, "divided": [d for n, d in enumerate(divided) if d not in divided[:n]]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let the training loader, also the next one, continue from that position.
 
-        If the samples of the same place are divided in another way now, a warning says so.
+        If samples of the same place that are held out now may have been for training, a warning
+        says so.
         """
         position = dict(state_dict)
-        self._divided, here = position.pop("divided", []), self._division()
-        others = [d for d in self._divided if here and d != here and d["place"] == here["place"]]
-        if others and not (self.trainer and self.trainer.predicting):
+        self._divided, here = position.pop("divided", []), self.division()
+        known = [d for d in self._divided if here and d["place"] == here["place"]]
+        why = next(filter(None, (self._leak(then, here) for then in known)), "")
+        if why and not (self.trainer and self.trainer.predicting):
             rank_zero_warn(
-                "the samples are not divided as for the training of the checkpoint "
-                f"({others[0]['train']:,} of {others[0]['of']:,} were for training, now "
-                f"{here['train']:,} of {here['of']:,}): files or options of the data have changed, "
-                "and the validation and test sets may hold samples on which the network was trained"
+                f"the validation and test sets may hold samples on which the network was trained: "
+                f"{why}, since files or options of the data have changed"
             )
         self._resume = position
         if self._train_loader and position:
             self._train_loader.load_state_dict(position)
 
+    @property
+    def place(self) -> str:
+        """Where the samples are from: those of another place are other samples."""
+        root = getattr(self, "root", None)
+        return os.path.realpath(os.path.expanduser(str(root))) if root else type(self).__qualname__
+
+    @property
+    def place_digest(self) -> str:
+        """The place, so that a checkpoint does not tell it."""
+        return hashlib.sha256(self.place.encode()).hexdigest()[:8]
+
     def drawn(self, labels: Tensor) -> Tensor:
         """The positions of the samples from which splits are drawn, not those of fixed parts."""
         return torch.arange(len(labels))
 
-    def _division(self) -> dict[str, Any]:
-        """How many samples there are and how many are for training, and a digest of which they are.
-
-        Nothing if the training samples are not known, or not drawn from others.
-        """
-        if self._train is not None:
-            labels, indices = self._train[1], self.train_indices
-        elif self.shared and self._test is not None:
-            labels = self._test[1]
-            try:
-                indices = self.choose("train", labels)
-            except ValueError:  # all samples are for the test
-                return {}
-        else:
+    def division(self) -> dict[str, Any]:
+        """What is held out from training, for checkpoints; nothing if it is not known yet."""
+        data = self._train if self._train is not None or not self.shared else self._test
+        if data is None:
             return {}
-        drawn = self.drawn(labels)
-        trained = torch.isin(drawn, indices)
-        if trained.all():
+        labels, drawn = data[1], self.drawn(data[1])
+        try:
+            held = [self.choose(split, labels) for split in ("val", "test")[: 1 + self.shared]]
+        except ValueError:  # no sample is for training
             return {}
-        parts = (labels[drawn].numpy().tobytes(), trained.numpy().tobytes())
-        place = os.path.realpath(os.path.expanduser(str(getattr(self, "root", ""))))
+        mask = torch.isin(drawn, torch.cat(held))
+        parts = (labels[drawn].numpy().tobytes(), mask.numpy().tobytes())
         return {
-            "train": int(trained.sum()),
+            "held_out": int(mask.sum()),
             "of": len(drawn),
             "digest": hashlib.sha256(b"".join(parts)).hexdigest()[:16],
-            "place": hashlib.sha256(place.encode()).hexdigest()[:8],
+            "place": self.place_digest,
         }
+
+    def _leak(self, then: dict[str, Any], now: dict[str, Any]) -> str:
+        """Why what is held out `now` may have been for training `then`; "" if it was not."""
+        if then == now or now["held_out"] == 0:
+            return ""
+        texts = [f"{each['held_out']:,} of {each['of']:,}" for each in (then, now)]
+        return f"{texts[0]} were held out, now other {texts[1]}"
 
     def _loader(self, part: Part, indices: Tensor, *, training: bool = False) -> ImageLoader:
         data = self._train if part == "train" else self._test

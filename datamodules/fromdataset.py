@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import io
-import itertools
 import os
 import pickle
 import sys
@@ -49,6 +48,11 @@ class FromDataset(Samples):
     val: dict[str, Any] | None = None
     test: dict[str, Any] | None = None
 
+    @property
+    def place(self) -> str:
+        """The class and its arguments."""
+        return self._set
+
     def source(self) -> Source:
         """Make the class for each part."""
         make: Any = self.dataset  # a class, or a partial of one; jsonargparse has it as an argument
@@ -76,7 +80,9 @@ class FromDataset(Samples):
         plain = [each for each in made_of[2:] if not callable(each)]
         of_all = getattr(make, "keywords", {})
         arguments = [plain, of_all, given]
-        chosen = {*of_all, *itertools.chain(*given.values())}
+        of_parts = ({"train": {}} | given).values()
+        chosen = {*of_all, *set[str].intersection(*map(set, of_parts))}
+        self._set = repr((kind.__module__, kind.__qualname__, told(arguments)))
         usual = [each.default for name, each in known.items() if name not in chosen]
         files = [self.stamp(path) for path in paths([arguments, usual])]
         code = [code_of(each) for each in kind.__mro__[:-1]]

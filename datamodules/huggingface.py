@@ -51,6 +51,11 @@ class HuggingFace(Samples):
     val: str | None = None
     test: str | None = None
 
+    @property
+    def place(self) -> str:
+        """The folder or name, and the configuration."""
+        return f"{self.path} {self.configuration}"
+
     def source(self) -> Source:
         """Open the set by `datasets`."""
         found = self._opened()

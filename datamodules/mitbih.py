@@ -200,17 +200,25 @@ class MITBIH(WFDBBeats):
             return ImageDataModule.choose(self, split, labels)
         if self._at_random:
             return self._random_part(split, labels)
-        val = set(self.val_records or ()) if self.val_fraction else set()
-        if split == "val" and not val:
+        parts = self.records_in()
+        assert parts is not None
+        wanted = parts[split]
+        if split == "val" and not wanted:
             return torch.arange(0)
-        test = DS2 if self.patient is None else (self.patient,)
-        wanted = {"train": set(DS1) - val, "val": val, "test": test}[split]
         if self.protocol == "inter_patient" or split == "val":
             return self.beats_of(wanted)
         if split == "test":
             return self.beats_of(wanted, start=LEARNING)
-        learning = self.beats_of(test, end=LEARNING)
+        learning = self.beats_of(parts["test"], end=LEARNING)
         return torch.cat([self.beats_of(wanted), learning]).sort().values
+
+    def records_in(self) -> dict[str, set[str]] | None:
+        """The records of each split; None if single beats are drawn."""
+        if self.protocol == "kaggle" or self._at_random:
+            return None
+        val = set(map(str, self.val_records or ())) if self.val_fraction else set[str]()
+        test = set(map(str, DS2 if self.patient is None else (self.patient,)))
+        return {"train": set(map(str, DS1)) - val, "val": val, "test": test}
 
     def describe(self, index: int) -> dict[str, Any]:
         """Record, time in seconds and leads of a beat; for a CSV file, the row."""

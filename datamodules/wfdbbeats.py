@@ -194,6 +194,18 @@ class WFDBBeats(ImageDataModule):
 
     def choose(self, split: Split, labels: Tensor) -> Tensor:
         """The beats of whole records, and of whole patients."""
+        parts = self.records_in()
+        assert parts is not None
+        if split == "val" and not parts["val"]:
+            return torch.arange(0)
+        self._check_patients({name: patient for name, _, _, patient in self._about}, parts)
+        chosen = parts[split]
+        if chosen:
+            rank_zero_info(f"{type(self).__name__} {split}: {', '.join(sorted(chosen))}")
+        return self.beats_of(chosen)
+
+    def records_in(self) -> dict[str, set[str]] | None:
+        """The records of each split; None if single beats are drawn."""
         known = {name: patient for name, _, _, patient in self._about}
         test = self._some(known, self.test_records, self.test_fraction, "test_records")
         rest = {name: patient for name, patient in known.items() if name not in test}
@@ -201,14 +213,25 @@ class WFDBBeats(ImageDataModule):
             val = set[str]()
         else:
             val = self._some(rest, self.val_records, self.val_fraction, "val_records")
-        if split == "val" and not val:
-            return torch.arange(0)
-        parts = {"train": rest.keys() - val, "val": val, "test": test}
-        self._check_patients(known, parts)
-        chosen = parts[split]
-        if chosen:
-            rank_zero_info(f"{type(self).__name__} {split}: {', '.join(sorted(chosen))}")
-        return self.beats_of(chosen)
+        return {"train": rest.keys() - val, "val": val, "test": test}
+
+    def division(self) -> dict[str, Any]:
+        """The records that are for training, and those that are held out."""
+        if not self._beats or (parts := self.records_in()) is None:
+            return super().division()
+        return {
+            "trained": sorted(parts["train"]),
+            "held_out": sorted(parts["val"] | parts["test"]),
+            "place": self.place_digest,
+        }
+
+    def _leak(self, then: dict[str, Any], now: dict[str, Any]) -> str:
+        if "trained" in then and "trained" in now:
+            seen = sorted(set(then["trained"]) & set(now["held_out"]))
+            return f"{some(seen)} were for training, and are held out now" if seen else ""
+        if "trained" in then or "trained" in now:
+            return "the splits were made in another way"
+        return super()._leak(then, now)
 
     def _check_patients(self, known: dict[str, str], parts: Mapping[str, Iterable[str]]) -> None:
         """Refuse a patient with records in two splits, which a list of records may make."""

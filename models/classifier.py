@@ -243,15 +243,16 @@ class Classifier(LightningModule):
             init=init,
         )
         described = None if activation_by_site else self.hparams.get("activation")
+        sites = [call.name for call in self.swapped]
         if checkpoint_path:
-            sites, state = [call.name for call in self.swapped], read_weights(checkpoint_path)
+            state = read_weights(checkpoint_path)
             state = without_other_shapes(self.backbone, state, checkpoint_path, sites, described)
             new = tuple(f"{site}." for site in sites)
             load_weights(self.backbone, state, source=checkpoint_path, fresh=(*new, "side."))
         if activation_from:
             if match:
                 raise ValueError("activation_from and match both set the start values: give one")
-            load_shapes(self.backbone, activation_from, described)
+            load_shapes(self.backbone, activation_from, sites, described)
         if activation_frozen:
             freeze_shapes(self.backbone)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
@@ -374,6 +375,7 @@ class Classifier(LightningModule):
 
     def on_fit_start(self) -> None:
         """Keep what the data tell of themselves; say what the swap left."""
+        self._trained, self._broken = True, ""
         self._undecided = self.compile_mode == "auto"  # finders have had their trainings before
         for metric in self.modules():
             if isinstance(metric, Metric):  # an evaluation before left tensors of inference mode
@@ -400,6 +402,7 @@ class Classifier(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """With `compile: auto`, decide at the first batch, unless a resumed run has decided."""
+        self._stop_if_broken()  # validation inside an epoch
         if not self._undecided:
             return
         self._undecided = False
@@ -420,7 +423,6 @@ class Classifier(LightningModule):
 
     def on_train_start(self) -> None:
         """Take the class weights of `--data.balance loss`, and a learning rate that was found."""
-        self._trained, self._broken = True, ""
         if self.lr is not None:
             self._use_found_rate(self.lr)
         for config in self.trainer.lr_scheduler_configs:
@@ -473,6 +475,9 @@ class Classifier(LightningModule):
                 f"the training loss is {loss} at the end of epoch {self.current_epoch}: the run "
                 f"has diverged. {_SLOWER}"
             )
+        self._stop_if_broken()
+
+    def _stop_if_broken(self) -> None:
         if self._broken:
             raise DivergedError(f"{self._broken}: the run has diverged. {_SLOWER}")
 
@@ -497,11 +502,11 @@ class Classifier(LightningModule):
         """Accuracy would take a sample whose scores are NaN for the first class."""
         if self.trainer.sanity_checking or not mean_loss.compute().isnan():
             return
-        what = f"the network's output is no number for some samples of epoch {self.current_epoch}"
-        if self.trainer.state.fn == "fit":
-            self._broken = what  # raised when the epoch's numbers are written
+        what = "the network's output is no number for some samples"
+        if self.trainer.state.fn == "fit":  # raised when the epoch's numbers are written
+            self._broken = f"{what} of the validation in epoch {self.current_epoch}"
         elif self._trained:
-            raise DivergedError(f"{what}: the run has diverged. {_SLOWER}")
+            raise DivergedError(f"{what} of the test: the run has diverged. {_SLOWER}")
         else:
             rank_zero_warn(f"{what}, which count as the first class: the metrics tell nothing")
 

@@ -2,14 +2,16 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from activations.functions.formula import parse
 from activations.groups import shape_parameters
+from activations.swap.fade import Fade
 from activations.swap.kinds import CONVOLUTIONS
 
 from .checkpoints import read_file
@@ -63,22 +65,46 @@ def trained_with(path: str | Path) -> Any:
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Whether two descriptions name the same function, whatever its numbers are.
+    """Whether two descriptions are of one class, formula or mixture, whatever its numbers are."""
+    first, second = (each.get("init_args") or {} for each in (one, other))
+    if _kind(one) != _kind(other):
+        return False
+    for name, read in (("variant", str), ("formula", parse)):
+        if first.get(name) and second.get(name) and read(first[name]) != read(second[name]):
+            return False
+    members = first.get("members") or (), second.get("members") or ()
+    if not all(members):  # those that the class has by default
+        return True
+    return len(members[0]) == len(members[1]) and all(map(is_same, *members))
 
-    An argument that one of them leaves out may have any value.
+
+def _kind(description: Any) -> str:
+    return str(description.get("class_path")).rpartition(".")[2]
+
+
+def others(network: nn.Module, known: Any, sites: Sequence[str], activation: Any) -> dict[str, str]:
+    """The shapes at `sites` that are of another function than `known`: parameter -> function.
+
+    Args:
+        network: whose shapes they are; a shared one has several names.
+        known: a description, see :func:`trained_with`.
+        sites: where activations were swapped in.
+        activation: the network's own description; None if it has several, which then are compared
+            by their class alone.
     """
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return all(
-            str(one[key]).rpartition(".")[2] == str(other[key]).rpartition(".")[2]
-            if key == "class_path"
-            else is_same(one[key], other[key])
-            for key in one.keys() & other.keys()
-        )
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(is_same, one, other))
-    if isinstance(one, str) and isinstance(other, str):
-        return one.replace(" ", "") == other.replace(" ", "")
-    return True
+    if not known or (activation and is_same(known, activation)):
+        return {}
+    found = dict[str, str]()
+    shapes = {id(each) for each in shape_parameters(network).values()}
+    for site in sites:
+        module = network.get_submodule(site)
+        module = module.new if isinstance(module, Fade) else module
+        if activation or type(module).__name__ != _kind(known):
+            name = name_of(activation) if activation else type(module).__name__
+            own = {id(each) for each in module.parameters()} & shapes
+            named = network.named_parameters(remove_duplicate=False)
+            found |= {each: name for each, value in named if id(value) in own}
+    return found
 
 
 def without_other_shapes(
@@ -86,25 +112,16 @@ def without_other_shapes(
 ) -> dict[str, Tensor]:
     """`state` without the shapes of a checkpoint whose activations are another function.
 
-    The network's own stay as they start, and a warning says so.
-
-    Args:
-        network: that is to get the weights.
-        state: tensors by name.
-        path: of the checkpoint.
-        sites: where activations were swapped in.
-        activation: as :func:`models.checkpoints.describe` describes it; None if there are several.
+    The network's own stay as they start, and a warning says so. The arguments are those of
+    :func:`others`, and the path of the checkpoint.
     """
     known = trained_with(path)
-    if not known or not activation or is_same(known, activation):
-        return state
-    swapped = tuple(f"{site}." for site in sites)
-    lost = {n for n in shape_parameters(network) if n.startswith(swapped) and ".old." not in n}
-    if not (lost := lost & state.keys()):
+    mine = others(network, known, sites, activation)
+    if not (lost := mine.keys() & state.keys()):
         return state
     warnings.warn(
-        f"{path} was trained with {name_of(known)}: {name_of(activation)} keeps the values of its "
-        "own start",
+        f"{path} was trained with {name_of(known)}: {', '.join(sorted({mine[n] for n in lost}))} "
+        "keeps the values of its own start",
         stacklevel=3,
     )
     return {name: value for name, value in state.items() if name not in lost}
@@ -112,8 +129,7 @@ def without_other_shapes(
 
 def name_of(activation: Any) -> str:
     """A description in short: the class, and the formula or the members of a mixture."""
-    name = str(activation.get("class_path")).rpartition(".")[2]
-    given = activation.get("init_args") or {}
+    name, given = _kind(activation), activation.get("init_args") or {}
     members = (name_of(each) for each in given.get("members") or ())
     more = given.get("formula") or ", ".join(members)
     return f"{name}({more})" if more else name
@@ -187,12 +203,15 @@ def _of_channels(weight: Tensor, channels: int) -> Tensor:
     return weight[:, order] * (known / channels)
 
 
-def load_shapes(network: nn.Module, path: str | Path, activation: Any = None) -> None:
+def load_shapes(
+    network: nn.Module, path: str | Path, sites: Sequence[str] = (), activation: Any = None
+) -> None:
     """Load what the activations of a trained network learned as their shape, and nothing else.
 
     Args:
         network: changed in place; its activations are those of the trained network.
         path: a file that :func:`read_weights` reads.
+        sites: where activations were swapped in.
         activation: as :func:`models.checkpoints.describe` describes it; None if there are several.
 
     Raises:
@@ -201,10 +220,10 @@ def load_shapes(network: nn.Module, path: str | Path, activation: Any = None) ->
     """
     state, own = read_weights(path), shape_parameters(network)
     known = trained_with(path)
-    if known and activation and not is_same(known, activation):
+    if mine := others(network, known, sites, activation):
         raise ValueError(
             f"activation_from: {str(path)!r} was trained with {name_of(known)}, this network has "
-            f"{name_of(activation)}: name a checkpoint of the same activation"
+            f"{next(iter(mine.values()))}: name a checkpoint of the same activation"
         )
     wrong = [n for n, value in own.items() if n not in state or state[n].shape != value.shape]
     if wrong or not own:

@@ -244,22 +244,27 @@ def test_a_network_that_gives_no_numbers_is_not_chosen(tmp_path: Path):
                 pl_module.backbone.fc.bias.data.fill_(math.nan)
 
     def fit(**options: Any) -> Any:
-        best = [BestCheckpoint(tmp_path, "best", "val/acc")] * (not options)
+        best = [BestCheckpoint(tmp_path, "best", "val/acc")] * ("limit_val_batches" not in options)
         run = trainer(tmp_path, Break(), *best, enable_checkpointing=bool(best), max_epochs=1,
                       limit_train_batches=3, num_sanity_val_steps=0, **options)  # fmt: skip
         return run, classifier(CosLU)
 
-    told = "output is no number for some samples of epoch"
-    run, model = fit()
-    with pytest.raises(DivergedError, match=f"{told} 0: the run has diverged"):
-        run.fit(model, datamodule=Tiny())
-    assert not (tmp_path / "best.ckpt").exists()
-    assert run.callback_metrics["train/loss"].isfinite()  # told, too
+    told = "output is no number for some samples"
+    for every in (1.0, 1):
+        run, model = fit(val_check_interval=every)
+        with pytest.raises(DivergedError, match=f"{told} of the validation in epoch 0: the run"):
+            run.fit(model, datamodule=Tiny())
+        kept = tmp_path / "best.ckpt"
+        assert every == 1.0 or kept.exists()  # of the steps before
+        if kept.exists():
+            state = torch.load(kept, weights_only=True)["state_dict"]
+            assert all(value.isfinite().all() for value in state.values())
+        assert run.callback_metrics["train/loss"].isfinite()  # told, too
     run, model = fit(limit_val_batches=0)
     run.fit(model, datamodule=Tiny())
-    with pytest.raises(DivergedError, match=f"{told} 1: the run has diverged"):
+    with pytest.raises(DivergedError, match=f"{told} of the test: the run has diverged"):
         run.test(model, datamodule=Tiny(), verbose=False)
     loaded = classifier(CosLU)
     loaded.load_state_dict(model.state_dict())
-    with pytest.warns(UserWarning, match=f"{told} 0, which count as the first class"):
+    with pytest.warns(UserWarning, match=f"{told}, which count as the first class"):
         trainer(tmp_path).test(loaded, datamodule=Tiny(), verbose=False)

@@ -339,7 +339,7 @@ def test_a_division_that_is_not_that_of_a_checkpoint_is_told(tmp_path: Path):
     state = read("fit").state_dict()
     for stages in (("fit",), ("test",), ("fit", "test"), ()):
         read(*stages).load_state_dict(state)  # warnings are errors
-    with pytest.warns(UserWarning, match="samples are not divided as for the training"):
+    with pytest.warns(UserWarning, match="may hold samples on which the network was"):
         read("test", split_seed=7).load_state_dict(state)
     shutil.copytree(tmp_path / "photos", tmp_path / "others")
     shutil.copy(tmp_path / "photos/ant/3.jpg", tmp_path / "photos/bee/new.jpg")
@@ -347,7 +347,7 @@ def test_a_division_that_is_not_that_of_a_checkpoint_is_told(tmp_path: Path):
     read("test", root=str(tmp_path / "others")).load_state_dict(state)  # other data, on purpose
     for stage in ("fit", "test"):
         data = read(stage)
-        told = r"\(\d+ of 30 were for training, now \d+ of 31\)"
+        told = r"\d+ of 30 were held out, now other \d+ of 31"
         with pytest.warns(UserWarning, match=told):
             data.load_state_dict(state)
         both = data.state_dict()  # it goes on to be trained on others
@@ -359,6 +359,14 @@ def test_a_division_that_is_not_that_of_a_checkpoint_is_told(tmp_path: Path):
     fresh = Tiny()
     fresh.setup("fit")
     fresh.load_state_dict({})  # of a checkpoint that does not tell
+    every, some = Tiny(val_fraction=0), Tiny(val_fraction=0.2)
+    every.setup("fit")
+    some.setup("fit")
+    every.load_state_dict(some.state_dict())  # nothing is held out
+    for state in (Tiny(val_fraction=0), every):  # all were for training, at first or later
+        state.setup("fit")
+        with pytest.warns(UserWarning, match="0 of 60 were held out, now other 12 of 60"):
+            some.load_state_dict(state.state_dict())
 
 
 def test_a_test_set_of_its_own_may_grow(tmp_path: Path):
@@ -376,7 +384,7 @@ def test_a_test_set_of_its_own_may_grow(tmp_path: Path):
     Image.new("RGB", (24, 20), (99, 9, 9)).save(tmp_path / "photos/train/ant/9.png")
     other = ImageFolder(**options)
     other.setup("fit")  # the validation set is a part of these
-    with pytest.warns(UserWarning, match="not divided as for the training"):
+    with pytest.warns(UserWarning, match="of 24 were held out, now other"):
         other.load_state_dict(data.state_dict())
 
 

@@ -357,6 +357,11 @@ def test_a_folder_that_is_the_default_of_a_class_is_told(tmp_path: Path):
         file.write_text(file.read_text() + " ")
         read(partial(Own, place=str(other)), tmp_path)
     assert len([*(tmp_path / "cache").glob("Own-*[0-9a-f]")]) == 3
+    parts: Any = {"test": {"train": False, "place": str(other)}, "train": {"train": True}}
+    for text in ("0 1", "1 0"):  # the training part has the default
+        file.write_text(text)
+        first = part_of(read(Own, tmp_path, **parts), "train")[1][0].item()
+        assert first == int(text[0])
 
 
 def test_paths_in_lists_are_told():

@@ -241,3 +241,28 @@ def test_a_record_whose_annotations_are_no_beats_has_its_beats_detected(
     assert len(found.peaks) > 3
     assert found.symbols is None
     assert (found.peaks == read_own(tmp_path / "I01", ["II"], 1, "N").peaks).all()
+
+
+def test_records_that_were_trained_on_are_told(folder: tuple[Path, Any], tmp_path: Path):
+    root = tmp_path / "own"
+    shutil.copytree(folder[0], root)
+
+    def read(*stages: str, **options: Any) -> WFDBBeats:
+        data = WFDBBeats(str(root), cache_dir=str(tmp_path), **options)
+        for stage in stages:
+            data.setup(stage)
+        return data
+
+    data = read("fit")
+    state, parts = data.state_dict(), data.records_in()
+    assert parts is not None
+    for stage in ("fit", "test"):
+        read(stage).load_state_dict(state)  # warnings are errors
+    people = {name: patient for name, *_, patient in data._about}
+    first = people[min(parts["train"])]
+    trained = sorted(name for name, patient in people.items() if patient == first)
+    for stage in ("fit", "test"):
+        other = read(stage, test_records=trained)
+        with pytest.warns(UserWarning, match=f"{trained[0]}.* were for training, and are held out"):
+            other.load_state_dict(state)
+    read("test", test_records=sorted(parts["val"])).load_state_dict(state)  # never trained on

@@ -24,6 +24,7 @@ from activations import (
 )
 from activations.groups import shape_parameters
 from models import Classifier, build_backbone, kaiming_, load_weights
+from models.weights import is_same
 
 
 @pytest.mark.parametrize("form", ["pth", "safetensors", "wrapped"])
@@ -266,6 +267,53 @@ def test_shapes_of_another_function_are_not_taken_for_its_own(
         Classifier("resnet8", 3, 1, 8, trained, activation_from=file),
     ):
         assert all((value == 2.5).all() for value in shape_parameters(same.backbone).values())
+
+
+@pytest.mark.parametrize("share", ["site", "stage", "model", "channel"])
+def test_shared_shapes_of_another_function_are_left_out_by_all_their_names(
+    tmp_path: Path, share: Any
+):
+    file = saved(Classifier("resnet8", 3, 1, 8, CosLU, share=share), tmp_path / "x.ckpt")
+    with pytest.warns(UserWarning, match="SinLU keeps the values of its own start"):
+        other = Classifier("resnet8", 3, 1, 8, SinLU, share=share, checkpoint_path=file)
+    assert all((value == 1).all() for value in shape_parameters(other.backbone).values())
+
+
+@pytest.mark.parametrize(
+    "sites", [{"*": SinLU}, {"layer3*": SinLU, "*": CosLU}], ids=["all", "one"]
+)
+def test_shapes_of_several_functions_are_compared_by_their_class(tmp_path: Path, sites: Any):
+    file = saved(Classifier("resnet8", 3, 1, 8, CosLU), tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match="was trained with CosLU, this network has SinLU"):
+        Classifier("resnet8", 3, 1, 8, activation_by_site=sites, activation_from=file)
+    with pytest.warns(UserWarning, match="trained with CosLU: SinLU keeps the values"):
+        other = Classifier("resnet8", 3, 1, 8, activation_by_site=sites, checkpoint_path=file)
+    for module in other.backbone.modules():
+        if isinstance(module, CosLU | SinLU):  # SinLU is a CosLU
+            assert module.alpha.item() == (1 if isinstance(module, SinLU) else 2.5)
+
+
+def test_descriptions_of_one_function():
+    def described(name: str, **given: Any) -> dict[str, Any]:
+        return {"class_path": f"activations.{name}", "init_args": given}
+
+    for one, other, same in (
+        (described("DiTAC", theta="prior"), described("DiTAC", theta="zero"), True),  # a start
+        (described("DiTAC", variant="inf"), described("DiTAC", variant="ge"), False),
+        (
+            described("Formula", formula="x*(b*x)"),
+            described("Formula", formula="x * (b * x)"),
+            True,
+        ),
+        (described("Formula", formula="x*(b*x)"), described("Formula", formula="x*(b+x)"), False),
+        (
+            described("LinComb", members=None),
+            described("LinComb", members=[described("ELU")]),
+            True,
+        ),
+        (described("CosLU", alpha=1.0), described("functions.coslu.CosLU", alpha=2.0), True),
+    ):
+        assert is_same(one, other) is same
 
 
 @pytest.mark.parametrize("match", [False, "fade"])
