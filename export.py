@@ -42,6 +42,7 @@ RANDOM = 128  # inputs, where there are no data
 CALIBRATION = 512  # at most so many samples give the ranges of int8
 INT8, CARD = "model_int8.onnx", "README.md"
 PLAIN = (bool, int, float, str, list, type(None))
+_NOT_TAKEN = ("augment", "mix", "cache_dir")
 
 
 def options() -> Parser:
@@ -429,7 +430,9 @@ def data_of(file: Path) -> dict[str, Any] | None:
         ours = kind in (known.__name__, f"datamodules.{known.__name__}")
         if not ours or "dataset" in given:  # FromDataset's, a class of any package
             return None
+        if known is datamodules.HuggingFace and not Path(str(given.get("path"))).is_dir():
+            return None  # it would be fetched
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
         return None
-    kept = {n: v for n, v in given.items() if isinstance(v, PLAIN) and n not in ("augment", "mix")}
+    kept = {n: v for n, v in given.items() if isinstance(v, PLAIN) and n not in _NOT_TAKEN}
     return {"class_path": f"datamodules.{known.__name__}", "init_args": kept}

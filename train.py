@@ -58,7 +58,13 @@ from callbacks.machine import keep_memory
 from callbacks.record import run_folder
 from datamodules import *  # noqa: F403 - so that its classes have short names
 from models import Classifier, DivergedError
-from models.checkpoints import check_complete, check_fits, check_given, read_checkpoint
+from models.checkpoints import (
+    check_complete,
+    check_fits,
+    check_given,
+    read_checkpoint,
+    read_file,
+)
 from models.network import find, has_ended
 from options import SLIP, Parser, explain, parsable
 
@@ -464,6 +470,8 @@ class CLI(LightningCLI):
                 each.testing = which
             # without a checkpoint, as in a fast_dev_run, the weights at the end are tested
             path = best_path(trainer) or None if which == "best" else None
+            if path:
+                read_file(path)  # its checksums, which Lightning does not compare
             trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
             if path and not has_ended(self.model.backbone):
                 rank_zero_warn(

@@ -67,12 +67,14 @@ def read(path: Path) -> Iterator[Row]:
     if not path.is_file():
         return
     with path.open(newline="") as file:
-        for row in itertools.islice(csv.reader(file), 1, None):
+        rows = itertools.islice(csv.reader(file), 1, None)
+        while True:
             try:
+                row = next(rows)
                 step, epoch, site, param, channel, value = row
                 index = int(channel) if channel else None
                 yield Row(int(step), int(epoch), site, param, index, float(value))
-            except ValueError:
+            except (StopIteration, ValueError, csv.Error):
                 return
 
 

@@ -74,12 +74,13 @@ class HuggingFace(Samples):
                 raise ValueError(f"{self.path!r} has samples without a label in {label!r}")
             names = sorted(known)
             number = {name: place for place, name in enumerate(names)}
+        folder = Path(self.path).expanduser()
+        inside = folder.resolve() if folder.is_dir() else None
         plain = import_module("datasets").Image(decode=False)  # we decode: fewer formats
         samples = {
-            part: Rows(found[name].cast_column(image, plain), image, label, number)
+            part: Rows(found[name].cast_column(image, plain), image, label, number, inside)
             for part, name in parts.items()
         }
-        folder = Path(self.path).expanduser()
         files = [
             Path(file["filename"]) for name in parts.values() for file in found[name].cache_files
         ]
@@ -186,12 +187,14 @@ class Rows:
         image: column of the images, not decoded.
         label: column of the labels.
         number: of each class, where labels are names.
+        folder: that holds all files of the set, if it is known.
     """
 
     rows: Any
     image: str
     label: str
     number: Mapping[str, int] | None
+    folder: Path | None = None
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -203,7 +206,10 @@ class Rows:
         file, label = row[self.image], row[self.label]
         content = file["bytes"]
         if content is None:
-            content = Path(file["path"]).read_bytes()
+            path = Path(file["path"]).resolve()
+            if not path.is_file() or (self.folder and self.folder not in path.parents):
+                raise ValueError(f"{file['path']!r} is no file of the set")
+            content = path.read_bytes()
         image = opened(content)
         image.load()
         return image, label if self.number is None else self.number[label]

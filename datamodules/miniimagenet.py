@@ -4,10 +4,11 @@ import csv
 import hashlib
 import itertools
 import pickle
+import re
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -215,12 +216,12 @@ def read_pickle(file: Path) -> tuple[np.ndarray, list[str]]:
     try:
         with file.open("rb") as stream:
             content = _ArraysOnly(stream, encoding="latin1").load()
-        images, rows = np.asarray(content["image_data"]), content["class_dict"]
+        images, rows = _array(content["image_data"]), content["class_dict"]
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise ValueError(f"image_data is {images.dtype} of shape {images.shape}")
         names = [""] * len(images)
         for name, positions in rows.items():
-            for position in positions:
+            for position in _array(positions):
                 names[position] = str(name)
         if "" in names:
             raise ValueError(f"image {names.index('')} has no class")
@@ -229,12 +230,54 @@ def read_pickle(file: Path) -> tuple[np.ndarray, list[str]]:
     return images, names
 
 
+def _array(value: Any) -> np.ndarray:
+    return np.asarray(value.value if isinstance(value, _Array) else value)
+
+
+class _Type:
+    """Stands for the dtype of whole numbers; NumPy's own would take any flags from a pickle."""
+
+    def __init__(self, name: str, *rest: Any) -> None:
+        if not re.fullmatch(r"[<>|=]?[iub][1248]", name):
+            raise pickle.UnpicklingError(f"it holds the type {name[:20]!r}")
+        self.made = np.dtype(name)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if (order := state[1]) not in "<>|=":
+            raise pickle.UnpicklingError(f"it holds the byte order {order!r}")
+        self.made = self.made.newbyteorder(order)
+
+
+class _Array:
+    """Stands for an array while it is read: its numbers are taken from their bytes."""
+
+    value: np.ndarray
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, by_columns, content = state
+        self.value = _numbers(content, dtype, shape, "F" if by_columns else "C")
+
+
+def _numbers(content: Any, dtype: _Type, shape: Any, order: Any = "C") -> np.ndarray:
+    content = content.encode("latin1") if isinstance(content, str) else content
+    return np.frombuffer(content, dtype.made).reshape(shape, order=order)
+
+
 class _ArraysOnly(pickle.Unpickler):
+    """Reads arrays and numbers of NumPy by nothing but their bytes, types and shapes."""
+
+    known: ClassVar[dict[str, Any]] = {
+        "ndarray": _Array,
+        "dtype": _Type,
+        "_reconstruct": lambda *_: _Array(),
+        "_frombuffer": _numbers,
+        "scalar": lambda dtype, content: _numbers(content, dtype, ()).item(),
+    }
+
     def find_class(self, module: str, name: str) -> Any:
-        known = {"_reconstruct", "scalar", "_frombuffer", "ndarray", "dtype"}
         numpy = ("numpy", "numpy.core.multiarray", "numpy.core.numeric")  # numpy._core in 2.x
-        if module.replace("_core", "core") in numpy and name in known:
-            return super().find_class(module, name)
+        if module.replace("_core", "core") in numpy and name in self.known:
+            return self.known[name]
         if (module, name) in (("_codecs", "encode"), ("collections", "OrderedDict")):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it holds {module}.{name}, which is not an array")

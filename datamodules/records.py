@@ -19,8 +19,8 @@ ALIKE = {"n": "e", "B": "N", "r": "V", "?": "Q"}
 # "patient 12", "Patient ID: x12", "<subject_id>: 012"; not "patient: 63 years"
 PATIENT = (
     r"\b(?:patient|subject)"
-    r"(?:[\W_]*(?:identifier|id|number|no|nr|n|code)(?=[\W_\d])[\W_]*|[\W_]+)"
-    r"(?!\d+\W*(?:years?|y/?o)\b)0*(\w*\d[\w-]*)"
+    r"(?:[\W_]{,8}(?:identifier|id|number|no|nr|n|code)(?=[\W_\d])[\W_]{,8}|[\W_]{1,8})"
+    r"(?!\d+\W*(?:years?|y/?o)\b)0*((?!_)\w{,40}\d[\w-]*)"
 )
 MILLIVOLT = {"mV": 1, "uV": 1e-3, "V": 1e3}
 _damaged = partial(damaged, remedy="replace it by a whole copy")
@@ -116,7 +116,10 @@ def leads_of(record: Any, chosen: Sequence[int], path: Path) -> tuple[np.ndarray
     Raises:
         ValueError: a signal has another unit, or no sample.
     """
-    signals = record.dac()[:, list(chosen)].T.copy()
+    try:
+        signals = record.dac()[:, list(chosen)].T.copy()
+    except (ArithmeticError, TypeError) as error:
+        raise _damaged(path.with_suffix(".hea"), f"{type(error).__name__}: {error}") from error
     missing = ~np.isfinite(signals)
     for signal, gaps, lead in zip(signals, missing, chosen, strict=True):
         name, unit = record.sig_name[lead], record.units[lead]

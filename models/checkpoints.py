@@ -22,7 +22,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from activations.functions.formula import parse
 
 # importing a module runs its code: for a checkpoint only these are imported
-TRUSTED = ("torch.nn", "torch.optim", "activations", "models", "datamodules", "timm", "torchvision",
+# of timm and torchvision what builds layers and optimizers: their networks fetch weights
+TRUSTED = ("torch.nn", "torch.optim", "activations", "timm.layers", "timm.models.layers",
+           "timm.optim", "timm.scheduler", "torchvision.ops",
            "lightning.pytorch.cli.ReduceLROnPlateau")  # fmt: skip
 FACTORIES: dict[str, type] = {
     "activation": nn.Module,
@@ -38,7 +40,7 @@ INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # by which Lightning 
 SMALLEST = {"num_classes": 1, "in_channels": 1, "image_size": 1, "dims": 1,
             "side_size": 0, "activation_weight_decay": 0}  # fmt: skip
 LARGEST, LONGEST = 2**13, 2**22  # pixels of a side, samples of a signal
-_OF_WEIGHTS = ("pretrained", "checkpoint_path", "weights", "weights_backbone")
+_OF_WEIGHTS = ("pretrained", "checkpoint_path", "activation_from", "weights", "weights_backbone")
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -66,6 +68,9 @@ def read_file(path: str | Path, option: str = "--ckpt_path") -> Any:
             with zipfile.ZipFile(path) as archive:
                 if changed := archive.testzip():
                     raise ValueError(f"the checksum of {changed!r} is wrong")
+                # torch leaves out a folder, and takes what lies in memory for its numbers
+                if each := next((m for m in archive.infolist() if not _is_stored(m)), None):
+                    raise ValueError(f"{each.filename!r} is no stored file")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
@@ -80,6 +85,11 @@ def read_file(path: str | Path, option: str = "--ckpt_path") -> Any:
             f"{str(path)!r} cannot be read as weights, it is damaged or of another kind "
             f"({reason[:200]}): give another file with {option}, such as an earlier checkpoint"
         ) from error
+
+
+def _is_stored(member: zipfile.ZipInfo) -> bool:
+    """Whether a part of a file of `torch.save` is as that writes it."""
+    return member.compress_type == zipfile.ZIP_STORED and not member.external_attr & 0x10
 
 
 def read_checkpoint(

@@ -188,11 +188,12 @@ def found(search: Search, member: Member) -> str:
             f", {spec['metric']} {mean_deviation(shown)} over {len(values)} seeds after "
             f"{spec['halving']['epochs'][-1]} epochs, by which it was chosen"
         )
-    return (
+    text = (
         f"Candidate {member.number} of the search {search.folder.resolve().name} in {space} "
         f"({cells}; seed {spec['seed']}): {member.how} in generation {member.generation + 1}"
         f"{tested}. What it is worth tells a study with other seeds and data."
     )
+    return re.sub(r"[^\w .,:;()+/-]", "_", text)  # it becomes code
 
 
 def _wrapped(text: str, indent: int) -> str:

@@ -157,6 +157,8 @@ def _copy(target: Path) -> None:
 
 def _check_out(name: str, target: Path) -> None:
     """Write the files of a commit, if the repository has it."""
+    if not re.fullmatch(r"[0-9a-f]{4,40}\+?", name):  # an option of git
+        return
     git = ["git", "-C", str(ROOT), "archive", name.removesuffix("+")]
     found = subprocess.run(git, capture_output=True, check=False)
     target.mkdir(parents=True)

@@ -52,6 +52,8 @@ def pack(folder: Path, target: Path | None = None) -> str:
         if key not in about and "arm" not in found:
             continue  # no run of this study
         arm, cell = (about.get(key, found)[name] for name in ("arm", "cell"))
+        if Path(place := f"{file_name(arm)}-{cell}").name != place:
+            raise SpecError(f"{folder}: the run {key} names the arm {arm!r}: delete its folder")
         content = {name: found[name] for name in _FIELDS if name in found}
         machine = found.get("machine") or found
         place = {name: machine[name] for name in ("processor", "gpu") if name in machine}

@@ -17,12 +17,13 @@ import pytest
 import torch
 import yaml
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 
 import activations as A
 import train
 from callbacks import LastCheckpoint
 from options import parsable
-from tests.data import write_tree
+from tests.data import Tiny, write_tree
 
 ROOT = Path(train.__file__).parent
 CONFIGS = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/**/*.yaml"))
@@ -371,6 +372,16 @@ def test_a_typed_place_that_is_not_the_runs_own_is_told_apart(
     arguments["save_dir"] = tmp_path / str(arguments["save_dir"])
     run = tmp_path / "runs/name/version_3"
     assert train.is_elsewhere(run, SimpleNamespace(**arguments), typed) is elsewhere
+
+
+def test_a_resumed_run_keeps_what_finders_have_found():
+    cli: Any = SimpleNamespace(datamodule=Tiny(), trainer=SimpleNamespace(world_size=2))
+    callbacks: list[Any] = [LearningRateFinder(), BatchSizeFinder()]
+    train.CLI._leave_out_finders(cli, callbacks, {"Tiny": {"size": (1, 2)}})  # of an own class
+    assert [type(each) for each in callbacks] == [BatchSizeFinder]  # is refused later
+    train.CLI._leave_out_finders(cli, callbacks, {"Tiny": {"size": 24}})
+    assert not callbacks
+    assert cli.datamodule.batch_size == 12
 
 
 def test_two_processes_start_quickly_and_test_every_sample_once(

@@ -1,5 +1,6 @@
 """Damaged files: 300 of them, each either still readable or one error that names the file."""
 
+import pickle
 import random
 import shutil
 from collections.abc import Callable
@@ -137,3 +138,36 @@ def test_a_damaged_archive_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         file.write_bytes(mutate(content, draw))
         with pytest.raises(RuntimeError, match=r"cifar-10-batches-py' is damaged.*delete it"):
             CIFAR10(str(tmp_path)).load("train")
+
+
+class Called:
+    """Pickles as a call of any function."""
+
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_arrays_of_a_pickle_are_read_by_their_bytes(tmp_path: Path, protocol: int):
+    images = np.random.default_rng(0).integers(0, 256, (4, 84, 84, 3), dtype=np.uint8)
+    for rows in ({"a": [0, 2], "b": [1, 3]}, {"a": np.array([0, 2]), "b": [*np.array([1, 3])]}):
+        for pixels in (images, np.asfortranarray(images)):
+            content = {"image_data": pixels, "class_dict": rows}
+            (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol))
+            found, names = read_pickle(tmp_path / "x.pkl")
+            np.testing.assert_array_equal(found, images)
+            assert names == ["a", "b", "a", "b"]
+
+
+def test_a_pickle_makes_no_type_of_its_own(tmp_path: Path):
+    """An object type without its flag would take bytes of the file for addresses."""
+    dtype = Called(np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1, 0))
+    reconstruct = np.zeros(0).__reduce__()[0]
+    array = Called(reconstruct, (np.ndarray, (0,), b"b"), (1, (1,), dtype, False, b"A" * 8))
+    content = {"image_data": array, "class_dict": {}}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, 2))
+    with pytest.raises(ValueError, match=r"x\.pkl' is damaged .*it holds the type 'O8'"):
+        read_pickle(tmp_path / "x.pkl")

@@ -5,6 +5,7 @@ import math
 import random
 import re
 import sys
+import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -407,3 +408,34 @@ def test_a_checkpoint_knows_its_data(tmp_path: Path):
     plain.setup("fit")
     trainer(tmp_path, max_steps=1).fit(again, plain.train_dataloader(), plain.val_dataloader())
     assert again.hparams["data"] == stored
+
+
+def test_no_class_that_fetches_weights_is_trusted():
+    teacher = {"class_path": "timm.task.DistillationTeacher", "init_args": {"num_classes": 2}}
+    for name in (
+        "timm.task.DistillationTeacher",
+        "torchvision.models.resnet18",
+        "models.Classifier",
+    ):
+        with pytest.raises(ValueError, match="which is neither torch's nor this project's"):
+            check_stored({"activation": teacher | {"class_path": name}}, "a.ckpt")
+    for name in ("timm.layers.Swish", "torch.nn.GELU", "activations.CosLU"):
+        check_stored({"activation": {"class_path": name}}, "a.ckpt")
+    with pytest.raises(ValueError, match=r"asks for other weights \(activation_from\)"):
+        check_stored({"activation_from": "/any/file"}, "a.ckpt")
+
+
+def test_a_bit_that_hides_numbers_from_torch_is_noticed(tmp_path: Path):
+    """torch leaves out what the table of contents calls a folder; its memory stays as it was."""
+    save(file := tmp_path / "a.ckpt")
+    with zipfile.ZipFile(file) as archive:
+        parts = {each: archive.read(each) for each in archive.infolist()}
+    for attribute, kind in ((0x10, zipfile.ZIP_STORED), (0, zipfile.ZIP_DEFLATED)):
+        with zipfile.ZipFile(tmp_path / "b.ckpt", "w") as archive:
+            for number, (about, content) in enumerate(parts.items()):
+                info = zipfile.ZipInfo(about.filename)
+                if number == 3:
+                    info.external_attr, info.compress_type = attribute, kind
+                archive.writestr(info, content)
+        with pytest.raises(ValueError, match="is no stored file"):
+            load(tmp_path / "b.ckpt")

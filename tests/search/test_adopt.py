@@ -19,6 +19,7 @@ from activations.functions.formula import parse
 from callbacks.machine import ROOT
 from models import build_backbone
 from search.adopt import PLACES, _study, adopt, finite_at_the_end, finite_up_to, kinks, latex
+from search.adopt import found as how_found
 from search.evolution import EVOLVED, Search
 from search.screen import Candidate
 from study.spec import SpecError, read_spec
@@ -224,3 +225,14 @@ def test_the_oracle_of_formulas_bounds_rounding():
 def test_the_networks_of_the_studies_exist(backbone: str):
     with torch.device("meta"):
         assert build_backbone(backbone, 4) is not None
+
+
+def test_what_a_search_says_of_itself_is_no_code(found: Search):
+    member = found.streams[EVOLVED].members[0]
+    spec, evil = found.spec, 'Digits""";open("x","w");r"""'
+    spec = {**spec, "cells": [{**spec["cells"][0], "data": evil}]}
+    other: Any = SimpleNamespace(spec=spec, pending=["x"], folder=found.folder)
+    text = how_found(other, member)
+    assert '"' not in text
+    assert "\\" not in text
+    assert "Digits" in text

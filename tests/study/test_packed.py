@@ -460,3 +460,20 @@ def test_the_array_script_does_one_run_and_is_queued_again_when_time_is_over(
         f"srun --job-name=interactive {sys.executable} -m study work {folder} 10 --threads 2 2"
     )
     assert more == (["scontrol requeue 99 2"] if code == 143 else [])
+
+
+def test_nothing_is_packed_outside_its_folder(done: Study, tmp_path: Path):
+    key = next(iter(done.results))
+    file = done.folder / "runs" / key / "spec.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"arm": "../outside/victim"}))
+    (tmp_path / "kept/outside").mkdir(parents=True)
+    with pytest.raises(SpecError, match=r"names the arm '\.\./outside/victim': delete"):
+        pack(done.folder)
+    assert not list((tmp_path / "kept/outside").iterdir())
+
+
+def test_the_commit_of_a_lock_is_no_option_of_git(tmp_path: Path):
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    copied._check_out(f"--output={victim}", tmp_path / "target")
+    assert victim.read_text() == "kept"
