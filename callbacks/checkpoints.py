@@ -29,7 +29,6 @@ from lightning.pytorch.callbacks import (
     Timer,
 )
 from lightning.pytorch.utilities import rank_zero_warn
-from torchmetrics import Metric
 
 from activations.files import remove_unfinished, replacing
 
@@ -319,8 +318,7 @@ class LastCheckpoint(ModelCheckpoint):
                 progress.completed += 1
             for name, states in self._resume.get("metrics", {}).items():
                 metric = pl_module.get_submodule(name)
-                own = metric.metric_state if isinstance(metric, Metric) else {}
-                if not states.keys() <= own.keys():
+                if not states.keys() <= getattr(metric, "metric_state", {}).keys():
                     raise ValueError(f"the checkpoint has a state of {name}, which is no metric's")
                 for key, value in states.items() if trainer.is_global_zero else ():
                     # a checkpoint is read to the CPU

@@ -40,8 +40,9 @@ class Snake(Activation):
 
     Reference:
         Ziyin et al., "Neural networks fail to learn periodic functions and how to fix it", NeurIPS
-        2020, arXiv 2006.08195. Deviation from its formula: none. alpha starts at 0.5; other
-        packages start at 1, from where networks become worse than with ReLU: docs/findings.md.
+        2020, arXiv 2006.08195. Deviation from it: none in the formula. alpha starts at
+        0.5; other packages start at 1, from where networks become worse than with ReLU:
+        docs/findings.md.
     """
 
     formula = snake
