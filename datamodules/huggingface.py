@@ -1,5 +1,6 @@
 """Data sets of the Hugging Face hub, and folders in the forms of its library."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -75,7 +76,7 @@ class HuggingFace(Samples):
             names = sorted(known)
             number = {name: place for place, name in enumerate(names)}
         folder = Path(self.path).expanduser()
-        inside = folder.resolve() if folder.is_dir() else None
+        inside = Path(os.path.abspath(folder)) if folder.is_dir() else None
         plain = import_module("datasets").Image(decode=False)  # we decode: fewer formats
         samples = {
             part: Rows(found[name].cast_column(image, plain), image, label, number, inside)
@@ -206,7 +207,7 @@ class Rows:
         file, label = row[self.image], row[self.label]
         content = file["bytes"]
         if content is None:
-            path = Path(file["path"]).resolve()
+            path = Path(os.path.abspath(file["path"]))  # the set itself may hold links
             if not path.is_file() or (self.folder and self.folder not in path.parents):
                 raise ValueError(f"{file['path']!r} is no file of the set")
             content = path.read_bytes()

@@ -12,7 +12,7 @@ from PIL import Image
 
 import datamodules.huggingface
 from datamodules import HuggingFace
-from datamodules.huggingface import check_classes
+from datamodules.huggingface import Rows, check_classes
 from tests.data import part_of
 
 needs_datasets = pytest.mark.skipif(not find_spec("datasets"), reason="needs the package datasets")
@@ -174,3 +174,23 @@ def test_parts_that_number_other_classes_are_refused():
             check_classes("set", {"train": kind(["ant", "bee"]), "test": other})
     with pytest.raises(ValueError, match=r"test \(int64\) .* train \(string\)"):
         check_classes("set", {"train": kind(None, "string"), "test": kind(None)})
+
+
+def test_rows_name_files_of_their_folder_alone(tmp_path: Path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png(3))
+    (tmp_path / "b.png").write_bytes(png(4))
+    (folder / "link.png").symlink_to(tmp_path / "b.png")
+
+    def read_row(path: str) -> Any:
+        row = {"picture": {"bytes": None, "path": path}, "species": 1}
+        return Rows([row], "picture", "species", None, folder)[0]
+
+    for name, number in (("a.png", 3), ("link.png", 4)):
+        image, label = read_row(str(folder / name))
+        np.testing.assert_array_equal(np.asarray(image), PIXELS[number])
+        assert label == 1
+    for path in (str(tmp_path / "b.png"), str(folder / "../b.png"), "/dev/zero"):
+        with pytest.raises(ValueError, match="is no file of the set"):
+            read_row(path)
