@@ -363,7 +363,6 @@ def test_a_run_with_two_loggers_goes_on_in_its_folder_below_the_chosen_root(
         ({"version": "version_3"}, {"version"}, False),
         ({"version": 4}, {"version"}, True),
     ],
-    ids=str,
 )
 def test_a_typed_place_that_is_not_the_runs_own_is_told_apart(
     tmp_path: Path, changes: dict[str, Any], typed: set[str], elsewhere: bool
