@@ -115,6 +115,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self._train_loader: ImageLoader | None = None
         self._resume: dict[str, int] | None = None
         self._divided: list[dict[str, Any]] = []  # as in the runs from which this one goes on
+        self._division: dict[str, Any] = {}  # of this one, once it is known
 
     @property
     def description(self) -> dict[str, Any]:
@@ -271,7 +272,7 @@ class ImageDataModule(LightningDataModule, ABC):
         made before the checkpoint was read, as for a scheduler that asks for the number of steps.
         """
         position = self._train_loader.state_dict() if self._train_loader else {}
-        divided = [*self._divided, *filter(None, [self.division()])]
+        divided = [*self._divided, *filter(None, [self._present_division()])]
         return {**position, "divided": [d for n, d in enumerate(divided) if d not in divided[:n]]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -281,7 +282,7 @@ class ImageDataModule(LightningDataModule, ABC):
         says so.
         """
         position = dict(state_dict)
-        self._divided, here = position.pop("divided", []), self.division()
+        self._divided, here = position.pop("divided", []), self._present_division()
         known = [d for d in self._divided if here and d["place"] == here["place"]]
         why = next(filter(None, (self._leak(then, here) for then in known)), "")
         if why and not (self.trainer and self.trainer.predicting):
@@ -307,6 +308,10 @@ class ImageDataModule(LightningDataModule, ABC):
     def drawn(self, labels: Tensor) -> Tensor:
         """The positions of the samples from which splits are drawn, not those of fixed parts."""
         return torch.arange(len(labels))
+
+    def _present_division(self) -> dict[str, Any]:
+        self._division = self._division or self.division()  # not anew for each checkpoint
+        return self._division
 
     def division(self) -> dict[str, Any]:
         """What is held out from training, for checkpoints; nothing if it is not known yet."""

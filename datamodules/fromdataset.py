@@ -82,12 +82,12 @@ class FromDataset(Samples):
         arguments = [plain, of_all, given]
         of_parts = ({"train": {}} | given).values()
         chosen = {*of_all, *set[str].intersection(*map(set, of_parts))}
-        self._set = repr((kind.__module__, kind.__qualname__, told(arguments)))
+        which = (kind.__module__, kind.__qualname__, told(arguments))
+        self._set = repr(which)
         usual = [each.default for name, each in known.items() if name not in chosen]
         files = [self.stamp(path) for path in paths([arguments, usual])]
         code = [code_of(each) for each in kind.__mro__[:-1]]
-        key = (kind.__module__, kind.__qualname__, told(arguments), files, code)
-        return Source(kind.__name__, parts, names["train"], key)
+        return Source(kind.__name__, parts, names["train"], (*which, files, code))
 
     def _made(self, make: Any, kind: type, arguments: dict[str, Any]) -> Any:
         try:
