@@ -17,6 +17,7 @@ import datamodules
 from activations import tabulate
 from activations.activation import positive
 from activations.files import check_writable, replacing
+from callbacks.config import read_yaml
 from models import Classifier, load
 from models.deployed import Raw, deployed
 from models.export import (
@@ -421,9 +422,8 @@ def check_data(model: Classifier, data: Any) -> None:
 
 def data_of(file: Path) -> dict[str, Any] | None:
     """The data set of a run, if it is one of this project: a file may not name other code."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        spec = yaml.load(file.read_text(), loader)["data"]
+        spec = read_yaml(file.read_text())["data"]
         kind = spec if isinstance(spec, str) else spec["class_path"]
         given = {} if isinstance(spec, str) else spec.get("init_args") or {}
         known = getattr(datamodules, kind.rpartition(".")[2])

@@ -5,7 +5,6 @@ import pkgutil
 import re
 import sys
 import traceback
-from collections import Counter
 from collections.abc import Callable
 from enum import Enum
 from numbers import Number
@@ -20,6 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch import nn
 
 import activations
+from callbacks.config import check_yaml
 from models import Classifier
 
 SLIP = 2  # exit code of a mistake in the command or its files
@@ -313,25 +313,8 @@ def _inner(error: BaseException | None) -> Parser | None:
 def _read_yaml(text: str) -> Any:
     """Read YAML; refuse a key that is there twice, and aliases that make a small file huge."""
     if "\n" in text or "&" in text:
-        root = yaml.compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        if root and _size(root, {}) > 10_000:
-            raise yaml.YAMLError("more than 10,000 values: no file of options is so large")
+        check_yaml(text)
     return _plain_yaml(text)
-
-
-def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values `node` has when its aliases are written out."""
-    if id(node) not in known:
-        known[id(node)] = 1  # an alias of what it is in
-        parts = node.value if isinstance(node, yaml.CollectionNode) else []
-        if isinstance(node, yaml.MappingNode):
-            keys = [key.value for key, _ in parts]
-            if twice := [key for key, count in Counter(map(str, keys)).items() if count > 1]:
-                line = node.start_mark.line + 1
-                raise yaml.YAMLError(f"{twice[0]!r} is there twice in the mapping at line {line}")
-            parts = [value for _, value in parts]
-        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
-    return known[id(node)]
 
 
 _plain_yaml = get_loader("yaml")

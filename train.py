@@ -53,6 +53,7 @@ from callbacks import (
     run_results,
     run_summary,
 )
+from callbacks.config import read_yaml
 from callbacks.lightning_private import callbacks_of, forget_averages, spawns
 from callbacks.machine import keep_memory
 from callbacks.record import run_folder
@@ -526,7 +527,7 @@ def about_test(checkpoint: Path, data: Any) -> dict[str, Any]:
 def other_splits(run: Path, data: Any) -> list[str]:
     """The options by which a data set is divided that are not those of a run on the same set."""
     with suppress(OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
-        known = yaml.safe_load((run / "config.yaml").read_text())["data"]
+        known = read_yaml((run / "config.yaml").read_text())["data"]
         mine = data.as_dict()
         if known["class_path"].rpartition(".")[2] != mine["class_path"].rpartition(".")[2]:
             return []
@@ -549,7 +550,7 @@ def folder_of_test(run: Path, tested: dict[str, Any]) -> str:
     number = 0
     while (run / (name := f"test_{number}" if number else "test")).exists():
         with suppress(OSError, yaml.YAMLError):
-            if yaml.safe_load((run / name / TESTED).read_text()) == tested:
+            if read_yaml((run / name / TESTED).read_text()) == tested:
                 break
         number += 1
     return name

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from activations.files import replacing
+from callbacks import config
 from callbacks.machine import ROOT, code, commit, now
 
 LOCK = "spec.lock.yaml"
@@ -65,19 +66,6 @@ def read_spec(path: Path) -> dict[str, Any]:
     return check(read_overlaid(path))
 
 
-class _OnceEach(yaml.SafeLoader):
-    """Refuses a name that a mapping has twice, of which YAML would drop the first."""
-
-    def compose_mapping_node(self, anchor: Any) -> Any:
-        """The node of a mapping, before others are merged into it."""
-        node = super().compose_mapping_node(anchor)
-        names = [each.value for each, _ in node.value if isinstance(each, yaml.ScalarNode)]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            line = node.start_mark.line + 1
-            raise yaml.YAMLError(f"{twice!r} stands twice in the mapping of line {line}")
-        return node
-
-
 def read_overlaid(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, with the content of the overlays that its `base` names."""
     found = read_yaml(path)
@@ -91,7 +79,7 @@ def read_overlaid(path: Path) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
-        found = yaml.load(path.read_text(), _OnceEach)
+        found = config.read_yaml(path.read_text())
     except FileNotFoundError as error:
         raise SpecError(f"no such file: {path}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -342,6 +342,7 @@ def test_the_data_of_a_run_are_those_of_its_config(tmp_path: Path):
         "data: {class_path: datamodules.annotations}": None,
         "data: [1]": None,
         "data: {class_path: datamodules.Digits, init_args: [": None,
+        f"data: {{class_path: datamodules.Digits, init_args: {{means: [{'1,' * 10_000}]}}}}": None,
     }.items():
         file.write_text(text)
         found = data_of(file)
