@@ -156,7 +156,13 @@ class BestCheckpoint(ModelCheckpoint):
             source = next((p for p in (beside / name, Path(old)) if name and p.is_file()), None)
             if source is None:
                 continue
-            known = torch.load(source, weights_only=True, mmap=True, map_location="cpu")
+            try:
+                known = torch.load(source, weights_only=True, mmap=True, map_location="cpu")
+            except Exception as error:
+                raise ValueError(
+                    f"{str(source)!r}, the best checkpoint, cannot be read, it is damaged: delete "
+                    "it, and the best epoch of those to come is kept"
+                ) from error
             own = known.get("callbacks", {}).get(self.state_key, {})
             named = {Path(path).name: value for path, value in own.get("best_k_models", {}).items()}
             found = named.get(name, score)

@@ -322,6 +322,9 @@ def test_another_folder_takes_the_best_over(tmp_path: Path):
     assert Path(best.best_model_path) == tmp_path / "b/best.ckpt"
     assert (tmp_path / "b/best.ckpt").read_bytes() == expected
     assert (tmp_path / "a/best.ckpt").read_bytes() == expected
+    (tmp_path / "a/best.ckpt").write_bytes(expected[: len(expected) // 2])
+    with pytest.raises(ValueError, match=r"a/best\.ckpt', the best checkpoint, cannot be read"):
+        fit("c", 2, file)
     (tmp_path / "a/best.ckpt").unlink()  # without the file the score is worth nothing
     best = fit("c", 2, file)
     assert best.best_model_score is not None
