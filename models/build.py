@@ -66,6 +66,11 @@ def build_network(
     ).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     example = torch.zeros(2, in_channels, *[image_size] * dims)
     check_input(network, example)
+    if init == "kaiming" and activation_by_site and not activation:
+        raise ValueError(
+            "init: kaiming draws all weights with the gain of one activation: give activation "
+            "beside activation_by_site, or use init: library"
+        )
     if init == "kaiming":
         kaiming_(network, _gain(activation))
     factories = dict(activation_by_site or {}) | ({"*": activation} if activation else {})

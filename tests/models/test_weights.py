@@ -337,5 +337,7 @@ def test_learned_functions_that_a_network_has_of_its_own_are_kept(tmp_path: Path
 def test_kaiming_says_what_it_cannot_measure():
     with pytest.raises(ValueError, match="single numbers, and LSLU takes whole images"):
         Classifier("resnet8", 3, 1, 8, LSLU, init="kaiming")
+    with pytest.raises(ValueError, match="the gain of one activation: give activation"):
+        Classifier("resnet8", 3, 1, 8, activation_by_site={"act1": nn.SiLU}, init="kaiming")
     with pytest.raises(ValueError, match="has no gain"):
         Classifier("resnet8", 3, 1, 8, partial(Formula, formula="x - x"), init="kaiming")
