@@ -362,6 +362,8 @@ class Study:
         shapes = self.verdict_run(name, cell, seed).id if control == "retrained" else ""
         if shapes and self.given("model.match", name, cell):
             changes["model.match"] = False  # the start is known
+        if shapes and self.given("model.activation.progressive", name, cell):
+            changes["model.activation.progressive"] = False  # no learned term waits
         return self.run("control", arm, cell, seed, setting, changes=changes, shapes=shapes)
 
     def ratios(self) -> dict[str, float]:

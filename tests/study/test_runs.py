@@ -196,6 +196,26 @@ def test_what_alternates_has_no_control_of_frozen_shapes(tmp_path: Path):
     assert [runs[each].options["model.match"] for each in (frozen, retrained)] == [True, False]
 
 
+def test_a_learned_shape_is_used_from_the_start(tmp_path: Path):
+    """No learned term of a progressive function waits for its turn."""
+    options = {"class_path": "Polynomial", "init_args": {"degree": 4, "progressive": True}}
+    arms = {
+        "ReLU": {"model.activation": "torch.nn.ReLU"},
+        "one": {"model.activation": "Fourier", "model.activation.progressive": True},
+        "other": {"model.activation": options},
+        "all": {"model.activation": "Rational"},
+    }
+    looks, controls = {"looks": [5]}, ["frozen", "retrained"]
+    made = study(tmp_path, arms=arms, controls=controls, seeds=looks)
+    values = {"ReLU": 90.0, "one": 80.0, "other": 80.0, "all": 80.0}
+    made = answer(made, values, learned={"act.theta": [1.0]})
+    asked = {
+        run.arm: run.options.get("model.activation.progressive") for run in made.next_runs()[1]
+    }
+    assert asked == {"one frozen": True, "one retrained": False, "other frozen": None,
+                     "other retrained": False, "all frozen": None, "all retrained": None}  # fmt: skip
+
+
 def test_shapes_that_were_faded_in_start_where_they_belong(tmp_path: Path):
     """A control fades nothing: its functions have the names of the old ones."""
     fades = {"model.activation": "CosLU", "model.match": "fade"}
