@@ -117,8 +117,8 @@ def is_compiled(module: nn.Module) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether forward hooks are registered on `module`."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether hooks of a forward or backward pass are registered on `module`."""
+    return any(hooks_of(module))
 
 
 _HOOKS = [

@@ -50,7 +50,7 @@ class AlternatingOptimization(Callback):
     ) -> None:
         if isinstance(groups, str) or len(groups) < 2:
             raise ValueError(f"groups must be two or more that take turns, got {groups!r}")
-        if every < 1:
+        if type(every) is not int or every < 1:
             raise ValueError(f"every must be an integer >= 1, got {every!r}")
         if unit not in ("epoch", "step"):
             raise ValueError(f"unit must be 'epoch' or 'step', got {unit!r}")

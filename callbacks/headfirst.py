@@ -136,8 +136,10 @@ class HeadFirst(Callback):
         """Leave a network that can be trained."""
         self._release()
 
-    def on_exception(self, *args: Any, **kwargs: Any) -> None:
-        """Leave a network that can be trained."""
+    def on_exception(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Leave a network that can be trained, and groups of which a checkpoint can be saved."""
+        for optimizer in trainer.optimizers:
+            self._put_back(optimizer, None, None)
         self._release()
 
     def _freeze(self, trainer: Trainer) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -626,7 +626,8 @@ class Classifier(LightningModule):
         )
         for group in optimizer.param_groups:
             if group["name"] == "activations":
-                group["lr"] *= self.activation_lr_scale
+                # not in place: the groups share a rate that is a tensor
+                group["lr"] = group["lr"] * self.activation_lr_scale
         return optimizer
 
     def _has_callback(self, kind: type[Callback]) -> bool:
@@ -652,6 +653,12 @@ class Classifier(LightningModule):
             if "total_steps" not in str(error):  # OneCycleLR asks for it
                 raise
             scheduler = make(optimizer, total_steps=steps())
+        scaled = self.activation_lr_scale != 1
+        if scaled and (name := next(_of_one_rate(scheduler), None)):
+            raise ValueError(
+                f"activation_lr_scale {self.activation_lr_scale:g} would be lost: {name} gives all "
+                "groups the same rate. Choose an end of 0, or another lr_scheduler"
+            )
         for number, group in enumerate(optimizer.param_groups):
             # these set the same rates for all groups
             if group["name"] == "activations" and isinstance(scheduler, OneCycleLR | CyclicLR):
@@ -694,3 +701,16 @@ def _parts(batch: Any) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | N
         )
     images, labels, index, side, *_ = (*parts, None, None, None)
     return images, labels, index, side
+
+
+def _of_one_rate(scheduler: Any) -> Iterator[str]:
+    """What, of a scheduler and those that it holds, is no multiple of a group's own rate."""
+    kind = type(scheduler).__name__
+    if getattr(scheduler, "eta_min", 0):
+        yield f"{kind}'s eta_min {scheduler.eta_min:g}"
+    if least := next(filter(None, getattr(scheduler, "min_lrs", [])), 0):
+        yield f"{kind}'s min_lr {least:g}"
+    for each in getattr(scheduler, "_schedulers", []):  # of SequentialLR, ChainedScheduler
+        if isinstance(each, OneCycleLR | CyclicLR):
+            yield f"{type(each).__name__} in {kind}"
+        yield from _of_one_rate(each)

@@ -10,8 +10,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import nn
 from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
     CyclicLR,
     ExponentialLR,
     LinearLR,
@@ -142,6 +144,29 @@ def test_a_scheduler_keeps_the_scale_and_moves_when_it_should(
             scheduler.step()
     assert [rate["weights"] for rate in rates] == pytest.approx(expected)
     assert [rate["activations"] for rate in rates] == pytest.approx([r / 5 for r in expected])
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (partial(CosineAnnealingLR, T_max=10, eta_min=0.01), "CosineAnnealingLR's eta_min 0.01"),
+        (partial(ReduceLROnPlateau, monitor="val/loss", min_lr=0.01), "min_lr 0.01"),
+        (lambda optimizer: SequentialLR(optimizer, [
+            LinearLR(optimizer), OneCycleLR(optimizer, 0.1, 9)], [3]), "OneCycleLR in SequentialLR"),
+    ],
+    ids=["cosine", "plateau", "sequence"],
+)  # fmt: skip
+def test_a_scheduler_that_would_lose_the_scale_is_refused(tmp_path: Path, make: Any, what: str):
+    with pytest.raises(ValueError, match=f"activation_lr_scale 0.2 would be lost: .*{what}"):
+        recorded(tmp_path, lr_scheduler=make, activation_lr_scale=0.2)
+
+
+def test_a_rate_that_is_a_tensor_keeps_its_scale():
+    make = partial(torch.optim.Adam, lr=torch.tensor(0.5))
+    model = Classifier("resnet8", 3, 1, 8, CosLU, optimizer=make, activation_lr_scale=0.1)
+    groups = model._optimizer(model).param_groups
+    rates = {group["name"]: float(group["lr"]) for group in groups}
+    assert rates == pytest.approx({"weights": 0.5, "activations": 0.05})
 
 
 def test_a_scheduler_moves_as_often_as_is_asked(tmp_path: Path):

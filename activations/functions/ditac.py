@@ -134,9 +134,10 @@ def transform(
         within = (x > a) & (x < b)
         value, _ = interpolate(torch.where(within, x, a), table, a, b, channel_dim, take)
         return torch.where(within, value, x)
-    below, above = ends
+    below, above = (end.clamp(max=torch.finfo(x.dtype).max) for end in ends)  # inf * 0 is no number
     value, _ = interpolate(x.clamp(a, b), table, a, b, channel_dim, take)
-    return value + below * (x - x.clamp(min=a)) + above * (x - x.clamp(max=b))
+    outside = below * torch.where(x < a, x - a, 0.0) + above * torch.where(x > b, x - b, 0.0)
+    return value + outside
 
 
 def ditac(

@@ -272,7 +272,8 @@ def _merge(model: nn.Module, runs: dict[bool, Run], at_twice: dict[bool, Run]) -
         if key not in names:
             names[key] = _name(model, call, names.values())
         call.last = all(other.last for other in same)
-        call.gate = any(other.gate for other in same)
+        differ = len({(c.old, repr(c.function)) for c in same}) > 1
+        call.gate = (all if differ else any)(other.gate for other in same)
         call.index, call.count = indices[key], counts[key]
         indices[key] += 1
         call.name = names[key] if call.count == 1 else f"{names[key]}.{call.index}"
@@ -280,7 +281,7 @@ def _merge(model: nn.Module, runs: dict[bool, Run], at_twice: dict[bool, Run]) -
         if axis is not None and len({c.shape[axis] for c in same if len(c.shape) > axis}) > 1:
             axis = None  # they share an activation and differ in their number of channels
         call.axis, call.runs, call.times = axis, len(same), max(map(len, by_run))
-        if not call.why_not and len({(c.old, repr(c.function)) for c in same}) > 1:
+        if not call.why_not and differ:
             call.why_not = "the same line calls different functions"
     return [by_run[-1][-1] for by_run in found.values()]
 

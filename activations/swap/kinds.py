@@ -92,6 +92,7 @@ def makes_output(module: nn.Module) -> bool:
 
 
 _UNKNOWN = "elementwise"
+_OF_EVERY = vars(nn.Module()).keys()  # attributes
 _known: WeakKeyDictionary[type, dict[Any, str | None]] = WeakKeyDictionary()
 
 
@@ -107,13 +108,13 @@ def _as_a_whole(module: nn.Module, name: str) -> str | None:
     known_parts = all(isinstance(part, nn.Identity) or kind_of(part) for part in parts)
     if kind.__module__.startswith("torch.") or not known_parts:
         return None
-    plain_values = int | float | str | tuple | None
-    options = {k: v for k, v in vars(module).items() if callable(v) or isinstance(v, plain_values)}
-    options.pop("training", None)
+    options = {k: v for k, v in vars(module).items() if k not in _OF_EVERY}
     state = (*module.named_parameters(), *module.named_buffers())
     sizes = [(name, value.shape) for name, value in state]
     key = (*map(type, parts), repr(sorted(options.items())), repr(sizes))
-    known = _known.setdefault(kind, {})
+    plain_values = bool | int | float | str | None | torch.dtype | torch.device
+    alike = all(isinstance(each, plain_values) for each in options.values())
+    known = _known.setdefault(kind, {}) if alike else {}  # what else it holds may be anything
     if key not in known:
         known[key] = _kind_by_trial(module, name, named=not parts and bool(_NAMED.search(name)))
     return known[key]

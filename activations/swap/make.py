@@ -37,14 +37,14 @@ def make_all(
     """The new module of each call, by name; `rules` are the factories of the `chosen` calls."""
     made: dict[Any, tuple[Call, nn.Module, int | None]] = {}
     new: dict[str, nn.Module] = {}
-    taken: set[int] = set()  # all parts of what was made, which `made` keeps alive
+    taken: dict[int, Any] = {}  # all parts of what was made, kept alive: their ids stay theirs
     for call, glob in chosen:
         beside = near(model, call)
         key = (glob, {"stage": call.stage, "model": None}.get(share, call.name))
         if key not in made:
             module, channels = _make(rules[glob], call, share)
-            parts = {id(part) for part in (module, *module.parameters())}
-            if parts & taken:
+            parts = {id(part): part for part in (module, *module.parameters())}
+            if parts.keys() & taken.keys():
                 raise ValueError(
                     f"the factory of {type(module).__name__} returns what it has returned before; "
                     'let it make a new one for each call, or give share="model"'
@@ -135,11 +135,17 @@ def _check(call: Call, new: nn.Module) -> None:
             try:
                 y = copied(new, without_numbers).eval()(x)
             except Exception:  # it computes with numbers as it runs
-                y = copy.deepcopy(new).eval()(torch.zeros_like(x, device=device))
+                x = torch.zeros_like(x, device=device)
+                y = copy.deepcopy(new).eval()(x)
     except Exception as error:
         raise ValueError(
             f"{type(new).__name__} fails on the input {call.shape} of {call.name}: {error}"
         ) from error
+    if x._version:
+        raise ValueError(
+            f"{type(new).__name__} changes its input in place, which the network may use again "
+            f"after {call.name}: make it without inplace"
+        )
     if not isinstance(y, Tensor) or (y.shape, y.dtype) != (x.shape, x.dtype):
         became = (tuple(y.shape), y.dtype) if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(

@@ -160,6 +160,7 @@ def run(
                 parameter.requires_grad_(parameter.is_floating_point())
         with watch:
             out = twin(*here.args, **here.kwargs)
+            watch.note_stale(out)  # what it returns is used, too
         watch.backward(out)
     for number, call in enumerate(watch.calls):
         call.last = number not in watch.flow.used
@@ -290,8 +291,7 @@ class Run(TorchFunctionMode):
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any], caller: Any) -> Any:
         called = getattr(func, "__name__", "")
         if called not in _LOOKS:
-            used = tensors_in((args, kwargs))
-            self.overwritten.update(key for x in used if (key := self._stale(x)))
+            self.note_stale((args, kwargs))
         name = NAME_OF.get(func)
         if not name or self._inside:
             written = None if self._inside else _by_hand(called, args, kwargs)
@@ -313,6 +313,10 @@ class Run(TorchFunctionMode):
         if name == "sigmoid":
             setattr(out, _SIGMOID_OF, x)
         return out
+
+    def note_stale(self, used: Any) -> None:
+        """Note which calls have changed a tensor of `used` in place."""
+        self.overwritten.update(key for x in tensors_in(used) if (key := self._stale(x)))
 
     def backward(self, out: Any) -> None:
         """Run the backward pass of what the network returned, if it has one."""

@@ -206,8 +206,10 @@ def test_wrong_arguments(tmp_path: Path):
     for groups in (["weights"], [], "weights"):
         with pytest.raises(ValueError, match="groups must be two or more that take turns, got"):
             AlternatingOptimization(groups)
-    with pytest.raises(ValueError, match="every must be an integer >= 1, got 0"):
-        AlternatingOptimization(every=0)
+    wrong: Any
+    for wrong in (0, 1.5, True):
+        with pytest.raises(ValueError, match=f"every must be an integer >= 1, got {wrong}"):
+            AlternatingOptimization(every=wrong)
     with pytest.raises(ValueError, match="unit must be 'epoch' or 'step', got 'batch'"):
         AlternatingOptimization(unit=unknown)
     with pytest.raises(ValueError, match="group activations is empty"):

@@ -164,6 +164,23 @@ def test_a_group_of_the_users_own_may_be_called_head(tmp_path: Path):
     assert [group["name"] for group in run.optimizers[0].param_groups] == ["body", "head"]
 
 
+def test_a_step_that_fails_leaves_the_groups(tmp_path: Path):
+    class Failing(Small):
+        def training_step(self, *args: Any) -> Any:
+            if self.trainer.global_step == STEPS + 1:
+                raise RuntimeError("out of memory")
+            return super().training_step(*args)
+
+    slow = BackboneFinetuning(1, lambda epoch: 1.5, backbone_initial_ratio_lr=0.1)
+    run, model = trainer(tmp_path, HeadFirst(head=["fc.*"], like=slow), max_epochs=3), Failing()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run.fit(model, datamodule=Tiny())
+    found = [(g["name"], g["lr"], len(g["params"])) for g in run.optimizers[0].param_groups]
+    new = Small().configure_optimizers()
+    optimizer = new["optimizer"] if isinstance(new, dict) else new
+    assert found == [(g["name"], g["lr"], len(g["params"])) for g in optimizer.param_groups]
+
+
 @pytest.mark.parametrize("name", ["resnet8", "timm/resnet18"])
 def test_the_head_first(tmp_path: Path, name: str):
     torch.manual_seed(1)

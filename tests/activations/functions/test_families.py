@@ -442,6 +442,32 @@ def test_members_of_a_mixture_leave_its_input():
     assert torch.equal(x, kept)
 
 
+@pytest.mark.parametrize("slope", [20.0, 90.0])
+def test_ditac_goes_on_as_a_line_however_steep(slope: float):
+    module = A.DiTAC(variant="inf")
+    field = torch.zeros(len(module.knots[0]) if module.knots.dim() > 1 else 11).double()
+    field[1] = slope / 10
+    theta = torch.linalg.lstsq(module.knots.double().T, field[:, None]).solution[:, 0]
+    with torch.no_grad():
+        module.theta.copy_(theta.to(module.theta).expand_as(module.theta))
+    exact = copy.deepcopy(module).double()
+    x = torch.tensor([0.7, 2.0, 3.0, 5.0], requires_grad=True)
+    wide = x.detach().double().requires_grad_()
+    y, expected = module(x), exact(wide)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-3, atol=1e-4)
+    (found,) = torch.autograd.grad(y.sum(), x)
+    (wanted,) = torch.autograd.grad(expected.sum(), wide)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-2, atol=1e-3)
+
+
+def test_hooks_of_members_are_called_for_large_inputs():
+    mixture, called = A.LinComb([A.CosLU, nn.Tanh]), list[int]()
+    mixture.members[0].register_full_backward_hook(lambda *_: called.append(1))
+    for count in (100, 2**18):
+        mixture(torch.randn(count, requires_grad=True)).sum().backward()
+    assert len(called) == 2
+
+
 def test_the_pieces_of_a_spline_are_computed_in_float32():
     spline = A.BSpline().to(torch.bfloat16)
     with torch.no_grad():

@@ -432,6 +432,26 @@ def test_formulas_that_blocks_cannot_compute(kind: Any, monkeypatch: pytest.Monk
     run()  # does not warn again
 
 
+class _Softmax(A.Activation):
+    formula = staticmethod(lambda x: x.softmax(-1))  # pyright: ignore
+
+
+class _Noisy(A.Activation):
+    formula = staticmethod(lambda x: x + 1e-3 * torch.randn_like(x))  # pyright: ignore
+
+
+@pytest.mark.parametrize("kind", [_Mean, _Softmax, _Noisy])
+def test_what_is_not_elementwise_is_noticed_in_large_blocks(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(fusion, "_WHOLE", set())
+    module, x = kind(), torch.randn(8, 2**16, generator=torch.manual_seed(1))
+    with pytest.warns(UserWarning, match="computed for whole tensors"):
+        y = module(x)
+    if kind is not _Noisy:
+        torch.testing.assert_close(y, module.function(x))
+
+
 def test_blocks_in_several_threads(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(blocks, "BLOCK", 8)
     monkeypatch.setattr(fusion, "_WHOLE", set())

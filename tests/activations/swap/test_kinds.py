@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import timm
@@ -163,6 +164,34 @@ def test_a_module_is_an_activation_as_a_whole_where_numbers_show_it():
             with torch.device("meta"):
                 assert kind_of(copied(module, lambda value: value.to("meta"))) == kind
     assert torch.equal(state, torch.get_rng_state())
+
+
+class ByConfig(nn.Module):
+    """An activation, or nothing, as its configuration says."""
+
+    def __init__(self, config: dict[str, bool]) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x).square() if self.config["act"] else x
+
+
+class ByFunction(nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(F.relu(x))
+
+
+def test_modules_of_one_class_may_be_of_different_kinds():
+    found = [kind_of(ByConfig({"act": act})) for act in (True, False, True)]
+    assert found == ["activation", None, "activation"]
+    for _ in range(5):  # the address of a function that is gone is used again
+        assert kind_of(ByFunction(lambda x: x * x)) == "activation"
+        assert kind_of(ByFunction(lambda x: x.mean() * x)) is None
 
 
 def test_composite_activations_are_swapped_as_a_whole():

@@ -25,6 +25,58 @@ from models import CifarResNet
 ReLU = partial(FReLU, 1.0, 0.0)  # a module of ours that equals what it replaces
 
 
+class Features(nn.Module):
+    """Returns the output of every layer."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace), nn.Conv2d(4, 4, 3))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x := layer(x) for layer in self.layers]
+
+
+def test_what_the_network_returns_is_used():
+    x = torch.randn(2, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"layers\.1: it changes its input in place"):
+        replace_activations(Features(True), CosLU, example_input=x)
+    model = Features(False)
+    before = model(x)[0]
+    assert len(replace_activations(model, CosLU, example_input=x)) == 1
+    assert torch.equal(model(x)[0], before)
+
+
+def test_a_network_without_numbers():
+    with torch.device("meta"):
+        model = torchvision.models.resnet18()
+    assert len(replace_activations(model, CosLU, example_input=torch.zeros(2, 3, 64, 64))) == 17
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_new_activations_leave_their_input():
+    with pytest.raises(ValueError, match=r"SiLU changes its input in place.* make it without"):
+        replace_activations(Features(False), partial(nn.SiLU, inplace=True),
+                            example_input=torch.zeros(2, 3, 8, 8))  # fmt: skip
+
+
+class OnOneLine(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dense(self.layers[1], self.dense(self.layers[0], x, F.relu), F.relu)
+        return self.layers[3](self.dense(self.layers[2], x, torch.sigmoid))
+
+    def dense(self, layer: nn.Module, x: Tensor, act: Any) -> Tensor:
+        return act(layer(x))
+
+
+def test_an_activation_and_a_gate_on_one_line_are_refused():
+    with pytest.raises(ValueError, match="the same line calls different functions"):
+        replace_activations(OnOneLine(), CosLU, example_input=torch.zeros(2, 4))
+
+
 @pytest.mark.parametrize("factory", [CosLU, partial(LSLU, repeats=1), nn.GELU, DSReLU])
 def test_every_call_has_its_own_instance(factory):
     model = timm.create_model("resnet18", num_classes=5).eval()
