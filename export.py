@@ -17,7 +17,6 @@ import datamodules
 from activations import tabulate
 from activations.activation import positive
 from activations.files import check_writable, replacing
-from callbacks.config import read_yaml
 from models import Classifier, load
 from models.deployed import Raw, deployed
 from models.export import (
@@ -36,7 +35,7 @@ from models.hub import about, card, push
 from models.network import find, has_ended
 from models.program import read
 from models.side import Joined, class_scores, side_of
-from options import Parser
+from options import Parser, parse_yaml
 
 SIZES = ("num_classes", "in_channels", "image_size", "dims", "side_size")
 RANDOM = 128  # inputs, where there are no data
@@ -423,7 +422,7 @@ def check_data(model: Classifier, data: Any) -> None:
 def data_of(file: Path) -> dict[str, Any] | None:
     """The data set of a run, if it is one of this project: a file may not name other code."""
     try:
-        spec = read_yaml(file.read_text())["data"]
+        spec = parse_yaml(file.read_text())["data"]
         kind = spec if isinstance(spec, str) else spec["class_path"]
         given = {} if isinstance(spec, str) else spec.get("init_args") or {}
         known = getattr(datamodules, kind.rpartition(".")[2])

@@ -53,7 +53,6 @@ from callbacks import (
     run_results,
     run_summary,
 )
-from callbacks.config import read_yaml
 from callbacks.lightning_private import callbacks_of, forget_averages, spawns
 from callbacks.machine import keep_memory
 from callbacks.record import run_folder
@@ -67,7 +66,7 @@ from models.checkpoints import (
     read_file,
 )
 from models.network import find, has_ended
-from options import SLIP, Parser, explain, parsable
+from options import SLIP, Parser, explain, parsable, parse_yaml
 
 gc.enable()
 gc.freeze()  # nor is it looked for among them later
@@ -527,7 +526,7 @@ def about_test(checkpoint: Path, data: Any) -> dict[str, Any]:
 def other_splits(run: Path, data: Any) -> list[str]:
     """The options by which a data set is divided that are not those of a run on the same set."""
     with suppress(OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
-        known = read_yaml((run / "config.yaml").read_text())["data"]
+        known = parse_yaml((run / "config.yaml").read_text())["data"]
         mine = data.as_dict()
         if known["class_path"].rpartition(".")[2] != mine["class_path"].rpartition(".")[2]:
             return []
@@ -550,7 +549,7 @@ def folder_of_test(run: Path, tested: dict[str, Any]) -> str:
     number = 0
     while (run / (name := f"test_{number}" if number else "test")).exists():
         with suppress(OSError, yaml.YAMLError):
-            if read_yaml((run / name / TESTED).read_text()) == tested:
+            if parse_yaml((run / name / TESTED).read_text()) == tested:
                 break
         number += 1
     return name

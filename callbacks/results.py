@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DistributedSampler
 
@@ -21,7 +22,6 @@ from activations.files import replacing
 from activations.groups import learned_values
 
 from .checkpoints import BestCheckpoint, has_diverged
-from .config import read_yaml
 from .lightning_private import callbacks_of
 from .machine import code, commit, machine, now
 from .record import run_folder
@@ -268,8 +268,7 @@ class Results(Callback):
             }
             with replacing(self._folder / TEST) as unfinished, unfinished.open("wb") as file:
                 np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
-        file = self._folder / "config.yaml"
-        config = read_yaml(file.read_text()) if file.is_file() else None
+        config = _read(self._folder / "config.yaml")
         speeds = [each["images_per_s"] for each in self.epochs[1:] or self.epochs]
         content = {
             "schema": SCHEMA,
@@ -401,6 +400,11 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _finite(each) for name, each in value.items()}
     return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(file.read_text(), loader) if file.is_file() else None
 
 
 def _peak_memory() -> float | None:

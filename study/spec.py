@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from activations.files import replacing
-from callbacks import config
 from callbacks.machine import ROOT, code, commit, now
+from options import parse_yaml
 
 LOCK = "spec.lock.yaml"
 OFF = "off"  # of `compile`
@@ -79,7 +79,7 @@ def read_overlaid(path: Path) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
-        found = config.read_yaml(path.read_text())
+        found = parse_yaml(path.read_text())
     except FileNotFoundError as error:
         raise SpecError(f"no such file: {path}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -145,8 +145,8 @@ def test_overlays_are_read_and_a_missing_or_broken_one_is_named(tmp_path: Path):
         read_spec(file)
     file.write_text("""question: &Q {z: &Z {k: 1}, y: {a: &A {<<: *Z, k: 2}}, b: {<<: *A}}""")
     assert read_yaml(file) == yaml.safe_load(file.read_text())  # a merge is no repetition
-    file.write_text("arms: {}\nbase: " + "[" * 900 + "]" * 900)
-    with pytest.raises(SpecError, match="cannot be read: lists or mappings in one another"):
+    file.write_text("arms: {}\nbase: " + "[" * 5_000 + "]" * 5_000)
+    with pytest.raises(SpecError, match="cannot be read"):
         read_spec(file)
     file.write_text("arms: {")
     with pytest.raises(SpecError, match="cannot be read"):
