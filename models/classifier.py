@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from inspect import signature
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -654,6 +655,7 @@ class Classifier(LightningModule):
                 raise
             scheduler = make(optimizer, total_steps=steps())
         scaled = self.activation_lr_scale != 1
+        scaled &= any(group["name"] == "activations" for group in optimizer.param_groups)
         if scaled and (name := next(_of_one_rate(scheduler), None)):
             raise ValueError(
                 f"activation_lr_scale {self.activation_lr_scale:g} would be lost: {name} gives all "
@@ -684,9 +686,7 @@ class Classifier(LightningModule):
             # a warm-up has lowered it already
             share = planned[0][number] / group["initial_lr"] if "initial_lr" in group else 1
             group["lr"], group["initial_lr"] = found * share, found
-        while schedulers:
-            scheduler: Any = schedulers.pop()
-            schedulers += getattr(scheduler, "_schedulers", [])  # of SequentialLR, ChainedScheduler
+        for scheduler in chain.from_iterable(map(_with_inner, schedulers)):
             groups = scheduler.optimizer.param_groups
             scheduler.base_lrs = [group["initial_lr"] for group in groups]
 
@@ -703,14 +703,20 @@ def _parts(batch: Any) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | N
     return images, labels, index, side
 
 
+def _with_inner(scheduler: Any) -> Iterator[Any]:
+    """A scheduler, and those in a SequentialLR or ChainedScheduler."""
+    yield scheduler
+    for each in getattr(scheduler, "_schedulers", []):
+        yield from _with_inner(each)
+
+
 def _of_one_rate(scheduler: Any) -> Iterator[str]:
     """What, of a scheduler and those that it holds, is no multiple of a group's own rate."""
-    kind = type(scheduler).__name__
-    if getattr(scheduler, "eta_min", 0):
-        yield f"{kind}'s eta_min {scheduler.eta_min:g}"
-    if least := next(filter(None, getattr(scheduler, "min_lrs", [])), 0):
-        yield f"{kind}'s min_lr {least:g}"
-    for each in getattr(scheduler, "_schedulers", []):  # of SequentialLR, ChainedScheduler
-        if isinstance(each, OneCycleLR | CyclicLR):
-            yield f"{type(each).__name__} in {kind}"
-        yield from _of_one_rate(each)
+    for each in _with_inner(scheduler):
+        kind = type(each).__name__
+        if getattr(each, "eta_min", 0):
+            yield f"{kind}'s eta_min {each.eta_min:g}"
+        if least := max(getattr(each, "min_lrs", []), default=0):
+            yield f"{kind}'s min_lr {least:g}"
+        if each is not scheduler and isinstance(each, OneCycleLR | CyclicLR):
+            yield f"{kind} in {type(scheduler).__name__}"

@@ -119,7 +119,7 @@ class Blocks:
         half = slice(len(x) // 2)
         alone = self.function(x[half], *_at(half, values, self._cut(x, values)))
         among = self.function(x, *values)[half]
-        most = min(1e-2, 1e3 * torch.finfo(among.dtype).eps)
+        most = min(1e-2, 1e3 * torch.finfo(x.dtype).eps)
         sizes = among.nan_to_num(0.0, 0.0, 0.0).abs()
         least = most * float(sizes.amax()) if sizes.numel() else 0.0
         if not torch.allclose(alone, among, most, least, equal_nan=True):

@@ -92,7 +92,8 @@ def makes_output(module: nn.Module) -> bool:
 
 
 _UNKNOWN = "elementwise"
-_OF_EVERY = vars(nn.Module()).keys()  # attributes
+_OF_EVERY = vars(nn.Module()).keys()  # what each module has
+_PLAIN = int | float | str | None | torch.dtype | torch.device
 _known: WeakKeyDictionary[type, dict[Any, str | None]] = WeakKeyDictionary()
 
 
@@ -108,16 +109,24 @@ def _as_a_whole(module: nn.Module, name: str) -> str | None:
     known_parts = all(isinstance(part, nn.Identity) or kind_of(part) for part in parts)
     if kind.__module__.startswith("torch.") or not known_parts:
         return None
+    named = not parts and bool(_NAMED.search(name))
     options = {k: v for k, v in vars(module).items() if k not in _OF_EVERY}
+    if not all(map(_is_plain, options.values())):  # a function or an object: others may differ
+        return _kind_by_trial(module, name, named)
     state = (*module.named_parameters(), *module.named_buffers())
     sizes = [(name, value.shape) for name, value in state]
     key = (*map(type, parts), repr(sorted(options.items())), repr(sizes))
-    plain_values = bool | int | float | str | None | torch.dtype | torch.device
-    alike = all(isinstance(each, plain_values) for each in options.values())
-    known = _known.setdefault(kind, {}) if alike else {}  # what else it holds may be anything
+    known = _known.setdefault(kind, {})
     if key not in known:
-        known[key] = _kind_by_trial(module, name, named=not parts and bool(_NAMED.search(name)))
+        known[key] = _kind_by_trial(module, name, named)
     return known[key]
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether equal texts of such values mean equal values."""
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return isinstance(value, _PLAIN)
 
 
 def _kind_by_trial(module: nn.Module, name: str, named: bool) -> str | None:

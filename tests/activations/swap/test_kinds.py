@@ -20,6 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 from activations import Activation, CosLU, DiTAC, penalty, replace_activations
+from activations.swap import kinds
 from activations.swap.copies import copied
 from activations.swap.kinds import kind_of
 
@@ -192,6 +193,24 @@ def test_modules_of_one_class_may_be_of_different_kinds():
     for _ in range(5):  # the address of a function that is gone is used again
         assert kind_of(ByFunction(lambda x: x * x)) == "activation"
         assert kind_of(ByFunction(lambda x: x.mean() * x)) is None
+
+
+def test_modules_that_differ_in_nothing_are_tried_once(monkeypatch: pytest.MonkeyPatch):
+    tried: list[nn.Module] = []
+
+    def trial(module: nn.Module, *rest: Any) -> str | None:
+        tried.append(module)
+        return real(module, *rest)
+
+    real = kinds._kind_by_trial
+    monkeypatch.setattr(kinds, "_kind_by_trial", trial)
+
+    class Norm(nn.LayerNorm):  # with a tuple of numbers
+        pass
+
+    for size in (4, 4, 8, 4):
+        assert kind_of(Norm(size)) is None
+    assert len(tried) == 2
 
 
 def test_composite_activations_are_swapped_as_a_whole():
