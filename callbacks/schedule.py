@@ -104,13 +104,22 @@ class ActivationSchedule(Callback):
                 f"{name} is nearly a straight line at the end of its schedule, and a network of "
                 "lines is linear: give it another end (DSReLU: --model.activation.normalized true)"
             )
-        now = self.progress(trainer)
+        now, loaded = self.progress(trainer), _states(pl_module)
         if resumed_from(trainer) and now < self._stored - 1e-3:
             rank_zero_warn(
                 f"The scheduled activations go back from t = {self._stored:.3g} to {now:.3g}: the "
                 "training is planned longer than the one that goes on"
             )
         self._move(trainer, now)
+        moved = [name for name, state in _states(pl_module).items() if loaded[name] != state]
+        if moved and not resumed_from(trainer):
+            others = f" and {len(moved) - 1} more" if moved[1:] else ""
+            rank_zero_warn(
+                f"The schedule begins again at t = {now:.3g}, although {moved[0]}{others} moved in "
+                "an earlier training: the network computes other values than at its end. To go on "
+                "with the functions as they were, give them no schedule (DSReLU: the same a and b; "
+                "a series: progressive: false; a fade: fold it first, activations.fold)"
+            )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set a new epoch's progress before its first step."""
@@ -185,6 +194,15 @@ class ActivationSchedule(Callback):
         if progress is not None:
             for model in (trainer.lightning_module, *averaged_models(trainer)):
                 set_progress(model, progress)
+
+
+def _states(model: nn.Module) -> dict[str, list[Any]]:
+    """Where each scheduled activation is, by its name."""
+    names = [name for name, module in model.named_modules() if isinstance(module, Scheduled)]
+    return {
+        name: [each.tolist() for each in model.get_submodule(name).buffers(recurse=False)]
+        for name in names
+    }
 
 
 @torch.no_grad()

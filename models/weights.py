@@ -43,6 +43,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             break
     if not isinstance(content, dict) or not any(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"{str(path)!r} holds no weights by name")
+    for name, value in content.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor)):
+            raise ValueError(
+                f"{str(path)!r} holds {name!r}, of type {type(value).__name__}, among its "
+                "weights: save network.state_dict() alone, which holds tensors by name"
+            )
     # a checkpoint of this project may also hold class weights
     backbone = {name: value for name, value in content.items() if name.startswith("backbone.")}
     content = backbone or content
@@ -160,14 +166,14 @@ def load_weights(
     weights = [name for name in large if not name.startswith("side.") and name not in shapes]
     first, last = (weights[0], weights[-1].rpartition(".")[0]) if weights else ("", "")
     first = next((name for name in weights if own[name].dim() == 4), first)  # not a position
-    if first and own[first].shape[1] != state[first].shape[1]:
+    if first and _differ_at(1, state[first], own[first]) and state[first].shape[1]:
         state[first] = _of_channels(state[first], own[first].shape[1])
     wrong = [n for n, value in state.items() if n in own and value.shape != own[n].shape]
     layers = [name.rpartition(".")[0] for name in wrong]
     heads = [each for each in dict.fromkeys(layers) if each != "side.out"]
     like = [(state.get(f"{each}.weight"), own.get(f"{each}.weight")) for each in (last, *heads)]
     sizes = {tuple(None if each is None else each.shape for each in pair) for pair in like}
-    if last in heads and len(sizes) == 1:
+    if last in heads and len(sizes) == 1 and _differ_at(0, *like[0]):
         named = " and ".join(map(repr, heads))
         start = f"layer {named} starts" if len(heads) == 1 else f"layers {named} start"
         warnings.warn(
@@ -189,6 +195,14 @@ def load_weights(
             f"{source} does not fit {type(network).__name__}: {'; '.join(problems[:6])}{more}{hint}"
         )
     network.load_state_dict(own | state)
+
+
+def _differ_at(axis: int, one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two tensors have sizes that differ at this axis alone."""
+    if one is None or other is None or one.dim() != other.dim():
+        return False
+    sizes = enumerate(zip(one.shape, other.shape, strict=True))
+    return all((mine != its) == (k == axis) for k, (mine, its) in sizes)
 
 
 def _of_channels(weight: Tensor, channels: int) -> Tensor:

@@ -109,6 +109,13 @@ def verify(model: nn.Module, old: nn.Module, found: Found, new: Mapping[str, nn.
     if meta and not _passed(found, runs, error):
         meta = False
         runs, error = try_on(model, meta=meta, backward=True, watched=watched)
+    overwritten = {owner for seen in runs.values() for owner, _ in seen.overwritten}
+    for name in watched:
+        if any(f"{owner}.".startswith(f"{name}.") for owner in overwritten):
+            raise ValueError(
+                f"cannot swap {name}: the new {type(model.get_submodule(name)).__name__} changes "
+                "its input in place, and the network uses the input again: make it without inplace"
+            )
     if not _passed(found, runs, error):
         if _passed(found, *try_on(old, meta=meta, backward=True)):
             for seen in runs.values():

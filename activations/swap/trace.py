@@ -203,7 +203,10 @@ class Run(TorchFunctionMode):
         self.overwritten: set[Key] = set()
         self.by_hand: set[tuple[str, str, str]] = set()
         self._names = {id(module): name for name, module in network.named_modules()}
-        self._kinds = {m: _kind(name, m, kinds) for name, m in network.named_modules()}
+        self._kinds = {
+            m: _kind(name, m, kinds) or ("new" if name in watched else None)
+            for name, m in network.named_modules()
+        }
         self._watched = watched
         self.error: Exception | None = None
         self.changed: list[str] = []

@@ -1,6 +1,7 @@
 """The schedule in real, small trainings."""
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -358,14 +359,14 @@ def test_a_resumed_average_equals_an_uninterrupted_one(
 
 def test_an_averaged_vanillanet_fuses(tmp_path: Path):
     torch.manual_seed(0)
-    model = Classifier("vanillanet5", 3, 1, 8, backbone_kwargs={"width": 4, "slope_until": 1.0})
+    images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     for average in (EMAWeightAveraging(decay=0.99), WeightAveraging(avg_fn=shrunk)):
+        model = Classifier("vanillanet5", 3, 1, 8, backbone_kwargs={"width": 4, "slope_until": 1.0})
         run = trainer(tmp_path, ActivationSchedule(), average, max_epochs=1, limit_val_batches=0)
         run.fit(model, datamodule=Tiny())
-    images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    backbone: Any = model.backbone
-    fused = backbone.fuse()
-    torch.testing.assert_close(fused(images), model.eval().backbone(images), rtol=1e-4, atol=1e-5)
+        backbone: Any = model.backbone
+        expected = model.eval().backbone(images)
+        torch.testing.assert_close(backbone.fuse()(images), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:Be aware that when using")
@@ -430,6 +431,20 @@ def test_fade_and_average(tmp_path: Path):
         model, datamodule=Tiny()
     )
     assert {m.progress.item() for m in model.modules() if isinstance(m, Fade)} == {1.0}
+
+
+def test_a_second_training_begins_again_and_says_so(tmp_path: Path):
+    model, message = Small(), r"begins again at t = 0, although backbone.act1 moved"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message)
+        trainer(tmp_path, ActivationSchedule(), max_epochs=1).fit(model, datamodule=Tiny())
+    with pytest.warns(UserWarning, match=message):
+        trainer(tmp_path, ActivationSchedule(), max_epochs=1).fit(model, datamodule=Tiny())
+    model.backbone.act1 = DSReLU(0.2, 0.2)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "The schedule begins again")
+        for _ in range(2):
+            trainer(tmp_path, ActivationSchedule(), max_epochs=1).fit(model, datamodule=Tiny())
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")

@@ -81,6 +81,24 @@ def test_weights_that_do_not_fit(tmp_path):
         build_backbone("resnet18", 10, pretrained=True, checkpoint_path=path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("fc.bias", 3, "holds 'fc.bias', of type int, among its weights: save"),
+        (7, torch.zeros(2), "holds 7, of type Tensor, among its weights: save"),
+        ("conv1.weight", torch.tensor(1.0), r"conv1.weight: \(\), the network \(16, 3, 3, 3\)"),
+        ("conv1.weight", torch.zeros(16, 0, 3, 3), r"\(16, 0, 3, 3\), the network"),
+        ("fc.weight", torch.tensor(1.0), r"fc.weight: \(\), the network \(10, 64\)"),
+        ("fc.weight", torch.zeros(10, 3), r"fc.weight: \(10, 3\), the network \(10, 64\)"),
+    ],
+)
+def test_weights_of_which_one_is_broken(name: Any, value: Any, message: str, tmp_path: Path):
+    path = tmp_path / "weights.pth"
+    torch.save({**build_backbone("resnet8", 10).state_dict(), name: value}, path)
+    with pytest.raises(ValueError, match=message):
+        build_backbone("resnet8", 10, checkpoint_path=path)
+
+
 class Distilled(nn.Module):
     """Positions ahead of the first convolution, two heads, and an activation behind them."""
 

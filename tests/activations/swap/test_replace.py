@@ -46,6 +46,25 @@ def test_what_the_network_returns_is_used():
     assert torch.equal(model(x)[0], before)
 
 
+class Doubling(nn.Module):
+    """Of no known kind, and in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(2)
+
+
+@pytest.mark.parametrize("factory", [partial(nn.SiLU, inplace=True), Doubling])
+def test_a_new_activation_in_place_goes_where_nothing_else_reads_its_input(factory: Any):
+    model, x = Features(False), torch.randn(2, 3, 8, 8)
+    before = [y.clone() for y in model(x)]
+    with pytest.raises(ValueError, match=r"layers\.1: .* changes its input in place.* without inp"):
+        replace_activations(model, factory, example_input=x)
+    assert all(torch.equal(y, old) for y, old in zip(model(x), before, strict=True))
+    alone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    assert len(replace_activations(alone, factory, example_input=x)) == 1
+    assert torch.equal(alone(x), factory()(alone[0](x)))
+
+
 def test_a_network_without_numbers():
     with torch.device("meta"):
         model = torchvision.models.resnet18()
