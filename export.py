@@ -1,6 +1,7 @@
 """`python train.py export`: a trained network as files that other programs run."""
 
 import json
+import os
 import shutil
 from argparse import ArgumentParser
 from collections.abc import Iterable, Iterator
@@ -131,10 +132,10 @@ def main(args: list[str]) -> None:
             check_data(model, data)
         if found and data is not None:
             data.prepare_data()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # moved, changed, or of other sizes
         if not found or config.int8 or config.tabulate:
             raise
-        print(f"the data of the run are not here, and give no samples: {error}")
+        print(f"the data of the run are not here as they were, and give no samples: {error}")
         data = None
     for name in ("int8", "tabulate"):
         if config[name] and data is None:
@@ -239,6 +240,11 @@ def check_target(folder: Path) -> None:
     """Raise an error unless `folder` can be written, and is new, empty or an earlier export."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{str(folder)!r} is no folder: name another one with --output")
+    if os.path.ismount(folder.resolve()):
+        raise ValueError(
+            f"{str(folder)!r} is where a disk is mounted, and cannot be replaced as a whole: name "
+            "a folder in it with --output"
+        )
     there = {each.name for each in folder.iterdir()} if folder.is_dir() else set()
     try:
         ours = {"schema", "options", "code"} <= json.loads((folder / CONFIG).read_text()).keys()

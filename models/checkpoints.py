@@ -49,6 +49,7 @@ def read_file(path: str | Path, option: str = "--ckpt_path") -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
+        PermissionError: it may not be read.
         ValueError: the file is damaged, or holds more than data. A changed bit is noticed by the
             checksums that `torch.save` writes and `torch.load` does not compare.
     """
@@ -61,6 +62,7 @@ def read_file(path: str | Path, option: str = "--ckpt_path") -> Any:
             f"{str(path)!r} describes an exported network and is no checkpoint: give the folder of "
             f"its run with {option}"
         )
+    path.open("rb").close()  # what may not be read is not damaged
     try:
         if not path.stat().st_size:
             raise ValueError("it is empty")

@@ -150,13 +150,18 @@ def load(path: str | Path, trust: Sequence[str] = (), **changes: Any) -> Network
             an `activation` that could not be stored.
 
     Raises:
+        TypeError: a change is no such option.
         FileNotFoundError: there is no such file, or no checkpoint in the folder.
         ValueError: a file is damaged or of another program, or names code that is not trusted.
     """
     file = find(path)
+    options = {**OPTIONS, "data": signature(Network).parameters["data"]}
+    if strange := changes.keys() - options:
+        raise TypeError(
+            f"load() takes no {min(strange)!r}; what can be changed are {', '.join(options)}"
+        )
     if file.suffix in (".onnx", ".xml", ".pt2"):
         return _of_program(file, **changes)
-    options = {**OPTIONS, "data": signature(Network).parameters["data"]}
     if file.name == CONFIG:
         stored, state = _read_exported(file)
         if strange := stored.keys() - options:
@@ -236,6 +241,8 @@ def find(path: str | Path) -> Path:
         FileNotFoundError: the folder holds no checkpoint and no exported network.
     """
     path = Path(path)
+    if path.name == WEIGHTS and path.with_name(CONFIG).is_file():  # of an exported folder
+        return path.with_name(CONFIG)
     if not path.is_dir():
         return path
     if (path / CONFIG).is_file():

@@ -37,7 +37,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             raise ValueError(f"{str(path)!r} cannot be read as weights: {error}") from error
     else:
         content = read_file(path, "--model.checkpoint_path")
-    for key in ("state_dict", "model", "state_dict_ema"):
+    for key in ("state_dict", "model", "model_state_dict", "state_dict_ema"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break

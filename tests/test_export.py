@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -15,12 +16,13 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer
+from PIL import Image
 from torch import Tensor, nn
 
 import train
 from activations import ACONC, CosLU, DiTAC, DSReLU, Rational, Swish
 from datamodules import MITBIH, Digits
-from export import Samples, data_of, every, with_data
+from export import Samples, check_target, data_of, every, with_data
 from models import Classifier, hub, load, read_weights
 from models.deployed import Raw, deployed
 from models.export import FILES, compare, tolerance, write
@@ -407,6 +409,13 @@ def test_metrics_are_those_of_the_checkpoints_epoch(tmp_path: Path):
     assert found["metrics"] == {"val/acc": 0.25, "test/acc": 0.5}
 
 
+def test_a_mounted_folder_is_refused_before_the_work(tmp_path: Path, monkeypatch: Any):
+    monkeypatch.setattr("os.path.ismount", lambda path: path == tmp_path)
+    check_target(tmp_path / "export")
+    with pytest.raises(ValueError, match=r"a disk is mounted.* name a folder in it with --output"):
+        check_target(tmp_path)
+
+
 def test_data_that_are_not_here_are_left_out_or_found_elsewhere(tmp_path: Path, capsys: Any):
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
@@ -417,7 +426,7 @@ def test_data_that_are_not_here_are_left_out_or_found_elsewhere(tmp_path: Path, 
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     export(run, tmp_path / "a", "--format", "safetensors")
     said = capsys.readouterr().out
-    assert "the data of the run are not here" in said
+    assert "the data of the run are not here as they were" in said
     assert "128 random inputs" in said
     assert with_data(["--ckpt_path", str(run), "--data.root=x"]) == (
         [
@@ -430,6 +439,13 @@ def test_data_that_are_not_here_are_left_out_or_found_elsewhere(tmp_path: Path, 
         False,
     )
     assert with_data(["--ckpt_path", str(run), "--data=Digits"])[1] is False
+    for name in ("one", "two"):  # of other classes and sizes than the checkpoint's
+        (root / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(root / "train" / name / "a.png")
+    export(run, tmp_path / "b", "--format", "safetensors")
+    said = capsys.readouterr().out
+    assert "not here as they were, and give no samples: the checkpoint is of data with" in said
+    shutil.rmtree(root)
     root.with_name("moved").mkdir()
     for name, at in (
         ("--int8", []),

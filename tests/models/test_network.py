@@ -227,6 +227,7 @@ def test_an_exported_folder_is_a_network_too(run: Path, tmp_path: Path):
     network, images = models.load(folder), torch.randn(2, 1, 8, 8)
     assert torch.equal(network(images), models.load(run)(images))
     assert network.class_names == Tiny.class_names
+    assert torch.equal(models.load(folder / "model.safetensors")(images), network(images))
     (folder / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no model.safetensors"):
         models.load(folder)
@@ -272,6 +273,18 @@ def test_a_wrong_config_json_gets_one_sentence(
         models.load(folder)
     assert "config.json" in str(told.value)
     assert "\n" not in str(told.value)
+
+
+def test_a_change_that_is_none_and_a_file_that_may_not_be_read(run: Path, monkeypatch: Any):
+    with pytest.raises(TypeError, match=r"takes no 'depth'; what can be changed are backbone, "):
+        models.load(run, depth=3)
+
+    def forbidden(*args: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    with pytest.raises(PermissionError):
+        models.load(run)
 
 
 def test_damaged_files(run: Path, tmp_path: Path):
