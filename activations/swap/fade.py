@@ -50,8 +50,9 @@ class Fade(Leaf):
             part(x if leaves else x.clone())
             for part, leaves in zip((self.old, self.new), self._leaves, strict=True)
         )
-        new = new.to(old.dtype)
-        mixed = torch.lerp(old, new, self.progress.to(old.dtype))
+        dtype = torch.promote_types(old.dtype, new.dtype)  # under autocast they may differ
+        old, new = old.to(dtype), new.to(dtype)
+        mixed = torch.lerp(old, new, self.progress.to(dtype))
         mixed = torch.where(self.progress == 0, old, mixed)  # 0 times infinity is no number
         return torch.where(self.progress == 1, new, mixed)
 

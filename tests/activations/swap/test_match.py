@@ -183,6 +183,21 @@ def test_a_fade_to_what_works_in_place():
     y.sum().backward()
 
 
+class Wide(nn.Softplus):
+    """In float32, as CUDA's autocast computes it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.float())
+
+
+@pytest.mark.parametrize("parts", [(nn.ReLU(), Wide()), (Wide(), nn.ReLU())])
+def test_the_ends_of_a_fade_keep_the_digits_of_the_functions(parts: tuple[nn.Module, nn.Module]):
+    fade, x = Fade(*parts), torch.randn(50, dtype=torch.bfloat16)
+    for progress, part in enumerate(parts):
+        fade.set_progress(progress)
+        assert torch.equal(fade(x), part(x).float())
+
+
 def test_the_ends_of_a_fade_are_the_functions_where_the_other_one_is_infinite():
     fade = Fade(nn.ReLU(), ours.Polynomial()).half()
     x = torch.tensor([1000.0, -2.0], dtype=torch.float16)
