@@ -222,6 +222,8 @@ def load_shapes(
 ) -> None:
     """Load what the activations of a trained network learned as their shape, and nothing else.
 
+    A warning is given where progressive functions keep learned terms locked at first.
+
     Args:
         network: changed in place; its activations are those of the trained network.
         path: a file that :func:`read_weights` reads.
@@ -251,6 +253,13 @@ def load_shapes(
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(state[name])
+    if any(getattr(module, "progressive", False) for module in network.modules()):
+        warnings.warn(
+            "activation_from gives learned terms to a progressive function, which lets them in one "
+            "after the other as it trains: with --model.activation.progressive false it has them "
+            "from the first step on",
+            stacklevel=3,
+        )
 
 
 def freeze_shapes(network: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """Weights from files, adapted and refused; initialisation with the activation's gain."""
 
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from activations import (
     CosLU,
     Formula,
     LinComb,
+    Polynomial,
     ReLUN,
     SinLU,
     gain,
@@ -243,6 +245,19 @@ def saved(model: Classifier, file: Path) -> str:
     content = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
     torch.save(content, file)
     return str(file)
+
+
+def test_learned_terms_that_wait_are_told(tmp_path: Path):
+    def made(progressive: bool, **more: Any) -> Classifier:
+        function = partial(Polynomial, progressive=progressive)
+        return Classifier("resnet8", 3, 1, 8, function, **more)
+
+    source = saved(made(True), tmp_path / "x.ckpt")
+    with pytest.warns(UserWarning, match="learned terms to a progressive function.* false it has"):
+        made(True, activation_from=source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made(False, activation_from=source)
 
 
 def formula(text: str) -> Any:
