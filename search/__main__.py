@@ -37,7 +37,7 @@ def main(args: list[str] | None = None) -> int:
     run = commands.add_parser("run", help="train what is missing, and write the report")
     run.add_argument("spec", type=Path, help="a YAML file, or the folder of a search")
     run.add_argument("--dir", type=Path, help="folder of the search; by default searches/<name>")
-    run.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE",
+    run.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
                      help="options of all cells, such as data.root=DIR")  # fmt: skip
     run.add_argument("--on", default="local", help="local; Ray: auto or an address; slurm")
     add_jobs(run)
@@ -68,6 +68,8 @@ def main(args: list[str] | None = None) -> int:
 def asked(options: Any) -> tuple[Path, dict[str, Any]]:
     """The folder of the search, and the spec that the command line asks for."""
     if options.spec.is_dir():
+        if options.dir:
+            raise SpecError(f"--dir has no effect beside {options.spec}: leave it out")
         spec, folder = read_lock(options.spec, "space")["spec"], options.spec
     else:
         spec, folder = read_search(options.spec), ROOM / re.sub(r"[^\w.-]", "_", options.spec.stem)
@@ -140,7 +142,7 @@ def _drive(options: Any, folder: Path, end: float) -> int:
             copy_code(folder, search.lock)
             search.study.prepare(runs)
             if options.on == "slurm":
-                print(slurm_script(folder, runs, options.threads))
+                print(slurm_script(folder, runs, options.threads, "search"))
                 return 0
             jobs = options.jobs or default_jobs(options.threads)
             print(f"{progress(search, jobs)}; now {counted(len(runs), 'training')}", flush=True)

@@ -18,12 +18,13 @@ from activations.files import replacing
 from activations.functions.formula import OPERATORS, Tree, evaluate, parse
 from callbacks.machine import ROOT
 from study.report import mean_deviation
-from study.spec import SpecError, flatten
+from study.spec import SpecError, check, flatten
 
 from .evolution import EVOLVED, Member, Search
 
 # where the study of an adopted function trains, but where it was searched
 PLACES = {"CIFAR10": "resnet20", "CIFAR100": "resnet20", "MITBIH": "timm/resnet34"}
+_TRAINED = ("model.optimizer", "model.lr_scheduler", "trainer.")  # options of a cell
 LEARNED_BY = 0.05  # how far tests/cases.py moves a parameter
 
 
@@ -388,16 +389,23 @@ def _study(search: Search, member: Member, name: str) -> str:
     rates = [factor * float(rate) for factor in (0.5, 1, 2)] if rate else []
     grid = {"model.optimizer.lr": rates}
     tune = {"grid": grid, "seeds": [1, 2], "metric": "val/acc"} if rates else None
+    plain = {
+        name.replace(".init_args", "").removesuffix(".class_path"): value
+        for name, value in flatten(spec["cells"][0]).items()
+        if name.startswith(_TRAINED) and not isinstance(value, dict)
+    }
+    trained = {n: each for n, each in plain.items() if not n.startswith(("trainer.max_", *grid))}
     first = max(1000, *spec["finalists"]["seeds"], spec["seed"]) + 1000
     content = {
         "question": f"Is {name}, found by a search, better than ReLU on data that it was not "
                     "searched on?",
         "base": spec["base"], "arms": {**arms, name: own}, "second_baselines": ["SiLU"],
-        "cells": [{"data": data, "model.backbone": PLACES[data]}],
+        "cells": [{"data": data, "model.backbone": PLACES[data], **trained}],
         "seeds": {"first": first, "looks": [5, 8, 12, 20]}, "margin": 0.3,
         "budget": {"trainer.max_epochs": 30},
         "tune": tune,
     }  # fmt: skip
+    check(content)
     return (
         f"# {name} = {member.candidate.formula}: written by python -m search adopt, before any "
         "result on these data.\n"

@@ -72,12 +72,14 @@ def _add_spec(parser: argparse.ArgumentParser) -> None:
     add("--data", help="without a file: the data set")
     add("--root", help="its folder")
     add("--backbone", help="by default resnet8")
-    add("--activations", nargs="+", help="compared with ReLU; SiLU is always there")
+    add(
+        "--activations", nargs="+", action="extend", help="compared with ReLU; SiLU is always there"
+    )
     add("--epochs", type=int, help="by default 30")
-    add("--looks", type=int, nargs="+", help="by default 5 8 12 20")
+    add("--looks", type=int, nargs="+", action="extend", help="by default 5 8 12 20")
     add("--margin", type=float, help="points, by default 0.3")
     add("--dir", type=Path, help="folder of the study; by default studies/<name>")
-    add("--set", nargs="+", default=[], metavar="FIELD=VALUE",
+    add("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
         help="options of all cells, such as data.root=DIR")  # fmt: skip
 
 
@@ -217,7 +219,7 @@ def _cost(options: Any) -> int:
     elsewhere = by_own_code(options.folder, line, options.threads)
     if elsewhere is not None:
         return elsewhere
-    table = measure(Study.read(options.folder))
+    table = measure(Study.read(options.folder, read_packed(options.folder)))
     write(options.folder, table)
     for row in table:
         seen = f"{row['step_ms']:.1f} ms, {row['ratio']:.2f} times the baseline's"
@@ -244,8 +246,10 @@ def _findings(options: Any) -> None:
 
 
 def _slurm(options: Any) -> int:
-    known = {"spec": options.folder, "dir": None, "amend": "", "on": "slurm", "set": []}
-    return _run(argparse.Namespace(**known, threads=options.threads, jobs=None, minutes=math.inf))
+    parser = argparse.ArgumentParser()
+    _add_run(parser)
+    words = [str(options.folder), "--on", "slurm", "--threads", str(options.threads)]
+    return _run(parser.parse_args(words))
 
 
 def _table(options: Any) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
-from .runs import Run, Study, arguments, write_base
+from .runs import Run, Study, write_base
 from .spec import BUDGET, OFF, SpecError, flatten
 
 if TYPE_CHECKING:
@@ -77,6 +77,12 @@ def check_arms(
                         f"trainer.check_val_every_n_epoch {every}: the last of {epochs} epochs has "
                         "no validation; give a divisor of the epochs"
                     )
+            if (spec["tune"] or spec["metric"]["at"] == "best" or metrics) and _unvalidated(found):
+                what = "metric" if metrics else "tune" if spec["tune"] else "metric.at best"
+                raise SpecError(
+                    f"{what} needs a validation, and there is none (data.val_fraction 0 or "
+                    "trainer.limit_val_batches 0): keep samples for validation"
+                )
             options = flatten(found.config.fit.as_dict())
             budget = {name: each for name, each in options.items() if name.startswith(BUDGET)}
             first = first or budget
@@ -94,6 +100,17 @@ def check_arms(
                     total = total.plus(more) if total else more
                     device = trainer.strategy.root_device.type
     return total.decide(device) if total else (OFF, "")
+
+
+def _unvalidated(made: "train.CLI") -> bool:
+    """Whether the trainings have no validation; data that may be without one are read."""
+    if getattr(made.datamodule, "val_fraction", None) == 0:
+        with quiet():
+            made.datamodule.prepare_data()
+            made.datamodule.setup("fit")
+        if not len(getattr(made.datamodule, "val_indices", [0])):
+            return True
+    return made.trainer.limit_val_batches == 0
 
 
 def length(made: "train.CLI") -> dict[str, int]:
@@ -138,7 +155,7 @@ def built(run: Run) -> "train.CLI":
 
     with tempfile.TemporaryDirectory() as folder, quiet() as told:
         words = [f"--model.compile={run.compiled}", *write_base(Path(folder), run.base)]
-        words += arguments(run.options, run.seed)
+        words += run.arguments
         try:
             train.main(["fit", *words, "--trainer.logger=false"], cli=Built)
         except SystemExit as left:

@@ -39,7 +39,7 @@ def measure(study: Study, seconds: float = SECONDS) -> list[dict[str, Any]]:
     for cell in cells:
         begin, steps, sizes, device = time.perf_counter(), {}, {}, ""
         for arm in study.spec["arms"]:
-            made = built(study.run("verdict", arm, cell, study.seeds[0], 0))
+            made = built(study.verdict_run(arm, cell, study.seeds[0]))
             device = made.trainer.strategy.root_device.type
             steps[arm], sizes[arm] = _step(made), length(made)
             for _ in range(WARM):

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,7 +117,8 @@ def lock_checked(folder: Path, spec: dict[str, Any], amend: str = "", packed: bo
         )
     elif offered(folder, asked):
         print(f"{kept(folder)} holds results of this question: --packed goes on from them")
-    known = read_lock(folder)["sha256"] if (folder / LOCK).is_file() else ""
+    before = read_lock(folder) if (folder / LOCK).is_file() else {}
+    known = before.get("sha256", "")
     old, own = read_about(folder), own_code(spec)
     begun, compiled = bool(read_runs(folder) or read_packed(folder)), OFF
     if begun and (other := [n for n, held in old.get("own", {}).items() if own.get(n) != held]):
@@ -128,7 +130,13 @@ def lock_checked(folder: Path, spec: dict[str, Any], amend: str = "", packed: bo
         compiled, why = check_arms(Study(folder, {"spec": spec}))
         if why and not begun:
             print(f"{why}; so in every run", flush=True)
-    lock(folder, spec, amend, begun=begun, compiled=compiled)
+    after = lock(folder, spec, amend, begun=begun, compiled=compiled)
+    made = ("code", "compiled")  # what else decides how a run goes on from its checkpoint
+    if not begun and (
+        old.get("own", own) != own or any(before.get(n) != after.get(n) for n in made)
+    ):
+        for attempt in folder.glob("runs/*/attempt_*"):
+            shutil.rmtree(attempt)
     about = {"defaults": defaults(spec), "own": own, "options": {}}
     if not begun or known != sha256(spec):
         earlier = old if begun else {}

@@ -16,7 +16,7 @@ from .cost import alone
 from .lines import UNTUNED
 from .packed import read_packed
 from .power import smallest_difference
-from .runs import Run, Study, arguments
+from .runs import Run, Study
 from .spec import LOCK, SpecError, read_lock, sha256
 from .status import START, length, run_seconds
 from .verdict import Runs
@@ -186,7 +186,7 @@ def _seconds(study: Study, base: dict[str, Any], epochs: int, batches: int) -> f
     run = study.run("tune", arm, cell, study.seeds[0], 0, changes=changes)
     with tempfile.TemporaryDirectory() as name, quiet() as told:
         folder = Path(name)
-        about = {"base": run.base, "arguments": arguments(run.options, run.seed),
+        about = {"base": run.base, "arguments": run.arguments,
                  "compiled": run.compiled}  # fmt: skip
         code, _ = train_run(folder, folder / "attempt_1", about)
         if code:

@@ -20,7 +20,7 @@ from options import parsable
 
 from . import budget
 from .claims import claim
-from .spec import CONTROLS, OFF, SpecError, decides, flatten, for_train, read_lock
+from .spec import CONTROLS, OFF, SpecError, decides, flatten, for_train, read_lock, written_out
 from .verdict import Kind, Rules, Runs, Verdict, family
 
 RUN, CLAIM = "spec.json", "claim"
@@ -41,8 +41,7 @@ class Run:
         setting: number of the tuned setting in the grid.
         shapes: id of the run whose learned shapes this one starts from.
         base: the overlays of train.py.
-        compiled: what `compile: auto` is, for all runs of a study alike; options that name another
-            `model.compile` win.
+        compiled: what `compile: auto`, which is the default, is for all runs of a study alike.
     """
 
     stage: str
@@ -54,6 +53,14 @@ class Run:
     shapes: str = ""
     base: list[dict[str, Any]] = field(default_factory=list)
     compiled: str = OFF
+
+    @property
+    def arguments(self) -> list[str]:
+        """What is typed after `train.py fit` and the overlays; `compile: auto` is decided."""
+        flat = [flatten(each) for each in (*self.base, self.options)]
+        given = [each["model.compile"] for each in flat if "model.compile" in each]
+        decided = [f"--model.compile={self.compiled}"] if given[-1:] == ["auto"] else []
+        return [*arguments(self.options, self.seed), *decided]
 
     @cached_property
     def id(self) -> str:
@@ -188,8 +195,7 @@ class Study:
     @property
     def settings(self) -> list[dict[str, Any]]:
         """The grid, written out; one empty setting without tuning."""
-        grid = (self.spec["tune"] or {}).get("grid", {})
-        return [dict(zip(grid, each, strict=True)) for each in itertools.product(*grid.values())]
+        return written_out(self.spec["tune"]) or [{}]
 
     def tuning(self) -> Iterator[Run]:
         """The runs of the tuning stage: the same grid for every arm."""
@@ -293,6 +299,14 @@ class Study:
             else each
             for (arm, cell), each in zip(asked, found, strict=True)
         ]
+        if base != self.spec["baseline"]:  # more seeds are for what the first baseline leaves open
+            grow = set(self.open_arms())
+            found = [
+                each
+                if {pair, (base, pair[1])} <= grow
+                else replace(each, needed=None, smallest=None)
+                for pair, each in zip(asked, found, strict=True)
+            ]
         return self._scoped(found, [cell for _, cell in asked])
 
     def _scoped(self, verdicts: list[Verdict], cells: list[int]) -> list[Verdict]:
@@ -336,12 +350,12 @@ class Study:
 
         Frozen they would leave epochs in which nothing learns: such an arm has no control of them.
         """
-        run = self.run("verdict", arm, cell, self.seeds[0], 0)
+        run = self.verdict_run(arm, cell, self.seeds[0])
         return "AlternatingOptimization" in json.dumps([run.base, run.options])
 
     def given(self, name: str, arm: str, cell: int) -> Any:
         """An option of an arm, also in an overlay; None where it is not given."""
-        run = self.run("verdict", arm, cell, self.seeds[0], 0)
+        run = self.verdict_run(arm, cell, self.seeds[0])
         overlays = (flatten(each) for each in (*run.base, run.options))
         return next((each[name] for each in reversed([*overlays]) if name in each), None)
 
@@ -471,7 +485,7 @@ class Study:
             content = {
                 "number": known["number"] if known else next(numbers), "stage": run.stage,
                 "arm": run.arm, "cell": run.cell, "seed": run.seed, "setting": run.setting,
-                "base": for_train(run.base), "arguments": arguments(run.options, run.seed),
+                "base": for_train(run.base), "arguments": run.arguments,
                 "compiled": run.compiled,
             }  # fmt: skip
             if run.shapes:
@@ -534,7 +548,8 @@ def check_data(folder: Path, runs: Iterable[tuple[int, str, dict[str, Any]]]) ->
         SpecError: two runs of a cell have other numbers of training samples, or other test labels.
     """
     first = dict[tuple[int, str], tuple[str, Any]]()
-    for cell, key, found in runs:
+    for cell, run, found in runs:
+        key = f"{run} (packed in {found['packed']})" if "packed" in found else run
         for name in ("train_samples", "test_labels"):
             value = found.get(name)
             if value is None or found["status"] != "ok":
@@ -544,7 +559,8 @@ def check_data(folder: Path, runs: Iterable[tuple[int, str, dict[str, Any]]]) ->
                 raise SpecError(
                     f"{folder}/runs: {other} and {key} were made on other data "
                     f"({name.replace('_', ' ')}: {known} and {value}), which do not mix. Delete "
-                    "the folders of the wrong ones; they are run again"
+                    "the folders of the wrong ones, or the packed files that hold them; they are "
+                    "run again"
                 )
 
 

@@ -112,7 +112,7 @@ def started(study: Study, arm: str, cell: int) -> dict[str, Any]:
 
 def _options(study: Study, arm: str, cell: int) -> dict[str, Any]:
     """The options of an arm, with those of the overlays; another activation has its own alone."""
-    run = study.run("verdict", arm, cell, study.seeds[0], 0)
+    run = study.verdict_run(arm, cell, study.seeds[0])
     found: dict[str, Any] = {}
     for each in map(flatten, (*run.base, run.options)):
         if "model.activation" in each:

@@ -10,17 +10,18 @@ from .runs import Run, read_prepared
 LARGEST = 1000  # index in an array that a cluster takes if it is not set up otherwise
 
 
-def slurm_script(folder: Path, runs: list[Run], threads: int) -> str:
-    """The script; the study goes on with the next one when all its tasks have ended.
+def slurm_script(folder: Path, runs: list[Run], threads: int, program: str = "study") -> str:
+    """The script; the study or search goes on with the next one when all its tasks have ended.
 
     Indices begin at 0 in each script; runs that would have too large ones are left for the next.
     """
     about, place = read_prepared(folder), folder.resolve()
     numbers = sorted(about[run.id]["number"] for run in runs)
     now = [number for number in numbers if number - numbers[0] <= LARGEST]
+    again = [sys.executable, "-m", program, "run", str(place), "--on", "slurm"]
     return f"""#!/bin/bash
 # {len(now)} of the {len(numbers)} runs that come next. When they have ended, for the others, or
-# for the report: {shlex.join([sys.executable, "-m", "study", "slurm", str(place)])}
+# for the report: {shlex.join(again)}
 #SBATCH --job-name={shlex.quote(place.name)}
 #SBATCH --array={ranges([number - numbers[0] for number in now])}
 #SBATCH --ntasks=1

@@ -219,9 +219,14 @@ def _check_published(spec: dict[str, Any]) -> None:
 
 def _check_options(spec: dict[str, Any]) -> None:
     """Refuse what makes a comparison unfair, wherever it is written."""
-    grid = spec["tune"].get("grid") if isinstance(spec["tune"], dict) else None
-    parts = [*_places(spec), *([("tune.grid", grid)] if isinstance(grid, dict) else [])]
-    for place, options in parts:
+    settings = written_out(spec["tune"])
+    varied = set[str]().union(*map(flatten, settings))
+    for name, options in spec["arms"].items():
+        if fixed := sorted(flatten(options).keys() & varied):
+            raise SpecError(
+                f"arms.{name} fixes {fixed[0]}, which tune.grid varies for all arms alike"
+            )
+    for place, options in [*_places(spec), *(("tune.grid", each) for each in settings)]:
         flat = flatten(options)
         if "EarlyStopping" in str(options):
             raise SpecError(f"{place}: early stopping gives arms unequal budgets: leave it out")
@@ -244,14 +249,15 @@ def _check_options(spec: dict[str, Any]) -> None:
     for number, cell in enumerate(spec["cells"]):
         arms = (_leaves(each) for each in spec["arms"].values())
         by = {"every arm": set.intersection(*arms), "budget": _leaves(spec["budget"])}
-        by["tune.grid"] = _leaves(grid) if isinstance(grid, dict) else set()
+        by["tune.grid"] = set[str]().union(*map(_leaves, settings))
         for place, names in by.items():
             if vain := sorted(_leaves(cell) & names):
                 raise SpecError(
                     f"cells[{number}]: {vain[0]} has no effect, since {place} sets it: leave it out"
                 )
     for number, cell in enumerate(spec["cells"]):
-        _check_lost(spec, number)
+        for setting in settings or [{}]:
+            _check_lost(spec, number, setting)
         _check_budget(number, [*spec["base"], cell, spec["budget"]])
 
 
@@ -270,7 +276,15 @@ def _leaves(options: dict[str, Any]) -> set[str]:
     return {name for name, each in flatten(options).items() if not isinstance(each, dict)}
 
 
-def _check_lost(spec: dict[str, Any], cell: int) -> None:
+def written_out(tune: Any) -> list[dict[str, Any]]:
+    """Every setting of the grid of `tune`; none without a grid of lists."""
+    grid = tune.get("grid") if isinstance(tune, dict) else None
+    if not isinstance(grid, dict) or not all(isinstance(each, list) for each in grid.values()):
+        return []
+    return [dict(zip(grid, each, strict=True)) for each in itertools.product(*grid.values())]
+
+
+def _check_lost(spec: dict[str, Any], cell: int, setting: dict[str, Any]) -> None:
     """Refuse a mapping that would hide options of an earlier part, or that they would win over.
 
     A mapping with `class_path`, or one that is a value by itself, means all of it.
@@ -278,7 +292,7 @@ def _check_lost(spec: dict[str, Any], cell: int) -> None:
     for arm, options in spec["arms"].items():
         found: dict[str, Any] = {}
         for place, each in (("cells", spec["cells"][cell]), ("budget", spec["budget"]),
-                            (f"arms.{arm}", options)):  # fmt: skip
+                            ("tune.grid", setting), (f"arms.{arm}", options)):  # fmt: skip
             for name in sorted(found.keys() & each.keys()):
                 whole = name.endswith(("activation_by_site", "backbone_kwargs"))
                 if whole or not isinstance(each[name], dict) or "class_path" in each[name]:
@@ -380,16 +394,11 @@ def _check_tuning(spec: dict[str, Any]) -> None:
         raise SpecError(
             f"tune.seeds {both} belong to the verdict ({first} to {last}): tune with others"
         )
-    for name, options in spec["arms"].items():
-        if fixed := sorted(flatten(options).keys() & flatten(grid).keys()):
-            raise SpecError(
-                f"arms.{name} fixes {fixed[0]}, which tune.grid varies for all arms alike"
-            )
 
 
 def _check_different(name: str, values: list[Any]) -> None:
-    if twice := next((each for each in values if values.count(each) > 1), None):
-        raise SpecError(f"{name} has {twice!r} twice: leave out one")
+    if twice := [each for each in values if values.count(each) > 1]:
+        raise SpecError(f"{name} has {twice[0]!r} twice: leave out one")
 
 
 def _is_number(value: Any) -> bool:

@@ -102,6 +102,22 @@ def test_the_study_reads_all_that_the_search_was_given(found: Search, root: Path
         }
 
 
+def test_the_study_trains_as_the_cells_of_the_search_do(found: Search):
+    (member,) = (each for each in found.streams[EVOLVED].members if each.number == 18)
+    adam = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.001, "weight_decay": 0.3}}
+    cell = {"data": "Digits", "model.backbone": "resnet8", "model.optimizer": adam,
+            "trainer": {"precision": "bf16-mixed", "max_steps": 9}}  # fmt: skip
+    for other in (cell, {**cell, "model.optimizer": adam["class_path"], "model.optimizer.lr": 1e-3,
+                         "model.optimizer.init_args.weight_decay": 0.3}):  # fmt: skip
+        search: Any = SimpleNamespace(spec={**found.spec, "base": [], "cells": [other]})
+        spec = yaml.safe_load(_study(search, member, "NewLU"))
+        assert spec["cells"] == [{
+            "data": "CIFAR10", "model.backbone": "resnet20", "model.optimizer": adam["class_path"],
+            "model.optimizer.weight_decay": 0.3, "trainer.precision": "bf16-mixed",
+        }]  # fmt: skip
+        assert spec["tune"]["grid"] == {"model.optimizer.lr": [0.0005, 0.001, 0.002]}
+
+
 @pytest.mark.parametrize(
     ("name", "number", "message"),
     [

@@ -20,6 +20,8 @@ from study.spec import SpecError, check, lock, read_lock
 from .made import result, small, write
 
 RELU = {"model.activation": "torch.nn.ReLU"}
+DIGITS = {"data": "Digits", "model.backbone": "resnet8"}
+TUNE = {"grid": {"model.label_smoothing": [0.1]}, "seeds": [1], "metric": "val/acc"}
 
 
 def tried(**changes: Any) -> None:
@@ -50,6 +52,18 @@ def test_a_slip_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ({"cells": [{"data": "Digitz"}]}, "arm ReLU: .*datamodules.Digits"),
         ({"cells": [{"data": "Digits", "model.backbone": "resnet9"}]}, "nearest: resnet8"),
         ({"budget": {"trainer.max_epochs": "many"}}, "trainer.max_epochs"),
+        (
+            {"cells": [{**DIGITS, "data.val_fraction": 0}], "metric": {"at": "best"}},
+            "metric.at best needs a validation, and there is none",
+        ),
+        (
+            {"cells": [{**DIGITS, "data.val_fraction": 0}], "tune": TUNE},
+            "tune needs a validation, and there is none",
+        ),
+        (
+            {"cells": [{**DIGITS, "trainer.limit_val_batches": 0}], "tune": TUNE},
+            "tune needs a validation, and there is none",
+        ),
         (
             {"metric": {"name": "test/f2"}},
             "metric.name 'test/f2' is none of these data's: test/acc, ",
@@ -116,6 +130,7 @@ def test_a_slip_locks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ),
         ("FILE --set trainer.max_epochs=2", "max_epochs has no effect, since budget sets it"),
         ("FILE --set model.optimizer.lr=2", "optimizer.lr has no effect, since tune.grid sets"),
+        ("FILE --set trainer.max_epochs=2 --set data.batch_size=9", "max_epochs has no effect"),
         ("FILE --set checkpoint.monitor=test/acc", "would choose the best epoch on the test set"),
         ("--data Digits --activations CosLU --margin 0", "margin must be a number above 0"),
         ("--data Digits --activations ReLU CosLUU", "arm CosLUU: "),  # ReLU is there anyway
@@ -192,9 +207,25 @@ def test_an_own_module_does_not_change_in_the_middle(
     spec, folder = check(small(arms=arms)), tmp_path / "study"
     lock_checked(folder, spec)
     assert list(read_about(folder)["own"]) == ["my_functions"]
-    file.write_text("from torch.nn import Sigmoid as Mine\n")
-    lock_checked(folder, spec)  # nothing has been trained
     study = Study.read(folder)
+    attempt = folder / "runs" / study.verdict_run("Mine", 0, 1000).id / "attempt_1"
+    attempt.mkdir(parents=True)
+    lock_checked(folder, spec)
+    assert attempt.is_dir()
+    file.write_text("from torch.nn import Sigmoid as Mine\n")
+    lock_checked(folder, spec)  # nothing has been trained to the end, and what was begun is gone
+    assert not attempt.exists()
+    attempt.mkdir()
+    other = check(small(arms=arms, margin=0.7))
+    lock_checked(folder, other)
+    assert attempt.is_dir()  # of the same code
+    monkeypatch.setattr("study.spec.code", lambda: "other")
+    lock_checked(folder, spec)
+    assert not attempt.exists()
+    monkeypatch.undo()
+    monkeypatch.syspath_prepend(tmp_path)
+    lock_checked(folder, other)
+    lock_checked(folder, spec)
     write(study, study.verdict_run("ReLU", 0, 1000), result(90, 1000))
     lock_checked(folder, spec)
     file.write_text("from torch.nn import Tanh as Mine\n")
@@ -234,8 +265,13 @@ def test_auto_is_decided_once_for_all_runs(
     assert {each["compiled"] for each in read_prepared(tmp_path).values()} == {"activations"}
     both = [built(replace(runs[-1], compiled=each)).model for each in ("activations", "off")]
     assert [each.compile_mode for each in both] == ["activations", "off"]
-    own = replace(runs[-1], options={**runs[-1].options, "model.compile": "off"})
-    assert built(own).model.compile_mode == "off"
+    for more, decided in (
+        ({"options": {**runs[-1].options, "model.compile": "off"}}, "off"),
+        ({"options": {**runs[-1].options, "model.compile": "auto"}}, "activations"),
+        ({"base": [{"model": {"compile": "auto"}}]}, "activations"),
+        ({"base": [{"model": {"compile": "auto"}}, {"model": {"compile": "off"}}]}, "off"),
+    ):
+        assert built(replace(runs[-1], **more)).model.compile_mode == decided
 
 
 def test_a_lock_that_names_no_compilation_is_of_plain_runs(tmp_path: Path):

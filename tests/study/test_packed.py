@@ -15,6 +15,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from callbacks.machine import code, code_of
+from study import __main__ as program
 from study import copied, packed
 from study.copied import copy_code, options_read
 from study.drive import lock_checked
@@ -429,6 +430,21 @@ def test_an_array_is_no_larger_than_clusters_take(tmp_path: Path):
     text = slurm_script(tmp_path, runs[5:], 1)
     assert "#SBATCH --array=0-1000\n" in text
     assert f"# 1001 of the {len(runs) - 5} runs that come next." in text
+
+
+def test_the_command_prints_the_script_that_names_the_next_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("signal.signal", lambda *args: None)  # this process keeps its own
+    spec = check(small())
+    lock(tmp_path, spec)
+    write_about(tmp_path, {"own": {}})
+    assert program.main(["slurm", str(tmp_path), "--threads", "3"]) == 0
+    said = capsys.readouterr().out
+    assert f"-m study run {tmp_path} --on slurm\n" in said
+    assert "--cpus-per-task=3\n" in said
+    runs = Study.read(tmp_path).next_runs()[1]
+    assert "-m search run " in slurm_script(tmp_path, runs, 1, "search")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a script for bash")

@@ -15,6 +15,7 @@ from study import budget
 from study.claims import claim
 from study.rows import rows
 from study.runs import Study, arguments, read_prepared, read_result, read_runs
+from study.shapes import _options
 from study.spec import SpecError, check, lock
 from study.status import status, wrong
 from study.verdict import Kind
@@ -214,6 +215,39 @@ def test_a_learned_shape_is_used_from_the_start(tmp_path: Path):
     }
     assert asked == {"one frozen": True, "one retrained": False, "other frozen": None,
                      "other retrained": False, "all frozen": None, "all retrained": None}  # fmt: skip
+
+
+def test_what_an_arm_starts_from_is_that_of_its_setting(tmp_path: Path):
+    """A grid over options of the activation: the tuned one tells of the arm, not the first one."""
+    arms = {"ReLU": {"model.activation": "torch.nn.ReLU"}, "CosLU": {"model.activation": "CosLU"}}
+    grid = {"model.match": [False, "fade"], "model.activation.alpha": [1, 2]}
+    tune = {"grid": grid, "seeds": [1], "metric": "val/acc"}
+    made = study(tmp_path, arms=arms, controls=["retrained"], seeds={"looks": [5]}, tune=tune)
+    for run in made.next_runs()[1]:
+        write(made, run, result(80 + run.setting, run.seed))
+    made = checked(Study.read(tmp_path))
+    made = answer(made, {"ReLU": 90.0, "CosLU": 80.0}, learned={"act1.new.alpha": [2.0]})
+    assert made.given("model.match", "CosLU", 0) == "fade"
+    assert _options(made, "CosLU", 0)["model.activation.alpha"] == 2
+    runs = [run for run in made.next_runs()[1] if run.arm == "CosLU retrained"]
+    assert {run.options["model.match"] for run in runs} == {False}
+    made.prepare(runs)
+    shapes = torch.load(tmp_path / "runs" / runs[0].id / "shapes.ckpt")
+    assert list(shapes["state_dict"]) == ["act1.alpha"]
+
+
+def test_a_second_baseline_asks_for_no_seeds_that_nobody_trains(tmp_path: Path):
+    made = study(tmp_path, second_baselines=["SiLU"])
+    values = {"ReLU": 80.0, "SiLU": 90.0, "CosLU": 90.05}
+    for run in made.next_runs()[1]:
+        noise = np.cos(run.seed * sum(run.arm.encode()))
+        write(made, run, result(values[run.arm] + noise, run.seed))
+    made = Study.read(tmp_path)
+    assert [each.kind for each in made.verdicts()] == [Kind.BETTER, Kind.BETTER]
+    found = {each.arm: each for each in made.verdicts("SiLU")}["CosLU"]
+    assert made.next_runs()[0] == ""
+    assert found.kind is Kind.UNDECIDED
+    assert "it has the seeds of its arm's verdict, and no more" in found.sentence()
 
 
 def test_shapes_that_were_faded_in_start_where_they_belong(tmp_path: Path):

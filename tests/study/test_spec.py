@@ -19,6 +19,10 @@ def arms(**more: Any) -> dict[str, Any]:
     return {"arms": {"ReLU": RELU, **more}}
 
 
+SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9}}
+BY_MAPPING = {**TUNE, "grid": {"model.optimizer": [SGD, {**SGD, "init_args": {"lr": 0.01}}]}}
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -94,6 +98,16 @@ def arms(**more: Any) -> dict[str, Any]:
         ({"tune": {**TUNE, "seeds": [2**40]}}, "whole numbers from 0"),
         ({"tune": {**TUNE, "seeds": [1, 1]}}, "tune.seeds has 1 twice"),
         ({"tune": {**TUNE, "grid": {"model.optimizer.lr": [0.1, 0.1]}}}, "lr has 0.1 twice"),
+        ({"tune": {**TUNE, "seeds": [0, 0]}}, "tune.seeds has 0 twice"),
+        ({"tune": {**TUNE, "grid": {"model.share": [None, None]}}}, "share has None twice"),
+        ({"tune": BY_MAPPING, "cells": [{"data": "Digits", "model.optimizer.lr": 0.5}]},
+         "cells[0]: model.optimizer.lr has no effect, since tune.grid sets it"),
+        ({"tune": BY_MAPPING, "cells": [{"data": "Digits", "model.optimizer.momentum": 0.5}]},
+         "cells[0]: model.optimizer.momentum has no effect, since tune.grid sets it"),
+        ({"tune": BY_MAPPING, **arms(SiLU={"model.optimizer.lr": 0.5})},
+         "arms.SiLU fixes model.optimizer.lr, which tune.grid varies"),
+        ({"tune": {**TUNE, "grid": {"trainer": [{"max_epochs": 9}, {"max_epochs": 8}]}}},
+         "tune.grid: trainer.max_epochs would give it another budget"),
         ({"controls": ["frozen", "frozen"]}, "controls has 'frozen' twice"),
         ({"second_baselines": ["SiLU", "SiLU"]}, "second_baselines has 'SiLU' twice"),
         ({"second_baselines": [["SiLU"]]}, "['SiLU'] is none of the arms"),
