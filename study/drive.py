@@ -131,11 +131,12 @@ def lock_checked(folder: Path, spec: dict[str, Any], amend: str = "", packed: bo
         if why and not begun:
             print(f"{why}; so in every run", flush=True)
     after = lock(folder, spec, amend, begun=begun, compiled=compiled)
-    made = ("code", "compiled")  # what else decides how a run goes on from its checkpoint
-    if not begun and (
-        old.get("own", own) != own or any(before.get(n) != after.get(n) for n in made)
-    ):
-        for attempt in folder.glob("runs/*/attempt_*"):
+    same = all(before.get(name) == after.get(name) for name in ("code", "compiled"))
+    if not begun and not (same and old.get("own", own) == own):
+        attempts = [*folder.glob("runs/*/attempt_*")]
+        if attempts:
+            print("the code has changed: what has begun is trained anew", flush=True)
+        for attempt in attempts:
             shutil.rmtree(attempt)
     about = {"defaults": defaults(spec), "own": own, "options": {}}
     if not begun or known != sha256(spec):

@@ -198,7 +198,7 @@ def test_own_code_in_the_repository_counts(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_an_own_module_does_not_change_in_the_middle(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.syspath_prepend(tmp_path)
     file = tmp_path / "my_functions.py"
@@ -215,6 +215,9 @@ def test_an_own_module_does_not_change_in_the_middle(
     file.write_text("from torch.nn import Sigmoid as Mine\n")
     lock_checked(folder, spec)  # nothing has been trained to the end, and what was begun is gone
     assert not attempt.exists()
+    assert (
+        capsys.readouterr().out.count("the code has changed: what has begun is trained anew") == 1
+    )
     attempt.mkdir()
     other = check(small(arms=arms, margin=0.7))
     lock_checked(folder, other)
