@@ -16,6 +16,7 @@ from callbacks.predictions import Row, best_of, check_target, write_table
 from datamodules.beats import AAMI, SYMBOLS
 from datamodules.images import SUFFIXES, files_within, some
 from datamodules.preprocess import Beats
+from datamodules.records import SUFFIXES as WFDB
 from models.network import Network, load
 from options import Parser
 
@@ -142,7 +143,7 @@ def of_records(network: Network, files: dict[str, Path], refused: Refused) -> It
         except (ValueError, FileNotFoundError) as error:
             refused[name] = error
             continue
-        record = name.removesuffix(".hea")
+        record = name.removesuffix(Path(name).suffix) if Path(name).suffix in WFDB else name
         print(f"{record}: {told(beats, prepare.rate)}")
         labels = [class_of.get(each) for each in beats.symbols or [""] * len(beats.times)]
         for time, label, shares in zip(
@@ -159,7 +160,7 @@ def check_annotator(name: str, beats: bool, classes: Sequence[str]) -> None:
             f"{ANNOTATOR} {name} is for heart beats, but this network knows {some(list(classes))}: "
             "leave it out"
         )
-    if not re.fullmatch("[A-Za-z]+", name) or name in ("atr", "hea", "dat"):
+    if not re.fullmatch("[A-Za-z]+", name) or f".{name.lower()}" in WFDB:
         raise ValueError(
             f"{ANNOTATOR} {name!r} must be letters, and no suffix of the records themselves: give "
             "a name such as net"

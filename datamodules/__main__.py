@@ -27,12 +27,13 @@ def main() -> None:
         sys.exit(f"{__doc__}NAME is one of {', '.join(names)}.")
     name, root, path, *options = sys.argv[1:]
     try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         data = build(name, root, options, batch_size=COLUMNS * ROWS, balance="sampling")
         data.setup("fit")
         images, labels, *_ = next(iter(data.train_dataloader()))
+        draw_batch(Path(path), data, images, labels)
     except (AttributeError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         sys.exit(f"error: {error}")
-    draw_batch(Path(path), data, images, labels)
 
 
 def build(name: str, root: str, options: list[str], **chosen: Any) -> ImageDataModule:

@@ -10,6 +10,7 @@ five minutes do not count, as EC57 asks for. Escape beats (e, j, n) are N here, 
 
 import argparse
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -279,14 +280,15 @@ def main() -> None:
                     f"no beat of {some(list(counts))} counts (--start {given.start:g})"
                 )
             found = {"": report_of(counts)}
-    except (OSError, ValueError, KeyError) as error:
-        sys.exit(f"error: {error}")
-    for name, each in found.items():
-        which = name.removeprefix("probability")
-        print(f"{which.removeprefix('_')} {each.text}".strip())
-        for title, table in each.tables.items() if given.to else ():
+        if given.to:
             given.to.mkdir(parents=True, exist_ok=True)
-            table.to_csv(given.to / f"{title}{which}.csv", float_format="%.6f")
+        for name, each in found.items():
+            which = name.removeprefix("probability")
+            print(f"{which.removeprefix('_')} {each.text}".strip())
+            for title, table in each.tables.items() if given.to else ():
+                table.to_csv(given.to / f"{title}{which}.csv", float_format="%.6f")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

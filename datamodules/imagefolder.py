@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from .cache import Create, prepare, stamp
@@ -153,6 +153,7 @@ class ImageFolder(Pool):
             )
         same = {part: [n for n in found if n.lower() in known] for part, known in PARTS.items()}
         if not same["train"]:
+            self._check_pool(there, found)
             return {"train": self.folder}
         if several := [" and ".join(names) for names in same.values() if len(names) > 1]:
             raise ValueError(
@@ -166,6 +167,20 @@ class ImageFolder(Pool):
                 f"they are no splits, beside {some(list(splits.values()))}"
             )
         return {part: self.folder / name for part, name in splits.items()}
+
+    def _check_pool(self, there: list[str], found: list[str]) -> None:
+        """Refuse folders of splits as classes, and tell of folders that may be such."""
+        if there == found and all(any(n.lower() in p for p in PARTS.values()) for n in there):
+            raise ValueError(
+                f"{some(there)} in {str(self.folder)!r} are splits, and there is none to train on: "
+                "add train/<class>/*"
+            )
+        inside = {tuple(class_folders(self.folder / name)) for name in there}
+        if there == found and len(there) > 1 and len(inside) == 1 and len(min(inside)) > 1:
+            rank_zero_warn(
+                f"{some(there)} in {str(self.folder)!r} are taken for classes, but hold the same "
+                f"folders ({some(list(min(inside)))}): if they are splits, name them train and test"
+            )
 
 
 @dataclass(eq=False, repr=False)

@@ -86,6 +86,15 @@ class MiniImageNet(ImageFolder):
     image_size: int = 84
     test_fraction: float = 1 / 6
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("val_fraction", "test_fraction") if self.protocol != "supervised" else ():
+            if (value := getattr(self, name)) != getattr(MiniImageNet, name):
+                raise ValueError(
+                    f"{name} {value:g} has no effect with {self.protocol}, which divides the "
+                    "images itself: leave it out"
+                )
+
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         """The WordNet ids, sorted."""

@@ -7,6 +7,7 @@ image, with the file names of the download, and may end in `.gz`. OUT gets these
 
 import gzip
 import pickle
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,12 +20,25 @@ def write(listed: Path, root: Path, out: Path) -> int:
     Raises:
         OSError: a file cannot be read or written.
         RuntimeError: the download is not there or damaged (torchvision's check).
-        ValueError: an image is not in the download.
+        ValueError: an image is not in the download, or `out` holds something.
     """
-    from torchvision.datasets import CIFAR10
-
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{str(out)!r} is there: delete it, or name another folder")
     text = gzip.decompress(listed.read_bytes()) if listed.suffix == ".gz" else listed.read_bytes()
     wanted = set(text.decode().split())
+    unfinished = out.with_name(f"{out.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    try:
+        _write(wanted, root, unfinished)
+        unfinished.replace(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return len(text.split())
+
+
+def _write(wanted: set[str], root: Path, out: Path) -> None:
+    from torchvision.datasets import CIFAR10
+
     for part in ("train", "test"):
         found = CIFAR10(str(root), part == "train")
         names = list[str]()
@@ -39,7 +53,6 @@ def write(listed: Path, root: Path, out: Path) -> int:
                 wanted.remove(place)
     if wanted:
         raise ValueError(f"{len(wanted)} images are not in the download, such as {min(wanted)}")
-    return len(text.split())
 
 
 def main() -> None:

@@ -63,7 +63,7 @@ class Pool(ImageDataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(8, 4096, image_size=self.image_size or 8)
+        check_range(8, 4096, image_size=8 if self.image_size is None else self.image_size)
         check_range(0, math.inf, cache_limit=self.cache_limit)
         check_part(test_fraction=self.test_fraction)
         if self.random_resized_crop is not None:

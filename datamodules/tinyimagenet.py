@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .imagefolder import ImageFolder
-from .images import check_classes, damaged, require
+from .images import check_classes, class_folders, damaged, require
 from .pool import NUMBER
 
 
@@ -38,10 +38,16 @@ class TinyImageNet(ImageFolder):
         """The file with the classes of `val/images`."""
         return self.folder / "val" / "val_annotations.txt"
 
+    @property
+    def _is_listed(self) -> bool:
+        """Whether the list counts: programs that rearrange `val/` leave it there."""
+        val = self.annotations.parent
+        return self.annotations.is_file() and ((val / "images").is_dir() or not class_folders(val))
+
     def files(self) -> tuple[list[str], Tensor, Tensor]:
         """The image files, their classes, and the folder of each: 0 train, 2 val."""
         files, labels, parts = super().files()
-        if not self.annotations.is_file():
+        if not self._is_listed:
             return files, labels, parts
         rows = read_annotations(self.annotations)
         remedy = f"{self.annotations.name!r} names them: unpack Tiny ImageNet again"
@@ -59,7 +65,7 @@ class TinyImageNet(ImageFolder):
     def _folders(self) -> dict[str, Path]:
         """Folders of classes: `train/`, and `val/` if it was rearranged."""
         found = super()._folders()
-        listed = ["val", "test"] if self.annotations.is_file() else ["test"]
+        listed = ["val", "test"] if self._is_listed else ["test"]
         return {part: folder for part, folder in found.items() if part not in listed}
 
 

@@ -177,3 +177,15 @@ def test_a_test_file_of_other_data_is_refused(tmp_path: Path):
     np.savez(file, label=[0, 1], probability=np.eye(2))
     with pytest.raises(ValueError, match=r"test.npz: not the five classes of EC57"):
         of_tests([file])
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_damaged_test_file_is_one_sentence(
+    tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "test.npz"
+    np.savez(file, label=[0, 1], probability=np.eye(5)[:2])
+    file.write_bytes(file.read_bytes()[:size])
+    monkeypatch.setattr("sys.argv", ["aami", str(file)])
+    with pytest.raises(SystemExit, match="^error: "):
+        main()

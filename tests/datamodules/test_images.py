@@ -368,6 +368,17 @@ def test_two_folders_of_one_split_are_refused(tmp_path: Path):
         ready(ImageFolder, tmp_path, image_size=16)
 
 
+def test_splits_are_no_classes(tmp_path: Path):
+    for name in ("val", "Testing"):
+        write_folder(tmp_path / "a" / name, per_class=2)
+    with pytest.raises(ValueError, match=r"Testing, val in .* are splits, and there is none to"):
+        ready(ImageFolder, tmp_path / "a", image_size=16)
+    for name in ("training_set", "test_set"):
+        write_folder(tmp_path / "b" / name, per_class=10)
+    with pytest.warns(UserWarning, match=r"taken for classes, but hold the same folders .*ant"):
+        ready(ImageFolder, tmp_path / "b", image_size=16)
+
+
 def test_a_class_may_be_called_train(tmp_path: Path):
     write_folder(tmp_path, names=("train", "tram"))
     assert ready(Silkworm, tmp_path, image_size=16).class_names == ("train", "tram")
@@ -511,6 +522,12 @@ def test_protocols_of_mini_imagenet(mini: Any, form: str):
     assert torch.cat(parts).unique().numel() == 600
     other = ready(MiniImageNet, root, protocol="dsrelu", image_size=16, split_seed=1)
     assert not torch.equal(other.test_indices, data.test_indices)
+    for protocol, name in (("dsrelu", "val_fraction"), ("ravi", "test_fraction")):
+        options: dict[str, Any] = {"protocol": protocol, name: 0.3}
+        with pytest.raises(ValueError, match=f"{name} 0.3 has no effect with {protocol}, which"):
+            MiniImageNet(str(root), **options)
+    with pytest.raises(ValueError, match="image_size must be an integer from 8 to 4096, got 0"):
+        MiniImageNet(str(root), image_size=0)
 
 
 def test_mini_imagenet_in_train_and_val_folders(mini: Any, tmp_path: Path):

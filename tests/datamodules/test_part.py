@@ -53,6 +53,11 @@ def test_a_slip_is_one_sentence(
     with pytest.raises(SystemExit, match=f"error: {told}"):
         part.main()
     assert not (tmp_path / "x.png").exists()
+    assert not places[2].exists()  # all of it, or nothing
+    places[2].mkdir()
+    (places[2] / "other.png").touch()
+    with pytest.raises(SystemExit, match="is there: delete it, or name another folder"):
+        part.main()
 
 
 def test_the_list_of_the_studies_has_1000_and_200_images_of_each_class():
