@@ -223,7 +223,7 @@ def of_tests(files: Sequence[Path]) -> dict[str, Report]:
     """
     tests: list[dict[str, np.ndarray]] = []
     for file in files:
-        with np.load(file) as content:
+        with file.open("rb") as opened, np.load(opened) as content:
             tests.append(dict(content))
     _once([str(each) for test in tests for each in np.unique(test.get("group", []))])
     found = {}

@@ -187,5 +187,5 @@ def test_a_damaged_test_file_is_one_sentence(
     np.savez(file, label=[0, 1], probability=np.eye(5)[:2])
     file.write_bytes(file.read_bytes()[:size])
     monkeypatch.setattr("sys.argv", ["aami", str(file)])
-    with pytest.raises(SystemExit, match="^error: "):
+    with pytest.raises(SystemExit, match=r"^error: "):
         main()
