@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from callbacks.machine import ROOT
 
@@ -10,6 +11,7 @@ from .lines import EXPLORATORY, on_new_images, verdict_lines
 from .runs import Study
 from .spec import read_yaml
 from .verdict import Kind, Verdict
+from .words import counted
 
 NOTES = ROOT / "results/notes.yaml"
 
@@ -22,13 +24,15 @@ def notes(study: Study) -> dict[str, str]:
 def highlights(studies: Sequence[Study]) -> list[str]:
     """How many functions are better, which is best and worst and why; which equal one costs most.
 
-    Three at most. What holds on other test data, too, comes first.
+    Three at most. What holds on other test data, too, comes first. An arm that has the functions of
+    its baseline, trained in another way, is no finding about functions.
     """
     found = [
         (study, *place, verdict)
         for study in studies
         for place, verdict in zip(study.hypotheses(), study.verdicts(), strict=True)
         if verdict.kind is not Kind.TOO_FEW
+        and _functions(study, *place) != _functions(study, study.spec["baseline"], place[1])
     ]
     if not found:
         return ["No study has a verdict yet."]
@@ -54,6 +58,12 @@ def highlights(studies: Sequence[Study]) -> list[str]:
     return lines
 
 
+def _functions(study: Study, arm: str, cell: int) -> list[Any]:
+    """What decides which functions an arm has."""
+    names = ("model.activation", "model.activation_by_site")
+    return [study.given(name, arm, cell) for name in names]
+
+
 def _rank(found: tuple[Study, str, int, Verdict]) -> tuple[bool, float]:
     """Whether a verdict is the same on other test data, and the size of its difference."""
     verdict, elsewhere = found[-1], on_new_images(*found)
@@ -74,8 +84,8 @@ def _counts(study: Study, verdicts: Sequence[Verdict]) -> str:
     where = "; ".join(", ".join(scope(study, cell)) for cell in study.cells)
     mark, base = EXPLORATORY if study.lock["amendments"] else "", study.spec["baseline"]
     return (
-        f"{mark}Of {len(verdicts)} comparisons with {base} ({where}; {min(pairs)} to {max(pairs)} "
-        f"seeds, margin {study.spec['margin']:g} {study.rules.unit}): {told}."
+        f"{mark}Of {counted(len(verdicts), 'comparison')} with {base} ({where}; {min(pairs)} to "
+        f"{max(pairs)} seeds, margin {study.spec['margin']:g} {study.rules.unit}): {told}."
     )
 
 

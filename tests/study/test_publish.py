@@ -131,6 +131,17 @@ def test_finished_and_unfinished_studies_are_shown_as_what_they_are(
     assert "- `configs/study/quick.yaml`: " in parts["Not run yet"]
 
 
+def test_the_baselines_function_trained_in_another_way_is_no_finding(tmp_path: Path, out: Path):
+    relu = {"model.activation": "torch.nn.ReLU"}
+    arms = {"ReLU": relu, "SiLU": {**relu, "model.label_smoothing": 0.2},
+            "CosLU": {"model.activation": "CosLU"}}  # fmt: skip
+    study = kept(tmp_path / "done", 1, seeds={"looks": [5]}, arms=arms, margin=1.0)
+    assert [each.kind.value for each in study.verdicts()] == ["worse", "equivalent"]
+    found = highlights.highlights(publish.read_studies())
+    assert found[0].startswith("Of 1 comparison with ReLU")
+    assert not any("SiLU" in each for each in found)
+
+
 def test_the_seeds_that_an_undecided_function_takes(tmp_path: Path, out: Path):
     kept(tmp_path / "begun", 1, seeds={"looks": [5]}, noise=2.0, margin=0.5)
     study = publish.read_studies()[0]
