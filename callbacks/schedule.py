@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import (
     Timer,
 )
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 
 from activations import Activation, Scheduled, set_progress
 
@@ -111,7 +111,11 @@ class ActivationSchedule(Callback):
                 "training is planned longer than the one that goes on"
             )
         self._move(trainer, now)
-        moved = [name for name, state in _states(pl_module).items() if loaded[name] != state]
+        moved = [
+            name
+            for name, state in _states(pl_module).items()
+            if not torch.allclose(loaded[name], state)
+        ]
         if moved and not resumed_from(trainer):
             others = f" and {len(moved) - 1} more" if moved[1:] else ""
             rank_zero_warn(
@@ -196,12 +200,14 @@ class ActivationSchedule(Callback):
                 set_progress(model, progress)
 
 
-def _states(model: nn.Module) -> dict[str, list[Any]]:
+def _states(model: nn.Module) -> dict[str, Tensor]:
     """Where each scheduled activation is, by its name."""
     names = [name for name, module in model.named_modules() if isinstance(module, Scheduled)]
+    states = {name: [*model.get_submodule(name).buffers(recurse=False)] for name in names}
     return {
-        name: [each.tolist() for each in model.get_submodule(name).buffers(recurse=False)]
-        for name in names
+        name: torch.cat([each.detach().flatten().double().cpu() for each in state])
+        for name, state in states.items()
+        if state
     }
 
 

@@ -170,13 +170,15 @@ class ImageFolder(Pool):
 
     def _check_pool(self, there: list[str], found: list[str]) -> None:
         """Refuse folders of splits as classes, and tell of folders that may be such."""
-        if there == found and all(any(n.lower() in p for p in PARTS.values()) for n in there):
+        if not there or there != found:
+            return
+        if all(any(n.lower() in p for p in PARTS.values()) for n in there):
             raise ValueError(
                 f"{some(there)} in {str(self.folder)!r} are splits, and there is none to train on: "
                 "add train/<class>/*"
             )
         inside = {tuple(class_folders(self.folder / name)) for name in there}
-        if there == found and len(there) > 1 and len(inside) == 1 and len(min(inside)) > 1:
+        if len(there) > 1 and len(inside) == 1 and len(min(inside)) > 1:
             rank_zero_warn(
                 f"{some(there)} in {str(self.folder)!r} are taken for classes, but hold the same "
                 f"folders ({some(list(min(inside)))}): if they are splits, name them train and test"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from callbacks.machine import code
 from models import fusing
 from study import __main__ as program
 from study.arms import built, check_arms
@@ -160,7 +161,10 @@ def test_a_folder_takes_over_a_new_place_of_the_data(tmp_path: Path):
     assert (folder, spec["cells"][0]["data.root"]) == (tmp_path, "/new")
 
 
-def test_an_amended_study_measures_the_cost_of_its_arms_anew(tmp_path: Path):
+def test_an_amended_study_measures_the_cost_of_its_arms_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("study.drive.check_arms", lambda study: ("off", ""))
     run = lock_checked_with_a_result(tmp_path)
     (tmp_path / "ratios.json").write_text('{"CosLU/0": 2.0}')
     lock_checked(tmp_path, run)
@@ -201,6 +205,7 @@ def test_an_own_module_does_not_change_in_the_middle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("study.drive.check_arms", lambda study: ("off", ""))  # it takes seconds
     file = tmp_path / "my_functions.py"
     file.write_text("from torch.nn import Tanh as Mine\n")
     arms = {"ReLU": RELU, "Mine": {"model.activation": "my_functions.Mine"}}
@@ -225,8 +230,7 @@ def test_an_own_module_does_not_change_in_the_middle(
     monkeypatch.setattr("study.spec.code", lambda: "other")
     lock_checked(folder, spec)
     assert not attempt.exists()
-    monkeypatch.undo()
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("study.spec.code", code)
     lock_checked(folder, other)
     lock_checked(folder, spec)
     write(study, study.verdict_run("ReLU", 0, 1000), result(90, 1000))
