@@ -20,12 +20,14 @@ def write(listed: Path, root: Path, out: Path) -> int:
     Raises:
         OSError: a file cannot be read or written.
         RuntimeError: the download is not there or damaged (torchvision's check).
-        ValueError: an image is not in the download, or `out` holds something.
+        ValueError: an image is not in the download, the list is empty, or `out` holds something.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{str(out)!r} is there: delete it, or name another folder")
     text = gzip.decompress(listed.read_bytes()) if listed.suffix == ".gz" else listed.read_bytes()
     wanted = set(text.decode().split())
+    if not wanted:
+        raise ValueError(f"{str(listed)!r} names no image")
     unfinished = out.with_name(f"{out.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
     try:

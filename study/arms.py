@@ -77,7 +77,8 @@ def check_arms(
                         f"trainer.check_val_every_n_epoch {every}: the last of {epochs} epochs has "
                         "no validation; give a divisor of the epochs"
                     )
-            if (spec["tune"] or spec["metric"]["at"] == "best" or metrics) and _unvalidated(found):
+            chooses = bool(spec["tune"] or spec["metric"]["at"] == "best" or metrics)
+            if chooses and arm == arms[0] and _unvalidated(found):  # all arms have the same data
                 what = "metric" if metrics else "tune" if spec["tune"] else "metric.at best"
                 raise SpecError(
                     f"{what} needs a validation, and there is none (data.val_fraction 0 or "

@@ -60,6 +60,11 @@ def test_a_slip_is_one_sentence(
         part.main()
 
 
+def test_an_empty_list_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"list.txt.gz' names no image"):
+        part.write(*made(tmp_path, ""))
+
+
 def test_the_list_of_the_studies_has_1000_and_200_images_of_each_class():
     content = gzip.decompress((ROOT / "results/cifar10_part.txt.gz").read_bytes())
     lines = content.decode().split()
