@@ -139,12 +139,14 @@ def read_image(
         place: the part of the image that becomes the result; by default the square in the middle.
 
     Raises:
-        ValueError: the file is not a readable image, or has a size that is refused.
+        OSError: the file cannot be read.
+        ValueError: it holds no image, or one of a size that is refused.
     """
     from PIL import Image
 
+    content = content_of(file)
     try:
-        with opened(Path(file).read_bytes()) as image:
+        with opened(content) as image:
             decoded = _encoding(image)
             if image.format != "JPEG":  # which is decoded at about the wanted size
                 _check_pixels(image)
@@ -175,6 +177,24 @@ def read_image(
     across, down = pixels.width / width, pixels.height / height
     left, top, right, bottom = box
     return square(pixels, side, (left * across, top * down, right * across, bottom * down))
+
+
+def content_of(file: str | Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        OSError: it cannot be read, which says nothing about its content.
+    """
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise unreadable(file, error) from error
+
+
+def unreadable(file: str | Path, error: OSError) -> OSError:
+    """The error for a file of which the system gives no content."""
+    why = error.strerror or str(error)
+    return OSError(f"{str(file)!r} cannot be read ({why}): look at its permissions and the disk")
 
 
 def opened(content: bytes) -> "Image":
@@ -258,8 +278,9 @@ def header(file: str | Path) -> Header | None:
     """The header of an image file; nothing if it is damaged."""
     from PIL import Image
 
+    content = content_of(file)
     try:
-        with opened(Path(file).read_bytes()) as image:
+        with opened(content) as image:
             return Header(image.mode.startswith(DEEP), min(image.size))
     except (*DAMAGED, Image.DecompressionBombError):
         return None

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .images import damaged, require, some
+from .images import content_of, damaged, require, some, unreadable
 
 SUFFIXES = (".hea", ".dat", ".atr")
 # annotations that MIT-BIH lacks, as those that de Chazal 2004 counts alike: a supraventricular
@@ -168,19 +168,29 @@ def read_header(path: Path, sums: dict[str, str], rate: float | None = None) -> 
     """The header of a record, with the arguments and errors of :func:`read_record`."""
     import wfdb
 
-    if not re.fullmatch(r"[-\w]+", path.name):  # else wfdb calls the header wrong
-        raise ValueError(
-            f"{path.name!r} is no name of a WFDB record, which has letters, digits, - and _ alone: "
-            "rename its files, and the name at the start of its header"
-        )
-    header = _read(path, ".hea", sums, lambda: wfdb.rdheader(str(path)))
+    check_name(path)
+    file = path.with_suffix(".hea")
+    if file.is_file() and (size := file.stat().st_size) > 2**14:  # thousands of signals
+        raise _damaged(file, f"{size} bytes are too many for a header")
+    header = _read([file], sums, lambda: wfdb.rdheader(str(path)))
+    if isinstance(header, wfdb.MultiRecord):
+        raise _unread(path, "consists of several segments")
     names, length = getattr(header, "sig_name", None), header.sig_len
     right = header.fs == rate if rate else header.fs and 30 <= header.fs <= 10_000
     if not right or not names or not length:
         wanted = f"{rate:g}" if rate else "30 to 10,000"
         why = f"signals {names}, {length} samples, {header.fs} a second instead of {wanted}"
-        raise _damaged(path.with_suffix(".hea"), why)
+        raise _damaged(file, why)
     return header
+
+
+def check_name(path: Path) -> None:
+    """Refuse a name for which wfdb calls the header wrong."""
+    if not re.fullmatch(r"[-\w]+", path.name):
+        raise ValueError(
+            f"{path.name!r} is no name of a WFDB record, which has letters, digits, - and _ alone: "
+            "rename its files, and the name at the start of its header"
+        )
 
 
 def read_record(path: Path, sums: dict[str, str], rate: float | None = None) -> Any:
@@ -193,17 +203,27 @@ def read_record(path: Path, sums: dict[str, str], rate: float | None = None) -> 
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged.
+        ValueError: a file is damaged, or of a form that is not read.
     """
     import wfdb
 
     header = read_header(path, sums, rate)
     _check_size(path, header, header.sig_len)
-    record = _read(path, ".dat", sums, lambda: wfdb.rdrecord(str(path), physical=False))
-    checksums = zip(record.calc_checksum(), record.checksum or [], strict=False)
-    if any(known is not None and (found - known) % 65536 for found, known in checksums):
-        raise _damaged(path.with_suffix(".dat"), "its checksum is not the one in the header")
+    files = [path.with_name(name) for name in dict.fromkeys(header.file_name)]
+    record = _read(files, sums, lambda: wfdb.rdrecord(str(path), physical=False))
+    checksums = zip(record.file_name, record.calc_checksum(), record.checksum or [], strict=False)
+    for name, found, known in checksums:
+        if known is not None and (found - known) % 65536:
+            raise _damaged(path.with_name(name), "its checksum is not the one in the header")
     return record
+
+
+def signal_files(header: Path) -> list[Path]:
+    """The files of signals that a header names, whether or not they are there."""
+    lines = (line.split() for line in content_of(header).decode(errors="replace").splitlines())
+    signals = [words[0] for words in lines if words and not words[0].startswith("#")][1:]
+    right = (name for name in dict.fromkeys(signals) if re.fullmatch(r"[-\w]+(\.\w+)?", name))
+    return [header.parent / name for name in right]
 
 
 def read_notes(
@@ -219,14 +239,15 @@ def read_notes(
     """
     import wfdb
 
-    notes = _read(path, suffix, sums, lambda: wfdb.rdann(str(path), suffix[1:]))
+    file = path.with_suffix(suffix)
+    notes = _read([file], sums, lambda: wfdb.rdann(str(path), suffix[1:]))
     names = map(str, notes.symbol)  # an unknown code is a NaN
     peaks, symbols = np.asarray(notes.sample), [ALIKE.get(each, each) for each in names]
     if notes.fs and notes.fs != header.fs:
         peaks = np.round(peaks * (header.fs / notes.fs)).astype(np.int64)
-    whole = path.with_suffix(suffix).read_bytes().endswith(b"\0\0")
+    whole = file.read_bytes().endswith(b"\0\0")
     if not whole or (len(peaks) and (peaks.min() < 0 or peaks.max() >= header.sig_len)):
-        raise _damaged(path.with_suffix(suffix), "cut off, or with times outside of the record")
+        raise _damaged(file, "cut off, or with times outside of the record")
     return peaks, symbols
 
 
@@ -239,33 +260,46 @@ def known_sums(folder: Path) -> dict[str, str]:
     return {line[1].strip(): line[0] for line in lines if len(line) == 2}
 
 
-def _read(path: Path, suffix: str, sums: dict[str, str], read: Any) -> Any:
-    file = path.with_suffix(suffix)
-    require([file], "Put it there")
-    if suffix == ".hea" and (size := file.stat().st_size) > 2**14:  # thousands of signals
-        raise _damaged(file, f"{size} bytes are too many for a header")
-    known = sums.get(file.name)
-    if known and hashlib.sha256(file.read_bytes()).hexdigest() != known:
-        raise _damaged(file, "its SHA-256 is not the one in SHA256SUMS.txt")
+def _read(files: Sequence[Path], sums: dict[str, str], read: Any) -> Any:
+    require(files, "Put it there")
+    for file in files:
+        known = sums.get(file.name)
+        if known and hashlib.sha256(content_of(file)).hexdigest() != known:
+            raise _damaged(file, "its SHA-256 is not the one in SHA256SUMS.txt")
     try:
         return read()
+    except OSError as error:
+        raise unreadable(error.filename or files[0], error) from error
     except Exception as error:
-        raise _damaged(file, f"{type(error).__name__}: {error}") from error
+        raise _damaged(files[0], f"{type(error).__name__}: {error}") from error
+
+
+def _unread(path: Path, why: str) -> ValueError:
+    remedy = "write it anew in format 16 with wfdb.wrsamp"
+    return ValueError(f"record {str(path)!r} {why}, and such records are not read: {remedy}")
 
 
 def _check_size(path: Path, header: Any, length: int) -> None:
     """Compare sizes before wfdb allocates memory, as a damaged header can give any length."""
     width = {"212": 1.5, "16": 2, "80": 1, "24": 3, "32": 4, "61": 2, "160": 2}
-    if any(header.skew) or any(header.byte_offset):  # wfdb allocates as much memory
-        raise _damaged(path.with_suffix(".hea"), "its signals are shifted")
+    skew = max(each or 0 for each in header.skew)
+    if skew >= length:
+        raise _damaged(path.with_suffix(".hea"), "its signals are shifted by more than they last")
+    if skew:
+        raise _unread(path, "has signals that are shifted against each other")
     if set(header.samps_per_frame) != {1}:
-        raise _damaged(path.with_suffix(".hea"), "its signals have several rates")
-    for name, kind in set(zip(header.file_name, header.fmt, strict=False)):
+        raise _unread(path, "has signals of several rates")
+    offsets = [each or 0 for each in header.byte_offset]
+    for name, kind, offset in set(zip(header.file_name, header.fmt, offsets, strict=True)):
         file = path.parent / str(name)
         if file.name != name:  # a file of another folder
             raise _damaged(path.with_suffix(".hea"), f"it names the file {name!r}")
-        if kind not in width or not file.is_file():
-            raise _damaged(path.with_suffix(".hea"), f"no file {name} in format {kind}")
-        expected = length * header.file_name.count(name) * width[kind]
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{name} is not in {str(path.parent)!r}, and {path.name}.hea names it: put it there"
+            )
+        if kind not in width:
+            raise _unread(path, f"has signals in format {kind}")
+        expected = length * header.file_name.count(name) * width[kind] + offset
         if not expected <= (size := file.stat().st_size) < expected + 2:
             raise _damaged(file, f"{size} bytes, but {path.name}.hea says {expected:.0f}")

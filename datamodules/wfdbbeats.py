@@ -20,7 +20,7 @@ from .beats import AAMI, SYMBOLS
 from .cache import Create, prepare, stamp
 from .images import require, some
 from .options import check_part, check_range
-from .records import PATIENT, known_sums
+from .records import PATIENT, check_name, known_sums, signal_files
 
 Names = Sequence[int | str]
 
@@ -314,7 +314,10 @@ class WFDBBeats(ImageDataModule):
         return [each.stem for each in files if each.with_suffix(".atr").is_file() == annotated]
 
     def _files(self, record: str) -> list[Path]:
-        return [self.folder / f"{record}{suffix}" for suffix in (".hea", ".dat", ".atr")]
+        check_name(self.folder / record)
+        header = self.folder / f"{record}.hea"
+        signals = signal_files(header) if header.is_file() else [header.with_suffix(".dat")]
+        return [header, *signals, header.with_suffix(".atr")]
 
     def _annotated(self) -> dict[str, Tensor]:
         """Symbol, record and peak of all annotated beats; the signals of those `inside`."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from datamodules import CIFAR10, ImageFolder, MiniImageNet, Silkworm
 from datamodules.imagefolder import first_copies
-from datamodules.images import Images, read_image
+from datamodules.images import Images, header, read_image
 from datamodules.miniimagenet import CLASSES
 from tests.data import write_folder, write_mini, write_official, write_tree
 
@@ -675,3 +675,13 @@ def test_cifar_archives_are_checked_before_they_are_unpacked(tmp_path: Path, mon
     assert not (tmp_path / "outside").exists()
     write_tree(tmp_path / "root")
     assert len(ready(CIFAR10, tmp_path / "root")._train[1]) == 40
+
+
+def test_a_disk_that_fails_is_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def failing(self: Path) -> bytes:
+        raise OSError(5, "Input/output error")  # as a read has it, without a name
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    for read in (lambda file: read_image(file, 32), header):
+        with pytest.raises(OSError, match=r"a.png' cannot be read \(Input/output error\): look at"):
+            read(tmp_path / "a.png")

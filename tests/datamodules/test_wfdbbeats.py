@@ -267,3 +267,86 @@ def test_records_that_were_trained_on_are_told(folder: tuple[Path, Any], tmp_pat
             other.load_state_dict(state)
     never = sorted(parts["val"] | parts["test"])
     read("test", test_records=never, val_fraction=0).load_state_dict(state)
+
+
+def test_signals_may_lie_in_files_of_any_name(folder: tuple[Path, Any], tmp_path: Path):
+    """As MAT-files of the Challenges (a head of 24 bytes), or one file for each lead."""
+    import wfdb
+
+    own = read_own(folder[0] / "I01", ["II"], 2, "NV")
+    whole: Any = wfdb.rdrecord(str(folder[0] / "I01"), physical=False)
+    digital = whole.d_signal.astype("<i2")[:, :2]
+    _, *lines = (folder[0] / "I01.hea").read_text().splitlines()
+    number, rate, length = whole.record_name, whole.fs, whole.sig_len
+    rest = [line.split(maxsplit=2)[2] for line in lines[:2]]
+    forms = {
+        "mat": (["I01.mat 16+24"] * 2, {"I01.mat": bytes(24) + digital.tobytes()}),
+        "leads": (
+            [f"I01_{lead}.dat 16" for lead in (1, 2)],
+            {f"I01_{lead}.dat": digital[:, lead - 1].tobytes() for lead in (1, 2)},
+        ),
+    }
+    for form, (names, files) in forms.items():
+        root = tmp_path / form
+        root.mkdir()
+        text = [f"{number} 2 {rate:g} {length}", *map(" ".join, zip(names, rest, strict=True))]
+        (root / "I01.hea").write_text("\n".join([*text, *lines[len(whole.sig_name) :]]) + "\n")
+        shutil.copy(folder[0] / "I01.atr", root)
+        for name, content in files.items():
+            (root / name).write_bytes(content)
+        found = read_own(root / "I01", ["II"], 2, "NV")
+        np.testing.assert_array_equal(found.signal, own.signal)
+        assert found.symbols == own.symbols
+        last = root / list(files)[-1]
+        assert last in WFDBBeats(str(root))._files("I01")  # so that the cache sees its changes
+        last.write_bytes(last.read_bytes()[:-9])
+        with pytest.raises(ValueError, match=rf"{last.name}' is damaged \(\d+ bytes, but I01"):
+            read_own(root / "I01", ["II"], 2, "NV")
+        last.unlink()
+        with pytest.raises(FileNotFoundError, match=rf"{last.name} is not in .*put it there"):
+            read_own(root / "I01", ["II"], 2, "NV")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        (".dat 16 ", ".dat 16:7 ", "has signals that are shifted against each other"),
+        (".dat 16 ", ".dat 16x2 ", "has signals of several rates"),
+        (".dat 16 ", ".dat 311 ", "has signals in format 311"),
+        (None, "I01/2 12 257 5140\nI02 2000\nI03 3140\n", "consists of several segments"),
+    ],
+)
+def test_a_form_that_is_not_read_is_not_called_damaged(
+    folder: tuple[Path, Any], tmp_path: Path, old: str | None, new: str, why: str
+):
+    for file in folder[0].glob("I01.*"):
+        shutil.copy(file, tmp_path)
+    header = (tmp_path / "I01.hea").read_text()
+    assert old is None or old in header
+    (tmp_path / "I01.hea").write_text(header.replace(old, new, 1) if old else new)
+    with pytest.raises(ValueError, match=rf"I01' {why}, .*wfdb\.wrsamp") as error:
+        read_own(tmp_path / "I01", ["II"], 1, "N")
+    assert "damaged" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".hea", ".dat", ".atr"])
+def test_a_disk_that_fails_is_not_called_damage(
+    folder: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch, suffix: str
+):
+    import builtins
+
+    import fsspec
+
+    def failing(true: Any) -> Any:
+        def opened(file: Any, *args: Any, **kwargs: Any) -> Any:
+            if str(file).endswith("I01" + suffix):
+                raise OSError(5, "Input/output error", str(file))
+            return true(file, *args, **kwargs)
+
+        return opened
+
+    monkeypatch.setattr(builtins, "open", failing(open))
+    monkeypatch.setattr(fsspec, "open", failing(fsspec.open))
+    monkeypatch.setattr(np, "fromfile", failing(np.fromfile))
+    with pytest.raises(OSError, match=rf"I01{suffix}' cannot be read \(Input/output error\)"):
+        read_own(folder[0] / "I01", ["II"], 1, "N")
