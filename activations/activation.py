@@ -183,23 +183,23 @@ class Activation(Leaf):
             raise ValueError(
                 f"device must be one that torch has here, such as 'cpu', got {device!r}: {why}"
             ) from error
-        self._made_as: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.made_as: dict[str, Any] = {"device": device, "dtype": dtype}
         self._starts: dict[str, float | list[float]] = {}
 
     def learned(self, name: str, value: float, size: int | None = None) -> nn.Parameter:
         """A learned parameter of shape `(size,)`, by default `(num_parameters,)`."""
         start = self._starts[name] = finite(name, value)
-        return nn.Parameter(torch.full((size or self.num_parameters,), start, **self._made_as))
+        return nn.Parameter(torch.full((size or self.num_parameters,), start, **self.made_as))
 
     def learned_terms(self, name: str, values: Sequence[float]) -> nn.Parameter:
         """A learned parameter of shape `(num_parameters, k)` for k values."""
         start = self._starts[name] = [finite(name, value) for value in values]
-        row = torch.tensor(start, **self._made_as)
+        row = torch.tensor(start, **self.made_as)
         return nn.Parameter(row.repeat(self.num_parameters, 1))
 
     def state(self, name: str, value: float) -> None:
         """Register `name`, the state of a schedule: a number that training progress changes."""
-        self.register_buffer(name, torch.tensor(float(value), **self._made_as))
+        self.register_buffer(name, torch.tensor(float(value), **self.made_as))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -83,5 +83,8 @@ def main() -> None:
     """Write the picture that the command line names."""
     if len(sys.argv) != 2 or not sys.argv[1].endswith(".png"):
         sys.exit("usage: python -m activations gallery.png")
-    draw(Path(sys.argv[1]))
+    try:
+        draw(Path(sys.argv[1]))
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error}: pip install matplotlib")
     print(sys.argv[1])

@@ -1,6 +1,9 @@
 """Which parameters are an activation's shape, and optimizer groups that respect it."""
 
+import inspect
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -45,8 +48,21 @@ def no_weight_decay(model: nn.Module) -> set[str]:
 
     The swap makes it the method `no_weight_decay()` of a network, which timm's optimizers call.
     """
-    own = getattr(type(model), "no_weight_decay", None)
-    return {*(own(model) if own else ()), *shape_parameters(model)}
+    own: Any = inspect.getattr_static(type(model), "no_weight_decay", ())
+    if hasattr(own, "__get__"):  # a method or a property
+        own = own.__get__(model, type(model))
+    names: Any = own() if callable(own) else own
+    return {*names, *shape_parameters(model)}
+
+
+def spare_shapes(model: nn.Module) -> None:
+    """Let the network's `no_weight_decay`, a method or a collection, name the shapes, too."""
+    with suppress(AttributeError):  # a property cannot be set
+        own: Any = getattr(model, "no_weight_decay", None)
+        names: Any = partial(no_weight_decay, model)
+        if own is not None and not callable(own):
+            names = {*own, *shape_parameters(model)}
+        model.no_weight_decay = names
 
 
 def parameter_groups(

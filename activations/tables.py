@@ -5,6 +5,7 @@ becomes a table with linear interpolation, as fine as the tolerance asks for.
 """
 
 import copy
+import ctypes
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -69,6 +70,13 @@ class Tabulated(Activation):
         self.register_buffer("low", torch.tensor(low, device=values.device))
         self.register_buffer("high", torch.tensor(high, device=values.device))
         self.register_buffer("values", precise(values))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        ends = self.low, self.high
+        super()._apply(fn, recurse)
+        if self.low.itemsize < 4:  # rounded ends would shift all knots
+            self.low, self.high = (each.to(self.values.device) for each in ends)
+        return self
 
     def expression(self) -> Expression:
         """The interpolation in this table."""
@@ -361,6 +369,8 @@ def _place(model: nn.Module, old: nn.Module, new: Tabulated) -> None:
     """Put `new` in the place of `old`, under all its names; its hooks go with it."""
     device = next(itertools.chain(old.parameters(), old.buffers()), torch.empty(0)).device
     new.to(device).eval()
+    if isinstance(old, Activation):
+        new.fused = old.fused
     move_hooks(old, new)
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if module is old:
@@ -391,7 +401,8 @@ def _run(model: nn.Module, batches: Iterable[Batch]) -> Outputs:
     for inputs, labels in batches:
         seen = hashlib.blake2b()
         for each in tensors_in((inputs.args, inputs.kwargs)):
-            seen.update(each.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+            flat = each.detach().cpu().contiguous()
+            seen.update(ctypes.string_at(flat.data_ptr(), flat.nbytes))  # NumPy may not be there
         y = model(*inputs.args, **inputs.kwargs)
         scores = y.cpu() if isinstance(y, Tensor) and y.dim() == 2 else None
         found.append((scores, labels, seen.digest()))

@@ -240,8 +240,8 @@ class DiTAC(Activation):
             positive("variance", variance),
         )
         self.theta = self.learned_terms("theta", [0.0] * (cells - 1))
-        self.register_buffer("knots", torch.empty(cells - 1, cells + 1, **self._made_as))
-        self.register_buffer("precision", torch.empty(cells - 1, cells - 1, **self._made_as))
+        self.register_buffer("knots", torch.empty(cells - 1, cells + 1, **self.made_as))
+        self.register_buffer("precision", torch.empty(cells - 1, cells - 1, **self.made_as))
         self.reset_parameters()
 
     @torch.no_grad()

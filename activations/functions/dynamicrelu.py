@@ -55,8 +55,8 @@ class DynamicReLU(Activation):
         super().__init__(**options)
         self.channels = integer("channels", channels)
         hidden = max(channels // integer("reduction", reduction), 1)
-        self.squeeze = nn.Linear(channels, hidden, **self._made_as)
-        self.excite = nn.Linear(hidden, 4 * channels, **self._made_as)
+        self.squeeze = nn.Linear(channels, hidden, **self.made_as)
+        self.excite = nn.Linear(hidden, 4 * channels, **self.made_as)
         self._start_at_relu()
 
     def reset_parameters(self) -> None:

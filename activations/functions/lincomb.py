@@ -120,7 +120,7 @@ class LinComb(Activation):
                 if hasattr(part, "inplace"):
                     setattr(part, "inplace", False)  # noqa: B010 - all take the same input
             modules.append(made)
-        self.members = nn.ModuleList(modules).to(**self._made_as)
+        self.members = nn.ModuleList(modules).to(**self.made_as)
         weights = [1 / len(modules)] * len(modules) if weights is None else weights
         if not isinstance(weights, list | tuple) or len(weights) != len(modules):
             raise ValueError(f"{len(modules)} members need as many weights, got {weights!r}")

@@ -56,10 +56,10 @@ class SeriesReLU(Activation):
         conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
         norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dims - 1]
         size = 2 * integer("order", order) + 1
-        how: dict[str, Any] = {"padding": order, "groups": channels, "bias": False, **self._made_as}
+        how: dict[str, Any] = {"padding": order, "groups": channels, "bias": False, **self.made_as}
         self.conv = conv(channels, channels, size, **how)
         nn.init.trunc_normal_(self.conv.weight, std=0.02)
-        self.norm = norm(channels, eps=1e-6, **self._made_as)
+        self.norm = norm(channels, eps=1e-6, **self.made_as)
 
     def reset_parameters(self) -> None:
         """Start anew."""

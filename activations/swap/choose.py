@@ -44,6 +44,15 @@ def choose(
             names = [call.name for call in calls]
             near = difflib.get_close_matches(glob, names, n=3, cutoff=0.3) or names[:3]
             raise ValueError(f"{glob!r} fits none of {len(names)} calls; such as {', '.join(near)}")
+    globs = list(rules)
+    for number, glob in enumerate(globs):
+        ours = [call for call in calls if _fits(call, [glob])]
+        if number and glob != "*" and all(_fits(call, globs[:number]) for call in ours):
+            earlier = ", ".join(map(repr, globs[:number]))
+            raise ValueError(
+                f"{glob!r} has no effect: all calls that it fits, such as {ours[0].name}, are "
+                f"taken by the globs before it ({earlier}); put it ahead of them"
+            )
     if unknown := sorted(kinds - {plain(call.old) for call in found.calls}):
         known = sorted({call.old for call in found.calls if call.gate})
         raise ValueError(f"include_kinds names {', '.join(unknown)}; the network calls {known}")

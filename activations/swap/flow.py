@@ -32,12 +32,27 @@ class Flow:
     def into(self, inputs: Any, taker: nn.Module | None = None) -> None:
         """A module, or a function that also takes a parameter, takes `inputs`."""
         if taker is None:
-            takes = any(isinstance(value, nn.Parameter) for value in tensors_in(inputs))
+            takes = any(map(of_weights, tensors_in(inputs)))
         else:
             learned = next(taker.parameters(recurse=False), None) is not None
             takes = learned or isinstance(taker, (nn.Linear, *CONVOLUTIONS))
         if takes:
             self.used.update(*map(_sources, tensors_in(inputs)))
+
+
+def mark(called: str, inputs: Any, out: Any) -> None:
+    """Remember what a function computes from parameters alone, unless it is a layer."""
+    if called in ("linear", "bilinear", "embedding") or called.startswith("conv"):
+        return
+    if (found := [*tensors_in(inputs)]) and all(map(of_weights, found)):
+        for value in tensors_in((out,)):
+            if value.is_floating_point():
+                value._of_weights = True  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def of_weights(value: Any) -> bool:
+    """Whether a tensor is a parameter, or computed from parameters alone."""
+    return isinstance(value, nn.Parameter) or getattr(value, "_of_weights", False)
 
 
 def _sources(value: Tensor) -> frozenset[int]:

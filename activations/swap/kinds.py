@@ -22,8 +22,8 @@ LIBRARIES = ("torch.nn.modules.activation", "timm.layers.activations")
 _ALONG_AN_AXIS = {"MultiheadAttention", "Softmax", "Softmax2d", "Softmin", "LogSoftmax", "GLU"}
 # Classes that a network defines itself, such as QuickGELU or MemoryEfficientSwish.
 _NAMED = re.compile(r"(relu\d?|elu|silu|swish|mish|softplus|softsign|tanh|snake)(activation|me)?$")
-_GATE = re.compile(r"sigmoid|softmax|softmin|glu")
-_BOUND = re.compile(r"(tanh|softsign|softplus)$")
+_GATE = re.compile(r"sigmoid|softmax|softmin|(?<!^a)glu")  # AGLU is an activation
+_BOUND = re.compile(r"((?<!gelu)tanh|softsign|softplus)$")  # GELUTanh approximates GELU
 _FUNCTIONS = ("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish",
               "hardswish", "hardtanh", "prelu", "rrelu", "softsign", "hardshrink", "softshrink",
               "tanhshrink", "threshold")  # fmt: skip
@@ -59,11 +59,13 @@ def kind_of(module: nn.Module) -> str | None:
     """
     if isinstance(module, Activation):
         return "activation"
-    bases = type(module).__mro__
-    of_a_library = next((b for b in bases if b.__module__.startswith(LIBRARIES)), None)
-    name = plain((of_a_library or type(module)).__name__)
+    kind = type(module)
+    base: Any = next((b for b in kind.__mro__ if b.__module__.startswith(LIBRARIES)), None)
+    name = plain((base or kind).__name__)
     if "attention" in name:
         return None
+    # a class that computes something else with it may keep a normalisation or a factor
+    of_a_library = base if base and kind.forward is base.forward else None
     if not of_a_library and next(module.children(), None) is not None:
         return _kind_as_a_whole(module, name)
     if isinstance(module, Scheduled):  # such as the slopes of VanillaNet

@@ -88,7 +88,7 @@ def locate(
     _, end_line, _, end_column = next(positions)
     end = (end_line or 0, end_column or 0)
     call = next((c for c in ast.walk(method) if isinstance(c, ast.Call) and end_of(c) == end), None)
-    if call is None or not (_calls(call, called, frame) or _leads_to(call, called, passed)):
+    if call is None or not (_calls(call, called, frame) or _leads_to(call, called, passed, frame)):
         return refused("the function is not called by its own name")
     return Location(modules[id(owner)], (attribute, end)), caller
 
@@ -171,7 +171,9 @@ def _calls(call: ast.Call, called: str | nn.Module, frame: types.FrameType) -> b
     return getattr(function, "__name__", "").strip("_") == called  # F.threshold is _threshold
 
 
-def _leads_to(call: ast.Call, called: str | nn.Module, passed: list[types.FrameType]) -> bool:
+def _leads_to(
+    call: ast.Call, called: str | nn.Module, passed: list[types.FrameType], frame: types.FrameType
+) -> bool:
     """Whether `call` calls what is nothing but `called`: `nn.ReLU()(x)`, timm's `gelu(x)`."""
     between = [frame for frame in passed if not _calls_modules(frame)]
     if isinstance(called, nn.Module) or not between or len(call.args) != 1:
@@ -179,7 +181,8 @@ def _leads_to(call: ast.Call, called: str | nn.Module, passed: list[types.FrameT
     module = between[-1].f_locals.get("self")
     name = type(module).__name__ if isinstance(module, nn.Module) else between[-1].f_code.co_name
     starred = isinstance(call.args[0], ast.Starred)
-    return plain(name).startswith(plain(called)) and not starred
+    builtin = isinstance(call.func, ast.Name) and _value(call.func, frame) is None  # list(...)
+    return plain(name).startswith(plain(called)) and not starred and not builtin
 
 
 def _value(node: ast.expr, frame: types.FrameType) -> Any:

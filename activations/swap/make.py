@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from activations.activation import Activation
+
 from .copies import copied
 from .kinds import sizes_taken
 from .trace import Call, without_numbers
@@ -50,7 +52,7 @@ def make_all(
                     'let it make a new one for each call, or give share="model"'
                 )
             taken |= parts
-            made[key] = (call, module.to(beside.device, beside.dtype), channels)
+            made[key] = (call, _beside(module, beside), channels)
         first, module, channels = made[key]
         if channels not in (None, call.channels):
             raise ValueError(
@@ -65,6 +67,12 @@ def make_all(
         _check(call, module)
         new[call.name] = module
     return new
+
+
+def _beside(module: nn.Module, weight: Tensor) -> nn.Module:
+    """Bring `module` to a weight's device and dtype, but for what its factory has set."""
+    made_as = module.made_as if isinstance(module, Activation) else {}
+    return module.to(made_as.get("device") or weight.device, made_as.get("dtype") or weight.dtype)
 
 
 def _make(factory: Factory, call: Call, share: Share) -> tuple[nn.Module, int | None]:
@@ -99,6 +107,11 @@ def _make(factory: Factory, call: Call, share: Share) -> tuple[nn.Module, int | 
             )
     if "dims" in takes:
         sizes["dims"] = len(call.shape) - 2
+        if not 1 <= sizes["dims"] <= 3:
+            raise ValueError(
+                f"{kind} needs signals, images or volumes, and {call.name} has an input of "
+                f"{len(call.shape)} dimensions {call.shape}: exclude the call"
+            )
     if share == "channel":
         if "num_parameters" not in takes:
             raise ValueError(f"share='channel': {kind} has no parameters a channel")

@@ -113,6 +113,11 @@ def fit(activation: nn.Module, reference: Function, samples: Tensor | None) -> F
     device = next(twin.parameters(), torch.empty(0)).device
     normal = torch.special.ndtri((torch.arange(2001, dtype=torch.float64) + 0.5) / 2001)
     x = (normal if samples is None else samples.detach()).to(device, torch.float64)
+    if x.dim() > 2 or (x.dim() == 2 and x.shape[1] not in (1, channels)):
+        raise ValueError(
+            f"samples must be (n,) or (n, {channels}), one column for each channel, got "
+            f"{tuple(x.shape)}: bring the channels to the end, and flatten the rest"
+        )
     x = x.reshape(len(x), -1)
     x = x if x.shape[1] == channels else x.reshape(-1, 1).expand(-1, channels).contiguous()
     old = copy.deepcopy(reference)
@@ -131,7 +136,7 @@ def fit(activation: nn.Module, reference: Function, samples: Tensor | None) -> F
 
     def new(theta: Tensor, x: Tensor = x) -> Tensor:
         assign(twin, theta)
-        return twin(x)
+        return twin(x.clone())  # which an activation in place overwrites
 
     with torch.no_grad():
         y = _outputs(old, x, activation)
@@ -368,7 +373,7 @@ def gain(activation: nn.Module) -> float:
     density = torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
     twin = _of_rows(activation).cpu()
     with torch.no_grad():
-        y = twin(x[:, None].expand(-1, channels).contiguous())
+        y = twin(x[:, None].repeat(1, channels))
     moment = torch.trapezoid(y.square().mean(1) * density, x).item()
     if not 0 < moment < math.inf:
         raise ValueError(f"{type(activation).__name__} has no gain: its mean square is {moment}")

@@ -48,6 +48,7 @@ def place(model: nn.Module, found: Found, new: Mapping[str, nn.Module]) -> None:
                 'Use share="site", or remove them'
             )
     edits: dict[str, dict[str, dict[End, Edit]]] = {}
+    placed: set[nn.Module] = set()
     for (name, point), calls in groups.items():
         if not any(call.name in new for call in calls):
             continue
@@ -59,6 +60,7 @@ def place(model: nn.Module, found: Found, new: Mapping[str, nn.Module]) -> None:
         replacement = members[0]
         if len(members) > 1:
             replacement = PerCall(members)
+        placed.add(replacement)
         if point or len(members) > 1:
             child = calls[0].site.rpartition(".")[2] if point else None
             for call in calls:
@@ -84,7 +86,7 @@ def place(model: nn.Module, found: Found, new: Mapping[str, nn.Module]) -> None:
             setattr(owner, attribute, replacement)
             leave_fast_path(owner)
     for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder):
+        if isinstance(module, nn.TransformerEncoder) and not placed.isdisjoint(module.modules()):
             leave_fast_path(module)
     for name, methods in edits.items():
         rewrite(model.get_submodule(name), methods)

@@ -6,14 +6,13 @@ verify and `match` them there, and at last place them into the network itself.
 
 import copy
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from activations.groups import no_weight_decay
+from activations.groups import spare_shapes
 from activations.torch_private import is_compiled
 
 from .calls import find_calls, verify
@@ -189,7 +188,7 @@ def replace_activations(
     place(model, found, new)
     for call in report:
         call.new = _described(new[call.name])
-    model.no_weight_decay = partial(no_weight_decay, model)  # pyright: ignore[reportArgumentType]
+    spare_shapes(model)
     return report
 
 

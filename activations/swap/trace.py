@@ -20,20 +20,14 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .copies import buffers_kept, copied, random_state_kept
-from .flow import Flow
+from .flow import Flow, mark, of_weights
 from .inputs import Inputs, tensors_in
 from .kinds import CONVOLUTIONS, GATE_FUNCTIONS, NAME_OF, kind_of, plain
 from .locate import Location, locate
 
-# functions that give the values of a tensor in another form
-_FORMS = {"view", "reshape", "expand", "unsqueeze", "squeeze", "transpose", "permute", "flatten",
-          "to", "float", "clone", "contiguous", "detach", "__getitem__", "chunk", "split",
-          "unbind"}  # fmt: skip
 _SUMS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 # attributes of a trial's tensors
-_OF_WEIGHTS, _OF_ELU, _PLUS_3, _SIGMOID_OF = (
-    f"_supple_{name}" for name in ("of_weights", "of_elu", "plus_3", "sigmoid_of")
-)
+_OF_ELU, _PLUS_3, _SIGMOID_OF = (f"_supple_{name}" for name in ("of_elu", "plus_3", "sigmoid_of"))
 # linear attention maps to positive numbers by them, and divides by their sum
 _POSITIVE = re.compile(r"(kernel_func|kernel_fn|feature_map)\d*$")
 _PRODUCTS = {"mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply"}
@@ -279,10 +273,8 @@ class Run(TorchFunctionMode):
         changed = args[0] if getattr(func, "__name__", "") == "__setitem__" else out
         self.flow.through((args, kwargs), changed, number if number < len(self.calls) else None)
         called = getattr(func, "__name__", "")
-        if called in _FORMS and args and _of_weights(args[0]):
-            for each in tensors_in(out):
-                setattr(each, _OF_WEIGHTS, True)
-        elif called in _SUMS:
+        mark(called, (args, kwargs), out)
+        if called in _SUMS:
             numbers = [each for each in args if type(each) in (int, float)]
             for each in tensors_in(args) if 1 in numbers else ():
                 if (found := getattr(each, _OF_ELU, None)) is not None:
@@ -392,14 +384,9 @@ def _kind(name: str, module: nn.Module, gates: frozenset[str]) -> str | None:
     return "gate" if kind and _POSITIVE.search(name) else kind
 
 
-def _of_weights(x: Any) -> bool:
-    """Whether `x` is a parameter, or one in another form: relu(weight) keeps a weight positive."""
-    return isinstance(x, nn.Parameter) or getattr(x, _OF_WEIGHTS, False)
-
-
 def _makes_gate(name: str, x: Any) -> bool:
     """Whether the activation `name` of `x` is a gate: of weights, or as in relu6(x + 3) / 6."""
-    return _of_weights(x) or (plain(name) in ("relu6", "hardtanh") and hasattr(x, _PLUS_3))
+    return of_weights(x) or (plain(name) in ("relu6", "hardtanh") and hasattr(x, _PLUS_3))
 
 
 def _by_hand(called: str, args: Any, kwargs: dict[str, Any]) -> tuple[str, str] | None:

@@ -22,6 +22,7 @@ from activations import (
     set_progress,
     shape_parameters,
 )
+from activations.groups import no_weight_decay
 
 
 class Net(nn.Module):
@@ -62,6 +63,34 @@ def test_timm_spares_shapes_of_two_dimensions():
     for each in (model, copy.deepcopy(model), torch.load(pickled, weights_only=False)):
         assert decayed(each) == {"conv.weight", "fc.weight"}
         assert each.no_weight_decay() == {"scale", *shape_parameters(model)}
+
+
+class Property(nn.Sequential):
+    @property
+    def no_weight_decay(self) -> set[str]:
+        return {"0.weight"}
+
+
+class Collection(nn.Sequential):
+    no_weight_decay = ("0.weight",)
+
+
+class Static(nn.Sequential):
+    @staticmethod
+    def no_weight_decay() -> set[str]:
+        return {"0.weight"}
+
+
+@pytest.mark.parametrize("kind", [Property, Collection, Static])
+def test_the_networks_own_list_keeps_its_form(kind: type[nn.Sequential]):
+    model: Any = kind(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+    replace_activations(model, CosLU, example_input=torch.zeros(2, 3))
+    names = {"0.weight", "1.alpha", "1.beta"}
+    assert no_weight_decay(model) == names
+    if kind is Static:
+        assert model.no_weight_decay() == names
+    else:
+        assert set(model.no_weight_decay) == ({"0.weight"} if kind is Property else names)
 
 
 def test_a_parametrized_shape_is_a_shape():

@@ -117,6 +117,36 @@ class ByKeyword(nn.Module):
         return self.act(x=x)
 
 
+def test_a_table_of_what_was_fused_is_fused(net: tuple[nn.Sequential, Tensor]):
+    model, x = copy.deepcopy(net[0]), net[1]
+    A.fuse(model)
+    tabulate(model, x)
+    assert [each.fused for each in tables_of(model)] == [True] * len(tables_of(model))
+
+
+def test_a_table_that_becomes_half_keeps_its_knots():
+    x = torch.linspace(-7.6, 8.1, 2001)
+    model = nn.Sequential(A.DELU())
+    tabulate(model, x)
+    whole = copy.deepcopy(model)
+    for dtype in (torch.half, torch.bfloat16):
+        model.to(dtype)
+        error = (model(x.to(dtype)).float() - whole(x.to(dtype).float())).abs()
+        assert error.max() <= 1.5 * torch.finfo(dtype).eps * x.abs().max()  # of values alone
+
+
+def test_inputs_are_compared_without_numpy(net: tuple[nn.Sequential, Tensor]):
+    """As the library needs torch alone: `Tensor.numpy` raises where NumPy is missing."""
+    model, x = copy.deepcopy(net[0]), net[1]
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("Numpy is not available")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "numpy", refuse, raising=False)
+        assert not tabulate(model, x).moved
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_network_that_becomes_half_later(dtype: torch.dtype):
     model, x = ByKeyword(), torch.linspace(-4, 4, 1001)

@@ -19,7 +19,7 @@ from torch.ao import quantization
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
-from activations import Activation, CosLU, DiTAC, penalty, replace_activations
+from activations import AGLU, Activation, CosLU, DiTAC, FReLU, penalty, replace_activations
 from activations.swap import kinds
 from activations.swap.copies import copied
 from activations.swap.kinds import kind_of
@@ -802,3 +802,126 @@ def test_what_a_transformers_network_does_not_know_is_listed():
 
     report = replace_activations(Pretrained(nn.Linear(3, 3), nn.ReLU()), CosLU)
     assert "left: save_pretrained and Trainer (they do not know the swap" in str(report)
+
+
+class Renamed(nn.GELU):
+    pass
+
+
+class Called(nn.LeakyReLU):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input)
+
+
+class Normalised(nn.GELU):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(self.norm(input))
+
+
+class Multiple(nn.ReLU):
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(1))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.factor * super().forward(input)
+
+
+@pytest.mark.parametrize("kind", [Renamed, Called, Normalised, Multiple])
+def test_a_class_made_from_torchs_keeps_what_it_adds(kind: type[nn.Module]):
+    model = nn.Sequential(nn.Linear(4, 4), kind(), nn.Linear(4, 4))
+    before = set(model.state_dict())
+    if kind in (Renamed, Called):
+        assert len(replace_activations(model, CosLU, example_input=torch.zeros(2, 4))) == 1
+        assert isinstance(model[1], CosLU)
+        return
+    with pytest.raises(ValueError, match=r"cannot swap .*Make it a module there, or exclude '1\."):
+        replace_activations(model, CosLU, example_input=torch.zeros(2, 4))
+    assert set(model.state_dict()) == before
+
+
+def test_aglu_and_gelu_by_tanh_are_no_outputs():
+    from timm.layers.activations import GELUTanh
+
+    for last in (AGLU(), GELUTanh()):
+        model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), last)
+        report = replace_activations(model, CosLU, example_input=torch.zeros(2, 3))
+        assert [call.name for call in report] == ["1", "3"]
+
+
+class OfWeights(nn.Module):
+    """A learned graph, as in Graph WaveNet, and a layer that is a transposed parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = (nn.Parameter(torch.randn(4, 4)) for _ in range(2))
+        self.layer, self.query = nn.Linear(4, 4), nn.Parameter(torch.randn(1, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        graph = F.softmax(F.relu(torch.mm(self.one, self.other) + 0.1), 1)
+        hidden = torch.tanh(self.layer(x) + F.gelu(self.layer(self.query)))
+        return (graph @ hidden) @ self.one.t()
+
+
+def test_what_is_computed_from_parameters_is_no_hidden_activation():
+    report = replace_activations(OfWeights(), CosLU, example_input=torch.randn(4, 4))
+    assert [call.old for call in report] == ["gelu"]  # a layer has made its input
+    assert {(each.old, each.why) for each in report.left} == {
+        ("relu", "a gate"), ("softmax", "a gate"), ("tanh", "a gate")
+    }  # fmt: skip
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), Transposed(), nn.Softplus())
+    report = replace_activations(model, CosLU, example_input=torch.randn(2, 4))
+    assert [call.name for call in report] == ["1"]  # the softplus makes an output
+
+
+class Transposed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.t()
+
+
+class Both(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.act = nn.Linear(8, 8), nn.ReLU()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1)
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        return self.encoder(self.act(self.head(x)), src_key_padding_mask=padding)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_an_encoder_that_is_excluded_computes_as_before():
+    torch.manual_seed(0)
+    model, x = Both().eval(), torch.randn(2, 5, 8)
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    with torch.no_grad():
+        before = model(x, padding)
+        options: dict[str, Any] = {"example_input": (x, padding), "match": True}
+        replace_activations(model, FReLU, exclude="encoder.*", **options)
+        torch.testing.assert_close(model(x, padding), before)
+        assert model.encoder.use_nested_tensor
+        replace_activations(model, FReLU, include="encoder.*", **options)
+        assert not model.encoder.use_nested_tensor  # it would not call the new activation
+        torch.testing.assert_close(model(x, padding)[~padding], before[~padding])
+
+
+def test_functions_that_python_calls_are_refused_with_their_line():
+    class Mapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat(list(map(F.relu, [self.layer(x)])))
+
+    with pytest.raises(ValueError, match=r"cannot swap relu.*not called by its own name"):
+        replace_activations(Mapped(), CosLU, example_input=torch.zeros(2, 4))

@@ -220,6 +220,19 @@ def test_gains_of_the_papers():
         gain(FReLU(0.0, 0.0))
 
 
+@pytest.mark.parametrize("kind", [nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Hardswish])
+def test_an_activation_in_place_counts_as_any(kind: type[nn.Module]):
+    here = kind(inplace=True)  # pyright: ignore[reportCallIssue]
+    assert gain(here) == gain(kind())
+    assert match(here, kind()) == 0
+
+
+def test_samples_have_a_column_for_each_channel():
+    for shape in ((50, 3), (5, 4, 6, 6)):
+        with pytest.raises(ValueError, match=r"samples must be \(n,\) or \(n, 4\), .*got \("):
+            match(CosLU(num_parameters=4), nn.SiLU(), torch.randn(shape))
+
+
 @functools.cache
 def digits():
     """Images in [-1, 1], labels, and which are for training."""

@@ -624,6 +624,21 @@ def test_the_new_modules_have_the_networks_dtype(factory, dtype: torch.dtype):
     assert model(x).dtype == dtype
 
 
+def test_a_dtype_that_the_factory_sets_stays():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).bfloat16()
+    x = torch.zeros(2, 3, 16, 16, dtype=torch.bfloat16)
+    replace_activations(model, partial(CosLU, dtype=torch.float32), example_input=x)
+    assert {p.dtype for p in model[1].parameters()} == {torch.float32}
+    assert model(x).dtype == torch.bfloat16
+
+
+def test_a_function_of_images_is_refused_behind_a_linear_layer():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4), nn.ReLU())
+    model(torch.zeros(2, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"LSLU needs .*, and 4 has .*\(2, 4\): exclude the call"):
+        replace_activations(model, LSLU, example_input=torch.zeros(2, 3, 8, 8))
+
+
 def test_a_transformers_fast_path_does_not_go_on_with_the_old_one():
     layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0, activation=nn.GELU(), batch_first=True)
     model, x = nn.Sequential(layer), torch.randn(2, 5, 16)
@@ -1167,6 +1182,10 @@ class Wide(nn.Module):
             {"factory": lambda: nn.Linear(7, 7)},
             r"Linear fails on the input \(2, 16, 224, 224\) of act1",
         ),
+        (
+            {"factory": {"*": CosLU, "layer3.*": FReLU}},
+            r"'layer3.\*' has no effect: .* such as layer3.0.act1, are taken by .*'\*'.* ahead",
+        ),
         ({"include": "layer9.*"}, r"'layer9.\*' fits none of 7 calls; such as"),
         ({"factory": {"act1": CosLU, "laier1*": CosLU}}, r"'laier1\*' fits none"),
         (
@@ -1183,6 +1202,7 @@ class Wide(nn.Module):
     ids=[
         "shape",
         "fails",
+        "no effect",
         "glob",
         "rule",
         "example",
