@@ -6,6 +6,8 @@ blocks, whole for the same without blocks (unless it has a forward of its own), 
 fused kernels. `saved_to_input` is what is kept for the backward pass, in multiples of the input.
 `of_copy_percent` is the share of the memory's bandwidth that a copy of x reaches, if `both` read x
 twice and its gradient once, and wrote y and the gradient of x. RIVALS lists what else is measured.
+The process keeps the memory that it frees, as train.py does: else the system would zero the pages
+of a large result anew at each call, which takes longer than most functions.
 """
 
 import sys
@@ -23,8 +25,9 @@ import activations
 from activations import Activation
 from activations.activation import precise
 from activations.gallery import KINDS
+from callbacks.machine import keep_memory
 
-from .measure import in_turns, locked, now, saved_bytes, summarize
+from .measure import check_kernels, in_turns, locked, now, saved_bytes, summarize
 from .report import at_least
 
 RIVALS = (nn.ReLU, nn.SiLU, nn.GELU, nn.Mish, nn.ELU, nn.Softsign, nn.LeakyReLU, nn.PReLU)
@@ -43,7 +46,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--per_channel", action="store_true", help="one set of parameters for each channel")
     add("--channels_last", action="store_true")
     add("--rounds", type=at_least(2), default=9)
-    add("--device", default="cpu", help="cpu or cuda")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--lock", metavar="FILE", help="time while holding the lock of this file")
 
 
@@ -53,6 +56,7 @@ def measure(options: Namespace) -> DataFrame:
         sys.exit(f"--shape takes 2 to 4 sizes, got {options.shape}")
     if options.channels_last and len(options.shape) != 4:
         sys.exit(f"--channels_last needs N C H W, got --shape {options.shape}")
+    keep_memory()
     tables = [_compare(dtype, options) for dtype in options.dtypes]
     return pd.concat(tables).sort_values(["dtype", "mode", CHART])
 
@@ -66,17 +70,24 @@ def build(options: Namespace) -> dict[tuple[str, str], nn.Module]:
     sizes: dict[str, Any] = {"channels": channels}
     sizes |= {"num_parameters": channels} if options.per_channel else {}
     sizes |= {"dims": 1} if len(options.shape) == 3 else {}
+    left = {}
     for name in options.only or KINDS:
         known = KINDS[name].size_arguments
         if options.per_channel and "num_parameters" not in known:
+            left[name] = "has no parameters a channel"
             continue
         for mode in options.modes:
             torch.manual_seed(0)
             module = KINDS[name](**{key: size for key, size in sizes.items() if key in known})
             if mode == "whole" and type(module).forward is not Activation.forward:
-                continue  # more than a formula
+                left[name] = "is more than a formula, and has no mode whole"
+                continue
             activations.fuse(module, on=mode == "activations")
             modules[name, mode] = _Whole(module) if mode == "whole" else module
+    told = [f"{name} {why}" for name, why in left.items() if options.only]
+    if len(modules) == len(RIVALS):
+        raise ValueError(f"no function is left to measure: {'; '.join(told)}")
+    print(*(f"left out: {each}" for each in told), sep="\n", end="\n" if told else "")
     return modules
 
 
@@ -109,10 +120,12 @@ def _compare(dtype: str, options: Namespace) -> DataFrame:
             if not isinstance(of, Activation) or any(of.children()):
                 module.to(DTYPES[dtype])  # torch's own, convolutions, linear layers
             _pass(module, x, grad)  # compiles, and fills the caches
+        for (_, mode), module in modules.items():
+            check_kernels(module, mode, options.device)
         kept = [saved_bytes(partial(each, x), each.parameters()) for each in modules.values()]
     runs: dict[Any, Any] = {key: partial(_pass, module, x, grad) for key, module in modules.items()}
-    copy, moved = ("copy", ""), torch.empty_like(x)
-    runs[copy] = partial(_copy, x.detach(), moved)
+    copy = ("copy", "")
+    runs[copy] = partial(_copy, x.detach())
     references = {"silu": lambda _: ("nn.SiLU", "torch"), "relu": lambda _: ("nn.ReLU", "torch")}
     if x.is_cuda:
         torch.cuda.empty_cache()  # other processes need memory, too
@@ -137,8 +150,8 @@ def _seconds(run: Callable[[], Any], x: Tensor) -> float:
     return seconds
 
 
-def _copy(x: Tensor, to: Tensor) -> dict[str, float]:
-    return dict.fromkeys(("forward", "both"), _seconds(partial(to.copy_, x), x))
+def _copy(x: Tensor) -> dict[str, float]:
+    return dict.fromkeys(("forward", "both"), _seconds(x.clone, x))  # into new memory, as they do
 
 
 def _pass(module: nn.Module, x: Tensor, grad: Tensor) -> dict[str, float]:

@@ -46,6 +46,9 @@ def add_options(parser: ArgumentParser) -> None:
 
 def measure(options: Namespace) -> DataFrame:
     """One row for generated CIFAR images, and one for each data set whose folder is given."""
+    for name in KINDS:
+        if (root := getattr(options, name)) and not Path(root).is_dir():
+            raise FileNotFoundError(f"--{name} {root}: no such folder")
     rows = [{"data": "CIFAR, generated", **rates(generated(50_000, BATCH))}]
     with tempfile.TemporaryDirectory() as cache:
         for name in KINDS:

@@ -26,8 +26,12 @@ fi
 packed=()
 lock=$name/spec.lock.yaml
 if [ -e "results/studies/$lock" ] && [ ! -e "studies/$lock" ]; then packed=(--packed); fi
-# what has not ended by then is stopped, and would go on from its checkpoint
+# what has not ended by then is stopped (124), and would go on from its checkpoint
+set +e
 timeout "${minutes}m" "$python" -m study run "$spec" --dir "studies/$name" --set "data.root=$data" \
-  --jobs "$jobs" --minutes "$minutes" "${packed[@]}" 2>&1 | tee "$out/$name.log" || true
+  --jobs "$jobs" --minutes "$minutes" "${packed[@]}" 2>&1 | tee "$out/$name.log"
+status=${PIPESTATUS[0]}
+set -e
+case $status in 0 | 124 | 130 | 143) ;; *) echo "the study failed ($status): nothing is packed"; exit "$status" ;; esac
 "$python" -m study pack "studies/$name"
 tar czf "$out/$name.tgz" -C results/studies "$name"

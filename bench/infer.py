@@ -6,7 +6,6 @@ threads and by all. A function of ours is measured by its formula, and as a `tab
 (`activations.tabulate`). Compared are functions by the same engine and threads, in turns.
 """
 
-import os
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pandas import DataFrame
 from torch import Tensor, nn
 
 from activations import Activation, fold, tabulate
+from datamodules.workers import cores
 from models import Classifier
 from models.export import FILES, check_formats, write
 
@@ -60,7 +60,7 @@ def measure(options: Namespace) -> DataFrame:
             if {"onnxruntime", "openvino"} & {*engines}:
                 write(network, (torch.cat([x, x])[:2],), ["onnx"], files[key], {})
         for engine in engines:
-            for threads in sorted({options.threads, os.cpu_count() or 1}):
+            for threads in sorted({options.threads, cores()}):
                 torch.set_num_threads(threads)
                 runs = {}
                 for key, network in networks.items():

@@ -1,4 +1,6 @@
-"""What Lightning, our callbacks and the loggers add to a bare PyTorch loop.
+"""What Lightning, its callbacks, our schedule and monitor, and a logger add to a bare PyTorch loop.
+
+Left out of what `train.py` has: the results, the pictures of the monitor, and the tests.
 
 All variants train the same network on the same batches, made by the project's own loader from
 generated images of CIFAR's shape. Each runs in a thread of its own, and they take turns batch by
@@ -61,7 +63,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--batch_size", type=at_least(2), default=128)
     add("--steps", type=at_least(2), default=40, help="batches an epoch")
     add("--epochs", type=at_least(2), default=5, help="epochs that count; one more comes first")
-    add("--device", default="cpu", help="cpu or cuda")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
 
 
 def bare(batches: Turns, model: Classifier, options: Namespace) -> None:

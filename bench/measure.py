@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from pandas import DataFrame
-from torch import Tensor
+from torch import Tensor, nn
 
+from activations import Activation
+from activations.fusion import kernel
 from datamodules import CIFAR10
 from datamodules.loader import ImageLoader
 
@@ -19,7 +21,7 @@ from datamodules.loader import ImageLoader
 def now(device: torch.device | str = "cpu") -> float:
     """Seconds on a clock, read when `device` has finished its work."""
     if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
@@ -82,6 +84,22 @@ def locked(file: str | None, *, alone: bool) -> Iterator[None]:
         if not alone:
             fcntl.flock(gate, fcntl.LOCK_UN)
         yield
+
+
+def check_kernels(model: nn.Module, mode: str, device: str) -> None:
+    """Stop where what was asked for is not what runs, so that its times have the wrong name.
+
+    Raises:
+        RuntimeError: an activation was not compiled, or not computed in blocks.
+    """
+    for module in model.modules():
+        expression = module.expression() if isinstance(module, Activation) else None
+        failed = expression and kernel.given_up(expression, device, compiled=mode == "activations")
+        if failed and mode in ("activations", "off"):
+            raise RuntimeError(
+                f"{type(module).__name__} in mode {mode} {failed} (see the warning above): mend "
+                "that, or measure other modes (--modes)"
+            )
 
 
 def saved_bytes(forward: Callable[[], Any], own: Iterable[Tensor] = ()) -> int:

@@ -28,7 +28,9 @@ def title(about: dict[str, Any]) -> str:
     """The settings, machine, torch and commit in one line."""
     named = {key: about[key] for key in ("processor", "gpu", "load", "torch", "commit")}
     words = {**about["settings"], **named}.items()
-    return ", ".join(f"{key} {value}" for key, value in words if value not in (None, False))
+    return ", ".join(
+        f"{k} {value}" for k, value in words if value is not None and value is not False
+    )
 
 
 def show(table: DataFrame) -> str:
@@ -43,7 +45,7 @@ def write(path: Path, about: dict[str, Any], table: DataFrame) -> None:
     """Write `path`.json (the rows, settings and machine) and `path`.csv (the rows)."""
     rows = table.astype(object).where(table.notna(), None).to_dict("records")  # JSON has no NaN
     with replacing(path.with_suffix(".json")) as unfinished:
-        unfinished.write_text(json.dumps({**about, "rows": rows}, indent=1))
+        unfinished.write_text(json.dumps({**about, "rows": rows}, indent=1, default=str))
     with replacing(path.with_suffix(".csv")) as unfinished:
         table.to_csv(unfinished, index=False)
 

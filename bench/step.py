@@ -28,7 +28,7 @@ from activations import Activation, parameter_groups
 from callbacks.machine import keep_memory
 from models import Classifier
 
-from .measure import compile_all, in_turns, locked, saved_bytes, summarize, timed
+from .measure import check_kernels, compile_all, in_turns, locked, saved_bytes, summarize, timed
 from .report import at_least
 
 RIVALS: dict[str, Callable[[], nn.Module]] = {
@@ -61,7 +61,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--layout", choices=("channels_last", "contiguous"), default="channels_last")
     add("--batch_size", type=at_least(2), default=128)
     add("--rounds", type=at_least(2), default=9)
-    add("--device", default="cpu", help="cpu or cuda")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--lock", metavar="FILE", help="time while holding the lock of this file")
     add("--keep_memory", action="store_true", help="do not return memory, as train.py does")
 
@@ -122,7 +122,8 @@ def measure(options: Namespace) -> DataFrame:
         tempfile.TemporaryDirectory() as cache,  # where nothing is compiled yet
         patch.dict(os.environ, {"TORCHINDUCTOR_CACHE_DIR": cache}),
     ):
-        once = 0.0 if options.modes == ["off"] else start_compiler(options.device)
+        with locked(options.lock, alone=False):
+            once = 0.0 if options.modes == ["off"] else start_compiler(options.device)
         cases = [(n, d) for n in options.networks for d in options.dtypes]
         return pd.concat([_compare(*case, once, options) for case in cases])
 
@@ -143,8 +144,9 @@ def _compare(network: str, dtype: str, once: float, options: Namespace) -> DataF
         for mode in modes:
             key = function, mode
             with locked(options.lock, alone=False):
-                _, steps[key], count = training(function, mode, dtype, network, options)
+                model, steps[key], count = training(function, mode, dtype, network, options)
                 first[key] = steps[key]()["wall"] + (0.0 if mode == "off" else once)
+                check_kernels(model, mode, options.device)
                 steps[key]()
                 if options.device == "cuda":
                     before = torch.cuda.memory_allocated()

@@ -125,6 +125,13 @@ def evaluate(
     return result
 
 
+def given_up(expression: Expression, device: str, *, compiled: bool) -> str:
+    """What kept an expression from being compiled, or computed in blocks; empty if nothing did."""
+    if compiled:
+        return "did not compile" if {expression.kind, device} & _PLAIN else ""
+    return "is not computed in blocks" if expression.kind in _WHOLE else ""
+
+
 def _give_up(what: str | Expression, error: Exception) -> None:
     """Compute `what`, a device or a kind of expressions, plainly from now on, and say so."""
     device = isinstance(what, str)
