@@ -113,7 +113,7 @@ def fit(activation: nn.Module, reference: Function, samples: Tensor | None) -> F
     device = next(twin.parameters(), torch.empty(0)).device
     normal = torch.special.ndtri((torch.arange(2001, dtype=torch.float64) + 0.5) / 2001)
     x = (normal if samples is None else samples.detach()).to(device, torch.float64)
-    if x.dim() > 2 or (x.dim() == 2 and x.shape[1] not in (1, channels)):
+    if channels > 1 and x.dim() > 1 and x.shape[1:] not in ((1,), (channels,)):
         raise ValueError(
             f"samples must be (n,) or (n, {channels}), one column for each channel, got "
             f"{tuple(x.shape)}: bring the channels to the end, and flatten the rest"

@@ -231,6 +231,7 @@ def test_samples_have_a_column_for_each_channel():
     for shape in ((50, 3), (5, 4, 6, 6)):
         with pytest.raises(ValueError, match=r"samples must be \(n,\) or \(n, 4\), .*got \("):
             match(CosLU(num_parameters=4), nn.SiLU(), torch.randn(shape))
+    assert match(CosLU(), nn.SiLU(), torch.randn(50, 3)) < 1e-3  # all are numbers of one function
 
 
 @functools.cache
