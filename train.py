@@ -14,7 +14,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from inspect import signature
 from pathlib import Path
 from types import FrameType
@@ -142,12 +142,13 @@ class SaveConfig(SaveConfigCallback):
         here = Path(self.config.get("ckpt_path") or "").resolve()
         if here.is_relative_to(folder.resolve()):  # the run goes on in its folder
             self.config.ckpt_path = None
-        self.overwrite = True
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
-        with replacing(file) if trainer.is_global_zero else nullcontext(file) as unfinished:
-            self.config_filename = str(unfinished.absolute())
-            super().setup(trainer, pl_module, "fit")
+            with replacing(file) as unfinished:
+                name = str(unfinished.absolute())
+                self.parser.save(
+                    self.config, name, skip_none=False, overwrite=True, multifile=False
+                )
 
 
 class CountingTrainer(Trainer):
@@ -220,7 +221,7 @@ class CLI(LightningCLI):
         if path in (None, "", "hpc"):
             return
         if Path(path).is_dir():  # of a run
-            place = config.last_checkpoint.dirpath or Path(path, "checkpoints")
+            place = expanded(config.last_checkpoint.dirpath or Path(path, "checkpoints"))
             last = Path(place, f"{config.last_checkpoint.filename}.ckpt")
             path = config.ckpt_path = str(last if subcommand == "fit" else find(path))
         known = read_checkpoint(path, signature(Classifier).parameters, config.trust)
@@ -295,7 +296,7 @@ class CLI(LightningCLI):
         places += [(config[name], "dirpath") for name in ("checkpoint", "last_checkpoint")]
         for options, option in places:  # loggers do so, checkpoints do not
             if isinstance(place := options.get(option), str | os.PathLike):
-                options[option] = os.path.expandvars(os.path.expanduser(place))
+                options[option] = expanded(place)
         for each in of_loggers:
             if trainer.default_root_dir and each.get("save_dir") == "runs":
                 each.save_dir = str(trainer.default_root_dir)  # as Lightning's own logger does
@@ -306,6 +307,14 @@ class CLI(LightningCLI):
         path, arguments = str(getattr(first, "class_path", "")), getattr(first, "init_args", None)
         if path.endswith(".TensorBoardLogger"):
             self._choose_folder(config, arguments)
+        run = Path(config.ckpt_path or "").absolute().parent.parent
+        changed = other_splits(run, config.data) if self.subcommand in ("test", "validate") else []
+        if changed:
+            rank_zero_warn(
+                f"the {'test' if self.subcommand == 'test' else 'validation'} set may hold samples "
+                "on which the network was trained, since these options of the data were others "
+                f"then: {'; '.join(changed)}"
+            )
         own = path.endswith((".TensorBoardLogger", ".CSVLogger")) and self.subcommand == "fit"
         claims = not (trainer.fast_dev_run or cast(Any, rank_zero_only).rank)
         if own and claims and arguments and arguments.version is None:
@@ -331,11 +340,6 @@ class CLI(LightningCLI):
                 arguments.save_dir, arguments.name = os.path.relpath(run), ""
                 self.tested = about_test(path, config.data)
                 arguments.version = folder_of_test(run, self.tested)
-            if changed := other_splits(run, config.data):
-                rank_zero_warn(
-                    "the test set may hold samples on which the network was trained, since these "
-                    f"options of the data were others then: {'; '.join(changed)}"
-                )
         elif path.name == last and config.last_checkpoint.dirpath is None:
             if is_elsewhere(run.resolve(), arguments, typed):
                 return
@@ -457,10 +461,10 @@ class CLI(LightningCLI):
         results = callbacks_of(trainer, Results)
         forget_averages(trainer)
         chosen = {False: [], True: ["best"], "both": ["last", "best"]}.get(asked, [asked])
-        if "best" in chosen and not best_path(trainer) and callbacks_of(trainer, BestCheckpoint):
+        if "best" in chosen and not best_path(trainer) and not vars(trainer).get("fast_dev_run"):
             rank_zero_warn(
-                "no best checkpoint was saved (no epoch was validated, or save_top_k is 0): the "
-                "last weights are tested"
+                "no best checkpoint was saved (no epoch was validated, checkpoint.save_top_k is 0, "
+                "or trainer.enable_checkpointing false): the last weights are tested"
             )
             chosen = ["last"]
         lines = [run_results(trainer, "val")] if not chosen else []
@@ -521,6 +525,11 @@ def about_test(checkpoint: Path, data: Any) -> dict[str, Any]:
     if isinstance(root := options.get("root"), str):
         options["root"] = os.path.abspath(os.path.expanduser(root))
     return {"checkpoint": checkpoint.name, "data": {**spec, "init_args": options}}
+
+
+def expanded(place: str | os.PathLike[str]) -> str:
+    """A path with the variables and the home that it names."""
+    return os.path.expandvars(os.path.expanduser(place))
 
 
 def other_splits(run: Path, data: Any) -> list[str]:

@@ -150,7 +150,7 @@ class BestCheckpoint(ModelCheckpoint):
         folder, beside = Path(str(self.dirpath)), Path(resumed_from(trainer)).parent
         scores: dict[str, Any] = {}
         # a run may have been killed after it had saved its first best, and before a checkpoint
-        recorded = {state["best_model_path"]: None, self.format_checkpoint_name({}): None}
+        recorded = {state["best_model_path"] or self.format_checkpoint_name({}): None}
         for old, score in (recorded | state["best_k_models"]).items():
             name = Path(old).name
             source = next((p for p in (beside / name, Path(old)) if name and p.is_file()), None)
@@ -233,7 +233,8 @@ class LastCheckpoint(ModelCheckpoint):
         **more: Any,
     ) -> None:
         for name, usual in _OF_A_CHOICE.items():
-            if more.get(name, usual) not in (None, False, usual):
+            value = more.get(name, usual)
+            if not (value is None or value is False or value == usual):
                 raise ValueError(
                     f"last_checkpoint.{name} {more[name]!r} has no effect: the last checkpoint is "
                     f"not chosen. Use --checkpoint.{name}"

@@ -105,7 +105,7 @@ class ActivationMonitor(Callback):
         self._health: dict[str, dict[str, float]] = {}
         self._every, self._epoch = self._interval(trainer), trainer.current_epoch
         self.last = sites.read_values(self._sites)
-        if not (trainer.global_step and self.first):
+        if not (trainer.global_step and self._shapes):  # which a start has, also of ReLU alone
             self.first, self._shapes, self._earlier = self.last, [("at the start", self.last)], None
         elif self.record and not resumed_from(trainer):  # fit was called again
             self._earlier = self.record.path

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sized
 from contextlib import suppress
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +130,8 @@ class Results(Callback):
     def _begin(self) -> None:
         self._begun = True
         if self._folder:
-            old = [self._folder / FILE, self._folder / TEST, *self._folder.glob("test_*.csv")]
-            for file in old:
+            written = [self._folder.glob(name) for name in ("test_*.csv", "confusion*.png")]
+            for file in chain([self._folder / FILE, self._folder / TEST], *written):
                 file.unlink(missing_ok=True)
 
     def on_train_batch_end(

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import (
     BaseFinetuning,
     BatchSizeFinder,
     EarlyStopping,
+    GradientAccumulationScheduler,
     ModelPruning,
     StochasticWeightAveraging,
     Timer,
@@ -553,7 +554,12 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer, of weights and of activations' own parameters, and the scheduler."""
         optimizer = self._optimizer(self.backbone)
+        if all(group["name"] != "activations" for group in optimizer.param_groups):
+            given = {"activation_lr_scale": 1.0, "activation_weight_decay": 0.0}
+            for name in (name for name, usual in given.items() if getattr(self, name) != usual):
+                rank_zero_warn(f"--model.{name} has no effect: no activation learns a shape here")
         if self.lr_scheduler is None:
+            self._check_accumulation("the default cosine")
             if self.lr_scheduler_interval == "epoch":
                 raise ValueError(
                     "lr_scheduler_interval: epoch has no effect on the default cosine, which moves "
@@ -574,6 +580,8 @@ class Classifier(LightningModule):
 
             return [optimizer], [{"scheduler": LambdaLR(optimizer, cosine), "interval": "step"}]
         scheduler = self._scheduler(optimizer, self._steps)
+        if isinstance(scheduler, OneCycleLR):
+            self._check_accumulation("OneCycleLR")
         if isinstance(scheduler, OneCycleLR) and self._has_callback(BatchSizeFinder):
             raise ValueError(
                 "BatchSizeFinder changes the number of steps after OneCycleLR was made for it: "
@@ -633,6 +641,16 @@ class Classifier(LightningModule):
 
     def _has_callback(self, kind: type[Callback]) -> bool:
         return any(isinstance(each, kind) for each in getattr(self._trainer, "callbacks", ()))
+
+    def _check_accumulation(self, plan: str) -> None:
+        """Refuse a number of steps that changes with the epochs, where they are planned."""
+        for each in getattr(self._trainer, "callbacks", ()):
+            if isinstance(each, GradientAccumulationScheduler):
+                raise ValueError(
+                    f"{plan} is planned by steps, whose number in an epoch "
+                    "GradientAccumulationScheduler changes: use --trainer.accumulate_grad_batches, "
+                    "or a scheduler that moves by epochs, such as --model.lr_scheduler StepLR"
+                )
 
     def _steps(self) -> int:
         """Planned optimizer steps."""

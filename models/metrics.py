@@ -282,7 +282,9 @@ def log_classes(module: LightningModule, matrix: Tensor) -> None:
         found = zip(names, values, strict=True)
         known = {f"test_{measure}/{name}": value for name, value in found if value >= 0}
         module.log_dict(known, sync_dist=True)  # pyright: ignore[reportArgumentType]
-    folder = trainer.log_dir  # all processes must ask for it
+    folder = trainer.log_dir or trainer.default_root_dir  # all processes must ask for it
+    if getattr(trainer, "fast_dev_run", False):
+        return
     first = module.loggers[0] if module.loggers else None
     if folder and first and not isinstance(first, TensorBoardLogger | CSVLogger):
         folder = Path(folder, str(first.name), str(first.version))  # that of all runs

@@ -239,6 +239,7 @@ def find(path: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: the folder holds no checkpoint and no exported network.
+        ValueError: the best checkpoint of the run is in another folder.
     """
     path = Path(path)
     if path.name == WEIGHTS and path.with_name(CONFIG).is_file():  # of an exported folder
@@ -250,6 +251,11 @@ def find(path: str | Path) -> Path:
     for folder in (path / "checkpoints", path):
         for name in (*_best_of_several(folder), "best.ckpt", "last.ckpt"):
             if (folder / name).is_file():
+                if name == "last.ckpt" and (best := _best_elsewhere(folder / name)):
+                    raise ValueError(
+                        f"{str(path)!r} holds its last checkpoint, and its best one is "
+                        f"{str(best)!r}: name the file that you want"
+                    )
                 return folder / name
     raise FileNotFoundError(
         f"{str(path)!r} holds no checkpoint (best.ckpt or last.ckpt) and no exported network: give "
@@ -262,13 +268,22 @@ def _best_of_several(folder: Path) -> list[str]:
     files = {file.name for file in folder.glob("*.ckpt")}
     if not files - {"best.ckpt", "last.ckpt"} or "last.ckpt" not in files:
         return []
+    return [name for path in _recorded(folder / "last.ckpt") if (name := Path(path).name) in files]
+
+
+def _best_elsewhere(last: Path) -> Path | None:
+    """The best checkpoint that `last` names in another folder, if it is there."""
+    found = (Path(path) for path in _recorded(last) if path)
+    return next((each for each in found if each.parent != last.parent and each.is_file()), None)
+
+
+def _recorded(last: Path) -> list[str]:
+    """The paths of the best checkpoint that a last one names."""
     try:
-        last = torch.load(folder / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
-        states = last["callbacks"].items()
-        paths = [value["best_model_path"] for key, value in states if key.startswith("Best")]
+        states = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["callbacks"]
+        return [v["best_model_path"] for k, v in states.items() if k.startswith("Best")]
     except Exception:  # another file than it seems: who loads it is told
         return []
-    return [name for path in paths if (name := Path(path).name) in files]
 
 
 def _read_exported(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -503,6 +503,31 @@ def test_the_best_of_several_checkpoints_is_found(tmp_path: Path):
     assert torch.load(find(tmp_path), weights_only=True)["epoch"] == 2
 
 
+def test_a_best_checkpoint_in_another_folder_is_named(tmp_path: Path):
+    best = BestCheckpoint(tmp_path / "scratch", "best", "val/loss")
+    last = LastCheckpoint(dirpath=tmp_path / "run/checkpoints", filename="last")
+    run = trainer(tmp_path, best, last, enable_checkpointing=True, max_epochs=1)
+    run.fit(Small(), datamodule=Tiny())
+    with pytest.raises(ValueError, match=r"its best one is '.*scratch/best.ckpt': name the file"):
+        find(tmp_path / "run")
+    shutil.rmtree(tmp_path / "scratch")
+    assert find(tmp_path / "run").name == "last.ckpt"
+
+
+def test_the_best_of_another_run_in_the_folder_is_not_taken_over(tmp_path: Path):
+    def fit(epochs: int, path: Path | None = None) -> BestCheckpoint:
+        best = BestCheckpoint(tmp_path, "best", "val/loss")
+        last = LastCheckpoint(dirpath=tmp_path / "run", filename="last")
+        run = trainer(tmp_path, best, last, enable_checkpointing=True, max_epochs=epochs)
+        run.fit(Small(), datamodule=Tiny(), ckpt_path=path)
+        return best
+
+    torch.save({"global_step": 1, "callbacks": {}}, tmp_path / "best.ckpt")  # of the other one
+    assert Path(fit(1).best_model_path).name == "best-v1.ckpt"
+    assert Path(fit(2, tmp_path / "run/last.ckpt").best_model_path).name.startswith("best-v1")
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["global_step"] == 1
+
+
 def test_a_tuner_and_a_rate_that_follows_results(tmp_path: Path):
     last = LastCheckpoint(dirpath=tmp_path, filename="last")
     tuner = LearningRateFinder(num_training_steps=3)

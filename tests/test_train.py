@@ -18,6 +18,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.loggers import Logger
 
 import activations as A
 import train
@@ -297,13 +298,17 @@ def test_one_batch_is_not_all_of_them(tmp_path: Path, capsys: Any):
     assert list(map(repr, limits)) == ["1", "1", "1.0", "0.5"]
 
 
-@pytest.mark.filterwarnings("ignore:no best checkpoint was saved", "ignore:.ModelCheckpoint")
+@pytest.mark.filterwarnings("ignore:.ModelCheckpoint")
+@pytest.mark.parametrize(
+    "without", ["--trainer.limit_val_batches 0", "--trainer.enable_checkpointing false"]
+)
 def test_last_weights_are_not_called_the_best(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, without: str
 ):
     monkeypatch.chdir(tmp_path)
-    command("fit --data Digits --model.backbone resnet8 --trainer.max_steps 1 "
-            "--trainer.limit_val_batches 0 --test_after_fit both")  # fmt: skip
+    with pytest.warns(UserWarning, match="no best checkpoint was saved"):
+        command("fit --data Digits --model.backbone resnet8 --trainer.max_steps 1 "
+                f"--test_after_fit both {without}")  # fmt: skip
     assert len(re.findall(r"^test ", capsys.readouterr().out, re.MULTILINE)) == 1
     [results] = tmp_path.rglob("results.json")
     assert list(json.loads(results.read_text())["test"]) == ["last"]
@@ -513,7 +518,43 @@ def test_beats_that_came_cut_out_are_other_data():
 def test_a_last_checkpoint_is_not_chosen():
     with pytest.raises(ValueError, match=r"last_checkpoint.monitor 'val/loss' has no effect"):
         LastCheckpoint(monitor="val/loss")
+    with pytest.raises(ValueError, match=r"last_checkpoint.save_top_k 0 has no effect"):
+        LastCheckpoint(save_top_k=0)
     LastCheckpoint(monitor=None, mode="min", save_top_k=1, save_last=False)
+
+
+class Nowhere(Logger):
+    """As of a service: it has no folder."""
+
+    @property
+    def name(self) -> str:
+        return "service"
+
+    @property
+    def version(self) -> str:
+        return "a1"
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+def test_a_logger_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    command("fit --data Digits --model.backbone resnet8 --trainer.max_steps 1 "
+            "--trainer.limit_val_batches 1 --test_after_fit last "
+            f"--trainer.logger {__name__}.Nowhere --trainer.enable_checkpointing false")  # fmt: skip
+    written = {file.name for file in (tmp_path / "service/a1").iterdir()}
+    assert written >= {"config.yaml", "results.json", "confusion.png"}
+
+
+def test_paths_may_name_home_and_variables(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SCRATCH", "/mnt/x")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert train.expanded("$SCRATCH/ck") == "/mnt/x/ck"
+    assert train.expanded(Path("~/ck")) == "/home/me/ck"
 
 
 def test_options_of_a_swap_without_an_activation_are_told(

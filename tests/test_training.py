@@ -1,6 +1,7 @@
 """Schedule, alternation and monitor together under Lightning's own options."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
+    GradientAccumulationScheduler,
     ModelPruning,
     StochasticWeightAveraging,
     WeightAveraging,
 )
 from lightning.pytorch.plugins import TorchSyncBatchNorm
 from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
 from activations import (
     Activation,
@@ -268,3 +271,22 @@ def test_a_network_that_gives_no_numbers_is_not_chosen(tmp_path: Path):
     loaded.load_state_dict(model.state_dict())
     with pytest.warns(UserWarning, match=f"{told}, which count as the first class"):
         trainer(tmp_path).test(loaded, datamodule=Tiny(), verbose=False)
+
+
+def test_a_plan_by_steps_refuses_a_number_of_steps_that_changes(tmp_path: Path):
+    for scheduler in (None, partial(OneCycleLR, max_lr=0.1)):
+        run = trainer(tmp_path, GradientAccumulationScheduler({0: 4, 2: 1}))
+        with pytest.raises(
+            ValueError, match=r"planned by steps, .*--trainer.accumulate_grad_batches"
+        ):
+            run.fit(classifier(nn.ReLU, lr_scheduler=scheduler), datamodule=Tiny())
+    by_epochs = partial(StepLR, step_size=1)
+    run = trainer(tmp_path, GradientAccumulationScheduler({0: 4, 1: 1}), max_epochs=2)
+    run.fit(classifier(nn.ReLU, lr_scheduler=by_epochs), datamodule=Tiny())
+
+
+def test_options_of_shapes_that_no_activation_learns_are_told(tmp_path: Path):
+    for options in ({"activation_lr_scale": 0.1}, {"activation_weight_decay": 0.01}):
+        run = trainer(tmp_path, max_epochs=1, limit_train_batches=1)
+        with pytest.warns(UserWarning, match=rf"--model.{next(iter(options))} has no effect"):
+            run.fit(classifier(nn.SiLU, **options), datamodule=Tiny())

@@ -31,6 +31,10 @@ def halves(step: int) -> float:
     return 0.5 ** sum(step // STEPS >= each for each in (2, 4))
 
 
+def restarts(step: int) -> float:
+    return 0.1 if step // STEPS in (1, 3) else 1.0
+
+
 class Planned(Small):
     """Shapes learn three times as fast; the plan moves by step, by epoch, or never."""
 
@@ -44,6 +48,7 @@ class Planned(Small):
         schedules: dict[Any, Callable[[], Any]] = {
             None: lambda: None,
             cosine: lambda: {"scheduler": LambdaLR(optimizer, cosine), "interval": "step"},
+            restarts: lambda: {"scheduler": LambdaLR(optimizer, restarts), "interval": "step"},
             halves: lambda: {"scheduler": MultiStepLR(optimizer, [2, 4]), "interval": "epoch"},
         }
         if isinstance(found := schedules[self.plan](), dict) and self.plan is halves:
@@ -78,6 +83,9 @@ RAMPS: dict[str, tuple[dict[str, Any], Any, dict[int, float | None]]] = {
     "epoch": ({"backbone_initial_ratio_lr": 0.3}, halves, {1: 0.03, 2: None, 3: None, 4: None}),
     "step": ({"backbone_initial_lr": 0.02, "unfreeze_backbone_at_epoch": 2}, cosine,
              {2: 0.02, 3: None, 4: None}),
+    "restarts": ({"lambda_func": lambda epoch: 2.0}, restarts, {1: 0.001, 2: 0.002, 3: 0.004, 4: 0.008}),
+    "caught up": ({"lambda_func": lambda epoch: 1.5, "backbone_initial_ratio_lr": 1.0}, restarts,
+                  {1: None, 2: None, 3: None, 4: None}),
     "beyond": ({"backbone_initial_lr": 0.001, "should_align": False,
                 "lambda_func": lambda epoch: float(epoch)}, halves,
                {1: 0.001, 2: 0.003, 3: 0.012, 4: 0.06}),
@@ -107,6 +115,15 @@ def test_lightnings_ramp_by_hand(tmp_path: Path, name: str):
     assert [group["name"] for group in groups] == ["weights", "activations"]
     assert [group["weight_decay"] for group in groups] == [0.01, 0.003]
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_without_a_ramp_the_others_have_the_heads_rate_also_where_it_rises(tmp_path: Path):
+    model, expected = Planned(restarts), Small()
+    run = trainer(tmp_path, HeadFirst(1, head=["fc.*"]), max_epochs=EPOCHS)
+    run.fit(model, datamodule=Tiny())
+    by_hand(expected, restarts, lambda epoch, step: 0.1 * restarts(step) if epoch else None)
+    for key, value in expected.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[key], value, rtol=1e-5, atol=1e-6)
 
 
 def test_train_bn_false_leaves_batch_normalisation(tmp_path: Path):

@@ -439,6 +439,23 @@ def test_a_resumed_run_keeps_the_history(tmp_path: Path):
     assert files[0].read_text() == files[1].read_text()
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_network_that_learns_no_shape_keeps_its_history(tmp_path: Path):
+    """Such as the baseline, ReLU: its dead units and its inputs are in the file."""
+    found = []
+    for epochs, path in ((1, None), (2, tmp_path / "1/last.ckpt")):
+        logger = CSVLogger(tmp_path, f"log {epochs}")
+        last = ModelCheckpoint(tmp_path / f"{epochs}", "last")
+        monitor = ActivationMonitor(4, figure=False)
+        run = trainer(tmp_path, monitor, last, logger=logger, enable_checkpointing=True,
+                      max_epochs=epochs)  # fmt: skip
+        run.fit(classifier(nn.ReLU), datamodule=Tiny(), ckpt_path=path)
+        found.append(rows(logger.log_dir))
+    assert found[0]
+    assert found[1][: len(found[0])] == found[0]
+    assert len(found[1]) > len(found[0])
+
+
 def test_quantiles_of_the_inputs(tmp_path: Path):
     """Each of the 101 has the same share of the inputs around it; they stay after a resume."""
     import pandas

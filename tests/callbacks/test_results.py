@@ -327,3 +327,13 @@ def test_the_best_weights_of_the_middle_of_a_schedule_are_told(
     first = ["--checkpoint.monitor=train/loss", "--checkpoint.mode=max", "--schedule.end=1.0"]
     with pytest.warns(UserWarning, match="the best checkpoint is of the middle of a schedule"):
         train.main([*words, *first, "--test_after_fit=best"])
+
+
+def test_pictures_of_an_earlier_test_do_not_stay(tmp_path: Path):
+    results = Results()
+    results._folder = tmp_path
+    for name in ("results.json", "confusion.png", "confusion_best.png", "test_rhythm.csv"):
+        (tmp_path / name).touch()
+    (tmp_path / "metrics.csv").touch()
+    results.on_train_batch_start()
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
