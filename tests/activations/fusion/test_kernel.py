@@ -1091,3 +1091,11 @@ def test_two_processes(tmp_path):
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
     )
     assert "same gradients" in done.stdout, done.stderr[-2000:]
+
+
+def test_vectors_are_copied_whole_where_they_have_512_bits(monkeypatch: pytest.MonkeyPatch):
+    """A look at the flag alone: what it saves is measured by `python -m bench activations`."""
+    flag = "cpp.enable_floating_point_contract_flag"
+    for capability, expected in (("AVX512", "fast -mprefer-vector-width=512"), ("AVX2", "fast")):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda c=capability: c)
+        assert fusion._options("cpu", False, True)[flag] == expected
