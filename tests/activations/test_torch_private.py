@@ -1,5 +1,6 @@
 """Each part of torch that it does not promise to keep, by name."""
 
+import functools
 import io
 import os
 import warnings
@@ -210,6 +211,7 @@ def test_lower_pointwise_subgraph(monkeypatch: pytest.MonkeyPatch):
 
 
 ANGLE = {"_unmask_angle", "_unbound_angle"}
+later = functools.partial(pytest.param, marks=pytest.mark.slow)  # 20 s each to compile
 
 
 @pytest.mark.parametrize(
@@ -218,17 +220,12 @@ ANGLE = {"_unmask_angle", "_unbound_angle"}
         (A.CosLU, torch.float32, {"sine", "cosine", "sigmoid"} | ANGLE),
         (A.DELU, torch.float32, {"decay_m1", "sigmoid"}),
         (A.Swish, torch.float32, {"sigmoid", "_drop_far_bound", "_find_size_in_mask"}),
-        pytest.param(
-            A.AGLU,
-            torch.float32,
-            {"log1p", "exp", "decay", "_find_size", "_join_branches"},
-            marks=pytest.mark.slow,
-        ),
+        later(A.AGLU, torch.float32, {"log1p", "exp", "decay", "_find_size", "_join_branches"}),
         (A.EELU, torch.float32, {"positive_erf", "exp"}),
-        (A.DiTAC, torch.float32, {"erfc", "exp"}),
+        later(A.DiTAC, torch.float32, {"erfc", "exp"}),
         (A.CosLU, torch.bfloat16, {"rough_sine", "rough_cosine"} | ANGLE),
         (A.DELU, torch.bfloat16, {"rough_expm1", "sigmoid"}),
-        (A.AGLU, torch.bfloat16, {"rough_log1p", "rough_exp", "rough_decay"}),
+        later(A.AGLU, torch.bfloat16, {"rough_log1p", "rough_exp", "rough_decay"}),
     ],
 )
 def test_every_shortcut_still_applies(
