@@ -195,8 +195,9 @@ def functions(options: Namespace) -> Iterator[dict[str, Any]]:
         for name in names
     }
     table: Any = side_by_side(options, "activations", runs)
-    columns = ["function", "mode", "size", "dtype", "both_to_silu", "of_copy_percent"]
-    table = table if len(table) else DataFrame(columns=columns)
+    if table.empty:
+        columns = ["function", "mode", "size", "dtype", "both_to_silu", "of_copy_percent"]
+        table = DataFrame(columns=columns)
     own = table[(table["mode"] == "activations") & (table["size"] == "large")]
     few, slow = ([name for name in names if name in which] for which in (FEW, SLOW))
     for dtype in ("bfloat16", "float32"):
@@ -209,7 +210,7 @@ def functions(options: Namespace) -> Iterator[dict[str, Any]]:
 
 
 def _row(wanted: str, found: Any, good: Callable[[Any], Any]) -> dict[str, Any]:
-    """Whether all of the planned values are there and `good`; those that are not come first."""
+    """Whether all of the planned values are there and `good`, and which are not."""
     measured = found.dropna()
     bad = measured[~good(measured)]
     said = f"{len(measured) - len(bad)} of {len(found)}"
@@ -240,26 +241,30 @@ def _function(name: str, size: str, dtype: str, options: Namespace) -> DataFrame
 def steps(options: Namespace) -> Iterator[dict[str, Any]]:
     """Training steps of whole networks."""
     small = [{"networks": ["resnet8"], "batch_size": 4, "activations": ["CosLU"]}]
-    runs = {
-        " ".join([*words["networks"], *words.get("modes", []), dtype]): partial(
-            _steps, {**words, "dtypes": [dtype]}, options
-        )
+    plans = [
+        {**words, "dtypes": [dtype]}
         for words in (small if options.quick else STEPS)
         for dtype in ("float32", "bfloat16")
+    ]
+    runs = {
+        " ".join([*plan["networks"], *plan.get("modes", []), *plan["dtypes"]]): partial(
+            _steps, plan, options
+        )
+        for plan in plans
     }
     table: Any = side_by_side(options, "step", runs)
-    for key in runs:
-        network, *mode, dtype = key.split()
-        if mode:  # the whole network compiled
+    if table.empty:
+        table = DataFrame(columns=["function", "mode", "network", "dtype", "step_to_relu"])
+    fused = table[table["mode"] == "activations"].set_index("function")
+    for plan in plans:
+        if "modes" in plan:  # the whole network compiled
             continue
-        wanted = f"step of {network}, {dtype}: at most 1.03 of ReLU's"
-        rows = DataFrame({"function": _options(step, {}).activations, "ratio": None})
-        rows = rows.set_index("function")["ratio"].astype(float)
-        if len(table):
-            is_it = (table["network"] == network) & (table["dtype"] == dtype)
-            part = table[is_it & (table["mode"] == "activations")].set_index("function")
-            rows = part["step_to_relu"].reindex(part.index if options.quick else rows.index)
-        yield _row(wanted, rows, lambda x: x <= 1.03)
+        [network], [dtype] = plan["networks"], plan["dtypes"]
+        rows = fused[(fused["network"] == network) & (fused["dtype"] == dtype)]
+        found = rows["step_to_relu"].reindex(_options(step, plan).activations)
+        yield _row(
+            f"step of {network}, {dtype}: at most 1.03 of ReLU's", found, lambda x: x <= 1.03
+        )
 
 
 def _steps(words: dict[str, Any], options: Namespace) -> DataFrame:

@@ -51,7 +51,6 @@ class HeadFirst(Callback):
             raise ValueError("like has its own epochs, unfreeze_backbone_at_epoch: give one")
         epochs = 10 if epochs is None else epochs
         self.like = like or BackboneFinetuning(epochs, backbone_initial_ratio_lr=1.0)
-        self._at_once = like is None
         self.epochs, self.head = self.like.unfreeze_backbone_at_epoch, head
         if self.epochs < 0:
             name = "unfreeze_backbone_at_epoch" if like else "epochs"
@@ -125,7 +124,7 @@ class HeadFirst(Callback):
         if epoch == self.epochs or self._rate is None:
             first = line.backbone_initial_lr
             rate = plan * line.backbone_initial_ratio_lr if first is None else first
-        elif self._at_once or self._planned:
+        elif self._planned:
             rate = plan
         else:
             rate = self._rate * positive(f"lambda_func({epoch + 1})", line.lambda_func(epoch + 1))

@@ -555,9 +555,9 @@ class Classifier(LightningModule):
         """The optimizer, of weights and of activations' own parameters, and the scheduler."""
         optimizer = self._optimizer(self.backbone)
         if all(group["name"] != "activations" for group in optimizer.param_groups):
-            given = {"activation_lr_scale": 1.0, "activation_weight_decay": 0.0}
-            for name in (name for name, usual in given.items() if getattr(self, name) != usual):
-                rank_zero_warn(f"--model.{name} has no effect: no activation learns a shape here")
+            for name, usual in (("activation_lr_scale", 1), ("activation_weight_decay", 0)):
+                if getattr(self, name) != usual:
+                    rank_zero_warn(f"--model.{name} has no effect: no activation learns a shape")
         if self.lr_scheduler is None:
             self._check_accumulation("the default cosine")
             if self.lr_scheduler_interval == "epoch":

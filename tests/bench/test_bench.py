@@ -503,6 +503,19 @@ def test_what_a_gpu_did_not_measure_is_not_met(tmp_path: Path, monkeypatch: pyte
     assert found["elementwise, float32: at most 1.1 of SiLU"]["met"]
 
 
+def test_steps_that_a_gpu_did_not_measure_are_not_met(monkeypatch: pytest.MonkeyPatch):
+    options = argparse.Namespace(quick=False, device="cpu", lock=None)
+    rows = [{"function": name, "mode": "activations", "network": "resnet20", "dtype": "float32",
+             "step_to_relu": ratio} for name, ratio in (("CosLU", 1.02), ("DELU", 1.1))]  # fmt: skip
+    for table, told in ((rows, "1 of 3, DELU 1.1; not measured: ReLUN"),
+                        ([], "0 of 3; not measured: CosLU, DELU, ReLUN")):  # fmt: skip
+        monkeypatch.setattr(gpu, "side_by_side", lambda *_, t=table: DataFrame(t))
+        found = {row["wanted"]: row for row in gpu.steps(options)}
+        assert len(found) == 6  # three networks, two dtypes; a whole network compiled is no row
+        step_of = found["step of resnet20, float32: at most 1.03 of ReLU's"]
+        assert (step_of["found"], step_of["met"]) == (told, False)
+
+
 def test_a_gpu_has_ended_its_work_when_the_clock_is_read(monkeypatch: pytest.MonkeyPatch):
     order: list[Any] = []
     monkeypatch.setattr(measure.time, "perf_counter", lambda: order.append("clock") or 1.0)
