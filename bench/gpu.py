@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
@@ -153,7 +154,7 @@ def call(options: Namespace, name: str, words: list[str]) -> tuple[int, str]:
 def side_by_side(
     options: Namespace, name: str, runs: dict[str, Callable[[], DataFrame]]
 ) -> DataFrame:
-    """The rows of all `runs`, each in a process of its own, as far as the time allows."""
+    """The rows of all `runs`, in several processes, as far as the time allows."""
     tables: list[DataFrame] = []
     settings = {key: value for key, value in vars(options).items() if key not in ("end", "lock")}
     about = {**machine(options.device), "settings": {"part": name, **settings}}
@@ -179,10 +180,22 @@ def side_by_side(
     return pd.concat(tables) if tables else DataFrame()
 
 
+_OF_THREAD = threading.local()
+
+
 def _alone(run: Callable[[], DataFrame]) -> DataFrame:
-    """What `run` returns in a new process, whose death or broken device touches no other one."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as new:
-        return new.submit(run).result()
+    """What `run` returns in this thread's process; after an error the next one has a new process.
+
+    So the death of one, or a device that it has broken, touches no other one.
+    """
+    if not hasattr(_OF_THREAD, "pool"):
+        _OF_THREAD.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    try:
+        return _OF_THREAD.pool.submit(run).result()
+    except BaseException:
+        _OF_THREAD.pool.shutdown(wait=False)
+        del _OF_THREAD.pool
+        raise
 
 
 def functions(options: Namespace) -> Iterator[dict[str, Any]]:
